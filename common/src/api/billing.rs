@@ -1,0 +1,115 @@
+//! The billing servers: batches of delivery records in, usage and invoices out. Both servers speak alike; what
+//! they compute from the same records differs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::auth::Role;
+use crate::client::{CallError, ServerClient};
+use crate::id::{ClientId, NodeId};
+use crate::money::Money;
+use crate::record::ChainedRecord;
+
+/// Most records in one batch.
+pub const BATCH_RECORDS_MAX: usize = 4096;
+
+/// Records of one node in order. `POST /v1/batches`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RecordBatch {
+    pub node: NodeId,
+    pub epoch: u64,
+    pub records: Vec<ChainedRecord>,
+}
+
+/// What became of a batch. Everything up to `through` is booked, durably.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum BatchAnswer {
+    /// Booked, or known before.
+    Booked { through: u64 },
+    /// Records are missing before the batch: send from `expected`.
+    Gap { expected: u64 },
+    /// A record contradicts one that was booked under its number, or its chain. Nothing of the batch was booked;
+    /// an operator must look.
+    Fork { seq: u64, reason: String },
+}
+
+/// A client's usage in a period. `GET /v1/usage?client=&period=YYYY-MM`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub client: ClientId,
+    pub period: String,
+    /// Deliveries by status: `complete`, `partial`, `void`, `recovered`.
+    pub deliveries: BTreeMap<String, u64>,
+    /// Deliveries that were charged, by class: `purchase`, `reference`.
+    pub classes: BTreeMap<String, u64>,
+    pub bytes_sent: u64,
+    /// Charges booked, by currency.
+    pub charges: Vec<Money>,
+}
+
+/// What the two servers' books say in sum. `GET /v1/totals`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Delivery records booked (each once), by status.
+    pub records: BTreeMap<String, u64>,
+    pub journals: u64,
+    /// Records that could not be rated and wait in suspense.
+    pub exceptions: u64,
+    /// Sum over all postings by currency; zero, or the books are broken.
+    pub imbalance_micros: i64,
+}
+
+/// Typed client of one billing server.
+#[derive(Clone)]
+pub struct BillingClient {
+    server: ServerClient,
+    base: String,
+    audience: Role,
+}
+
+impl BillingClient {
+    /// `role` is [`Role::ServiceBilling`] or [`Role::ContentBilling`].
+    pub fn new(server: ServerClient, base: &str, role: Role) -> Self {
+        Self { server, base: base.to_owned(), audience: role }
+    }
+
+    pub async fn send_batch(&self, batch: &RecordBatch) -> Result<BatchAnswer, CallError> {
+        let limit = Duration::from_secs(30);
+        self.server.send_json(Method::POST, &self.base, self.audience, "/v1/batches", batch, limit).await
+    }
+
+    pub async fn usage(&self, client: &ClientId, period: &str) -> Result<Usage, CallError> {
+        self.get(&format!("/v1/usage?client={client}&period={period}")).await
+    }
+
+    pub async fn totals(&self) -> Result<Totals, CallError> {
+        self.get("/v1/totals").await
+    }
+
+    /// Any of the server's documents as JSON.
+    pub async fn get<A: serde::de::DeserializeOwned>(&self, path: &str) -> Result<A, CallError> {
+        self.server.get_json(&self.base, self.audience, path, Duration::from_secs(10)).await
+    }
+
+    pub async fn post<Q: Serialize, A: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, CallError> {
+        let limit = Duration::from_secs(30);
+        self.server.send_json(Method::POST, &self.base, self.audience, path, body, limit).await
+    }
+
+    pub async fn put<Q: Serialize, A: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, CallError> {
+        let limit = Duration::from_secs(30);
+        self.server.send_json(Method::PUT, &self.base, self.audience, path, body, limit).await
+    }
+}

@@ -1,0 +1,67 @@
+//! The gateway as clients see it: header names and JSON shapes of the plain HTTP API.
+
+use http::header::HeaderName;
+use serde::{Deserialize, Serialize};
+
+use crate::hash::ContentHash;
+use crate::id::ClientId;
+use crate::time::UnixMillis;
+
+/// Id of the recorded delivery.
+pub const DELIVERY: HeaderName = HeaderName::from_static("dozo-delivery");
+/// `purchase` or `reference`.
+pub const CLASS: HeaderName = HeaderName::from_static("dozo-class");
+/// `hit`, `peer` or `origin`.
+pub const SOURCE: HeaderName = HeaderName::from_static("dozo-source");
+/// The site or origin that the content was collected from.
+pub const SOURCE_SITE: HeaderName = HeaderName::from_static("dozo-source-site");
+/// Expected BLAKE3 of the body of a PUT; a mismatch stores nothing.
+pub const CONTENT_HASH: HeaderName = HeaderName::from_static("dozo-content-hash");
+/// Prefix of headers that carry a content's own metadata.
+pub const METADATA_PREFIX: &str = "dozo-meta-";
+
+/// Answer to `PUT /v1/contents/{bucket}/{key}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    pub name: String,
+    pub hash: ContentHash,
+    pub len: u64,
+    pub chunks: u64,
+    /// Bytes of chunks that the site did not have before.
+    pub new_bytes: u64,
+}
+
+/// One line of `GET /v1/contents/{bucket}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedContent {
+    pub key: String,
+    pub hash: ContentHash,
+    pub len: u64,
+    pub media_type: String,
+    pub provider: ClientId,
+    pub modified: UnixMillis,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentListing {
+    pub contents: Vec<ListedContent>,
+    pub prefixes: Vec<String>,
+    pub next: Option<String>,
+}
+
+/// Answer to `GET /v1/usage`: what the client holds at its home site, and what was delivered to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientUsage {
+    pub client: ClientId,
+    pub contents: u64,
+    /// Bytes of all contents in the library.
+    pub logical_bytes: u64,
+    /// Bytes of contents that no other client of the site holds.
+    pub unique_bytes: u64,
+    /// Bytes of contents that other clients of the site hold too.
+    pub shared_bytes: u64,
+    pub deliveries: u64,
+    /// This month's charges as the billing servers have them; `None` while one does not answer.
+    pub service_usage: Option<crate::api::billing::Usage>,
+    pub content_usage: Option<crate::api::billing::Usage>,
+}

@@ -1,0 +1,9 @@
+//! What servers say to each other and to clients: one module per server, with its routes' types and a typed
+//! client. Bodies are JSON; chunk bytes travel raw.
+
+pub mod billing;
+pub mod extract;
+pub mod gateway;
+pub mod node;
+pub mod peer;
+pub mod search;

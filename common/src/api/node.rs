@@ -1,0 +1,418 @@
+//! The storage node: chunks, holdings, libraries and deliveries, as gateways ask for them.
+//!
+//! Every answer that says a thing is done says that it is durable.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+
+use crate::auth::Role;
+use crate::client::{Call, CallError, ServerClient, encode, read_body};
+use crate::cluster::MapEpoch;
+use crate::hash::{ChunkHash, ContentHash};
+use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
+use crate::manifest::Manifest;
+use crate::name::ContentName;
+use crate::placement::Slot;
+use crate::record::{DeliveryClass, DeliveryPath, Source};
+use crate::time::UnixMillis;
+use crate::version::{HybridTime, Version};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Marks the back-references that the chunks of one holding carry: random, made when the bytes begin to come in,
+/// so that an upload's references never mix with those of the version it replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RefTag(pub u64);
+
+impl RefTag {
+    pub fn generate() -> Self {
+        let mut bytes = [0u8; 8];
+        crate::auth::fill_random(&mut bytes);
+        // JSON numbers are exact up to 53 bits in every reader.
+        Self(u64::from_le_bytes(bytes) >> 11)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldingState {
+    /// A gateway is fetching its chunks; some may be missing.
+    Collecting,
+    /// Every chunk is at the site.
+    Complete,
+    /// Complete, but a newer version exists elsewhere or the provider withdrew it: not for new deliveries.
+    Superseded,
+}
+
+/// "This site has this version of this name."
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    pub name: ContentName,
+    pub version: Version,
+    pub manifest: Manifest,
+    /// The original provider.
+    pub provider: ClientId,
+    pub state: HoldingState,
+    pub ref_tag: RefTag,
+    pub since: UnixMillis,
+}
+
+/// `POST /v1/holdings/resolve`, to the owner of the name's slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResolveRequest {
+    pub name: ContentName,
+    /// Also note (durably) that this client is about to hold the content.
+    #[serde(default)]
+    pub client: Option<ClientId>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResolveAnswer {
+    pub holding: Option<Holding>,
+}
+
+/// What must be true of the name before it is held anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Precondition {
+    #[default]
+    None,
+    /// `If-None-Match: *`
+    Absent,
+    /// `If-Match`
+    Matches(ContentHash),
+}
+
+/// `POST /v1/holdings/hold`, to the owner of the name's slot. Replaces an older version; what is as new or
+/// newer stays and is answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HoldRequest {
+    pub name: ContentName,
+    pub manifest: Manifest,
+    pub provider: ClientId,
+    pub state: HoldingState,
+    pub ref_tag: RefTag,
+    /// `None` for a publication: the node takes a time after every version it knows. `Some` for a collection.
+    #[serde(default)]
+    pub version_time: Option<HybridTime>,
+    /// A client that holds it from now on.
+    #[serde(default)]
+    pub client: Option<ClientId>,
+    #[serde(default)]
+    pub precondition: Precondition,
+    /// Wait up to this long for search to know, so that a listing shows it at once.
+    #[serde(default)]
+    pub announce_wait_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HoldAnswer {
+    /// The version that the site holds now.
+    pub version: Version,
+    /// Hash of the version that was replaced.
+    pub replaced: Option<ContentHash>,
+    /// Whether search knows.
+    pub announced: bool,
+}
+
+/// The provider takes a content back, or a client drops its reference.
+/// `POST /v1/holdings/withdraw` and `POST /v1/holdings/release`, to the owner of the name's slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseRequest {
+    pub name: ContentName,
+    pub client: ClientId,
+    #[serde(default)]
+    pub precondition: Precondition,
+    #[serde(default)]
+    pub announce_wait_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseAnswer {
+    /// False when there was nothing to release.
+    pub released: bool,
+}
+
+/// Asks which chunks a node has, and adds the back-reference to those in the same step, so they cannot go away.
+/// `POST /v1/chunks/claim`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClaimRequest {
+    pub name: ContentName,
+    pub ref_tag: RefTag,
+    pub chunks: Vec<ChunkHash>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClaimAnswer {
+    /// Chunks of the request that the node does not have, in the request's order.
+    pub missing: Vec<ChunkHash>,
+}
+
+/// Records a delivery, durably, before its first byte.
+/// `POST /v1/deliveries/begin`, to the owner of the client's slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BeginRequest {
+    /// Made by the gateway: the same id again gets the same answer.
+    pub delivery: DeliveryId,
+    pub client: ClientId,
+    pub name: ContentName,
+    pub hash: ContentHash,
+    pub provider: ClientId,
+    pub bytes_total: u64,
+    /// First byte asked for. Above 0 the request joins the client's newest open delivery of this version.
+    pub range_start: u64,
+    pub path: DeliveryPath,
+    #[serde(default)]
+    pub source: Option<Source>,
+    pub searched: bool,
+    #[serde(default)]
+    pub surrogate: Option<SiteId>,
+    #[serde(default)]
+    pub mobile_access: Option<ServerName>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BeginAnswer {
+    /// The delivery that the bytes belong to: the request's, or the one that it joined.
+    pub delivery: DeliveryId,
+    pub class: DeliveryClass,
+    /// The node that has the record and takes its end.
+    pub node: NodeId,
+}
+
+/// How a delivery, or one range of it, went. `POST /v1/deliveries/end`, to [`BeginAnswer::node`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndRequest {
+    pub delivery: DeliveryId,
+    pub bytes_sent: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EndBatch {
+    pub ends: Vec<EndRequest>,
+}
+
+/// A content in a client's library.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LibraryRow {
+    pub name: ContentName,
+    pub hash: ContentHash,
+    pub len: u64,
+    pub provider: ClientId,
+    pub since: UnixMillis,
+    /// Deliveries of this content to this client, void ones not counted.
+    pub deliveries: u64,
+    /// Times of the newest deliveries, newest last, at most [`LibraryRow::RECENT_MAX`].
+    pub recent: Vec<UnixMillis>,
+}
+
+impl LibraryRow {
+    pub const RECENT_MAX: usize = 16;
+}
+
+/// A client adds what it publishes to its own library. `POST /v1/library/add`, to the owner of the client's slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AddRequest {
+    pub client: ClientId,
+    pub name: ContentName,
+    pub hash: ContentHash,
+    pub len: u64,
+    pub provider: ClientId,
+}
+
+/// `POST /v1/library/drop`, to the owner of the client's slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DropRequest {
+    pub client: ClientId,
+    pub name: ContentName,
+}
+
+/// `GET /v1/library?client=&prefix=&after=&limit=`; `prefix` and `after` are beginnings of content names.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LibraryPage {
+    pub rows: Vec<LibraryRow>,
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// Who holds a content at this site, from the owner of the name's slot. `GET /v1/holdings/clients?name=`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HoldingClients {
+    pub holding: Option<Holding>,
+    pub clients: Vec<ClientId>,
+}
+
+/// How many clients of the site hold each name; 0 for names not held. `POST /v1/holdings/counts`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CountsRequest {
+    pub names: Vec<ContentName>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CountsAnswer {
+    pub clients: Vec<u64>,
+}
+
+/// Which of these chunks this node has, and how many holdings refer to each. `POST /v1/chunks/refs`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChunkRefsRequest {
+    pub chunks: Vec<ChunkHash>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChunkRefsAnswer {
+    /// `None` for a chunk that is not here.
+    pub refs: Vec<Option<u64>>,
+}
+
+/// A new owner asks for the rows of slots. The answerer takes no more changes to them until the move is done
+/// or has been given up. `POST /v1/slots/export`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExportRequest {
+    pub to: NodeId,
+    pub slots: Vec<Slot>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExportAnswer {
+    pub fence: u64,
+    /// Rows as the catalog keeps them: key and value.
+    pub rows: Vec<(Bytes, Bytes)>,
+}
+
+/// `GET /v1/node` on the admin listener.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub node: NodeId,
+    pub state: String,
+    /// Where the chunks are, as in `file:/path`.
+    pub store: String,
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    /// Bytes of contents that refer to this node's chunks: what would be stored without deduplication.
+    pub logical_bytes: u64,
+    pub chunks: u64,
+    pub moves_pending_bytes: u64,
+    pub epoch: MapEpoch,
+}
+
+/// Typed client of one storage node.
+#[derive(Clone)]
+pub struct NodeClient {
+    server: ServerClient,
+    base: String,
+}
+
+macro_rules! posts {
+    ($($(#[$doc:meta])* $method:ident, $path:literal, $question:ty => $answer:ty;)*) => {
+        $($(#[$doc])*
+        pub async fn $method(&self, question: &$question) -> Result<$answer, CallError> {
+            self.server.send_json(Method::POST, &self.base, Role::StorageNode, $path, question, LIMIT).await
+        })*
+    };
+}
+
+impl NodeClient {
+    pub fn new(server: ServerClient, base: &str) -> Self {
+        Self { server, base: base.to_owned() }
+    }
+
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    posts! {
+        resolve, "/v1/holdings/resolve", ResolveRequest => ResolveAnswer;
+        /// `PreconditionFailed`, `NodeFull`.
+        hold, "/v1/holdings/hold", HoldRequest => HoldAnswer;
+        withdraw, "/v1/holdings/withdraw", ReleaseRequest => ReleaseAnswer;
+        release, "/v1/holdings/release", ReleaseRequest => ReleaseAnswer;
+        counts, "/v1/holdings/counts", CountsRequest => CountsAnswer;
+        claim, "/v1/chunks/claim", ClaimRequest => ClaimAnswer;
+        chunk_refs, "/v1/chunks/refs", ChunkRefsRequest => ChunkRefsAnswer;
+        begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
+        end, "/v1/deliveries/end", EndBatch => ();
+        library_add, "/v1/library/add", AddRequest => ();
+        library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
+        export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
+    }
+
+    /// Stores a chunk with its back-reference. The node checks the hash; a chunk that it has is not written again.
+    pub async fn put_chunk(
+        &self,
+        hash: &ChunkHash,
+        name: &ContentName,
+        tag: RefTag,
+        bytes: Bytes,
+    ) -> Result<(), CallError> {
+        let path = format!("/v1/chunks/{hash}?tag={}&name={}", tag.0, encode(name.as_str()));
+        let call = Call {
+            method: Method::PUT,
+            base: &self.base,
+            audience: Role::StorageNode,
+            path: &path,
+            headers: HeaderMap::new(),
+            body: bytes,
+            limit: Duration::from_secs(30),
+        };
+        self.server.call(call).await.map(drop)
+    }
+
+    /// A chunk's bytes as a stream. The node has verified them. `ChunkNotFound` when it has it not.
+    pub async fn get_chunk(&self, hash: &ChunkHash) -> Result<Response<Incoming>, CallError> {
+        let path = format!("/v1/chunks/{hash}");
+        let call = Call {
+            method: Method::GET,
+            base: &self.base,
+            audience: Role::StorageNode,
+            path: &path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            limit: LIMIT,
+        };
+        self.server.call(call).await
+    }
+
+    /// A chunk's bytes, whole.
+    pub async fn get_chunk_bytes(&self, hash: &ChunkHash) -> Result<Bytes, CallError> {
+        let response = self.get_chunk(hash).await?;
+        read_body(&self.base, response.into_body(), crate::chunker::CHUNK_LEN_MAX).await
+    }
+
+    pub async fn library(
+        &self,
+        client: &ClientId,
+        prefix: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<LibraryPage, CallError> {
+        let (prefix, after) = (encode(prefix), encode(after));
+        let path = format!("/v1/library?client={client}&prefix={prefix}&after={after}&limit={limit}");
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    /// `None` when the client does not hold the name.
+    pub async fn library_row(
+        &self,
+        client: &ClientId,
+        name: &ContentName,
+    ) -> Result<Option<LibraryRow>, CallError> {
+        let path = format!("/v1/library/row?client={client}&name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    pub async fn holding_clients(&self, name: &ContentName) -> Result<HoldingClients, CallError> {
+        let path = format!("/v1/holdings/clients?name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    /// The last cluster map that the node saw; it has one also while search is down.
+    pub async fn map(&self) -> Result<crate::cluster::ClusterMap, CallError> {
+        self.server.get_json(&self.base, Role::StorageNode, "/v1/map", LIMIT).await
+    }
+}

@@ -1,0 +1,144 @@
+//! What a collecting gateway asks of a source. Gateways of other sites and origins answer alike, so a collection
+//! goes on with the next source at the next chunk, whatever it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde::{Deserialize, Serialize};
+
+use crate::api::node::{BeginAnswer, EndRequest, Holding};
+use crate::auth::Role;
+use crate::client::{Call, CallError, ServerClient, encode, read_body};
+use crate::hash::{ChunkHash, ContentHash};
+use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
+use crate::manifest::ChunkRef;
+use crate::name::ContentName;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A visited site asks the home site of a client for a content: may the client have it, is it a purchase, what is
+/// it made of? Home collects it first if it must, and records the delivery in the same commit as its client's
+/// library. `POST /v1/peer/possession`, to a gateway of the home site.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PossessionRequest {
+    pub client: ClientId,
+    pub name: ContentName,
+    pub delivery: DeliveryId,
+    /// The client's `Range` header, if it sent one.
+    #[serde(default)]
+    pub range: Option<String>,
+    /// ETags for which the client wants no bytes (`If-None-Match`), as sent.
+    #[serde(default)]
+    pub if_none_match: Option<String>,
+    /// The site that will deliver.
+    pub surrogate: SiteId,
+    #[serde(default)]
+    pub mobile_access: Option<ServerName>,
+    /// A HEAD: nothing is delivered or recorded.
+    #[serde(default)]
+    pub head_only: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PossessionAnswer {
+    pub holding: Holding,
+    /// The recorded delivery; `None` for a HEAD, an unmodified content or a range that cannot be satisfied.
+    pub begin: Option<BeginAnswer>,
+}
+
+/// Ends of deliveries that home recorded for a visited site. `POST /v1/peer/ends`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerEnds {
+    pub node: NodeId,
+    pub ends: Vec<EndRequest>,
+}
+
+/// Who holds a content at a site. `GET /v1/peer/who-holds?name=`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SiteHolders {
+    pub site: SiteId,
+    pub hash: Option<ContentHash>,
+    pub clients: Vec<ClientId>,
+    /// Chunks of the content on each node.
+    pub nodes: Vec<NodeShare>,
+    pub chunks: u64,
+    /// Chunks that other contents of the site use too.
+    pub chunks_shared: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeShare {
+    pub node: NodeId,
+    pub chunks: u64,
+    pub bytes: u64,
+}
+
+/// Typed client of a source: a gateway of another site, or an origin.
+#[derive(Clone)]
+pub struct PeerClient {
+    server: ServerClient,
+    base: String,
+    audience: Role,
+}
+
+impl PeerClient {
+    pub fn gateway(server: ServerClient, base: &str) -> Self {
+        Self { server, base: base.to_owned(), audience: Role::Gateway }
+    }
+
+    pub fn origin(server: ServerClient, base: &str) -> Self {
+        Self { server, base: base.to_owned(), audience: Role::Origin }
+    }
+
+    /// The newest complete version that the source holds; `ContentNotFound` when none.
+    pub async fn holding(&self, name: &ContentName) -> Result<Holding, CallError> {
+        let path = format!("/v1/peer/holding?name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, self.audience, &path, LIMIT).await
+    }
+
+    /// One chunk, or the stored chunk list, of a content; `offset` is the chunk's place in the content. The caller
+    /// verifies the bytes.
+    pub async fn chunk(&self, name: &ContentName, chunk: &ChunkRef, offset: u64) -> Result<Bytes, CallError> {
+        let hash: &ChunkHash = &chunk.hash;
+        let name = encode(name.as_str());
+        let path = format!("/v1/peer/chunks/{hash}?name={name}&offset={offset}&len={}", chunk.len);
+        let call = Call {
+            method: Method::GET,
+            base: &self.base,
+            audience: self.audience,
+            path: &path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            limit: LIMIT,
+        };
+        let response = self.server.call(call).await?;
+        let url = format!("{}{path}", self.base);
+        let limit = Duration::from_secs(30);
+        tokio::time::timeout(limit, read_body(&url, response.into_body(), crate::chunker::CHUNK_LEN_MAX))
+            .await
+            .map_err(|_| CallError::Timeout { url: url.clone(), limit })?
+    }
+
+    /// Answers at once: for measuring the round trip.
+    pub async fn ping(&self) -> Result<(), CallError> {
+        self.server.get_json(&self.base, self.audience, "/v1/peer/ping", Duration::from_secs(2)).await
+    }
+
+    pub async fn possession(&self, request: &PossessionRequest) -> Result<PossessionAnswer, CallError> {
+        // Home may have to collect the content's beginning first.
+        let limit = Duration::from_secs(30);
+        self.server
+            .send_json(Method::POST, &self.base, self.audience, "/v1/peer/possession", request, limit)
+            .await
+    }
+
+    pub async fn ends(&self, ends: &PeerEnds) -> Result<(), CallError> {
+        self.server.send_json(Method::POST, &self.base, self.audience, "/v1/peer/ends", ends, LIMIT).await
+    }
+
+    pub async fn who_holds(&self, name: &ContentName) -> Result<SiteHolders, CallError> {
+        let path = format!("/v1/peer/who-holds?name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, self.audience, &path, LIMIT).await
+    }
+}

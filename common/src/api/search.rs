@@ -1,0 +1,378 @@
+//! Search: the directory of servers, clients, buckets and contents, and the cluster map.
+
+use std::time::Duration;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::auth::Role;
+use crate::client::{CallError, ServerClient, encode};
+use crate::cluster::{ClusterMap, MapEpoch};
+use crate::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
+use crate::name::ContentName;
+use crate::placement::Slot;
+use crate::time::UnixMillis;
+use crate::version::Version;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A server tells that it is there; repeated every [`Registered::heartbeat_ms`].
+/// `POST /v1/servers`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Registration {
+    pub role: Role,
+    pub name: ServerName,
+    /// For gateways and storage nodes.
+    #[serde(default)]
+    pub site: Option<SiteId>,
+    #[serde(default)]
+    pub zone: Option<String>,
+    pub http: String,
+    #[serde(default)]
+    pub s3: Option<String>,
+    pub admin: String,
+    /// For storage nodes.
+    #[serde(default)]
+    pub node: Option<NodeFacts>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Identity of the node's log, made when the log is made. A known node name with another log gets a new
+    /// record epoch.
+    pub log_id: String,
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Registered {
+    pub map_epoch: MapEpoch,
+    /// For storage nodes: epoch in which the node numbers its delivery records, from 1.
+    pub record_epoch: Option<u64>,
+    pub heartbeat_ms: u64,
+}
+
+/// First step of a slot move, asked by the present owner: proves ownership and makes a fence, which
+/// invalidates every earlier fence of these slots.
+/// `POST /v1/map/slots/fence`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FenceRequest {
+    pub site: SiteId,
+    pub owner: NodeId,
+    pub slots: Vec<Slot>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fence {
+    pub fence: u64,
+}
+
+/// Last step of a slot move, asked by the new owner once it has every row: takes effect only if `from` owns
+/// all the slots and `fence` is their newest. `POST /v1/map/slots/move`, answers [`ClusterMap`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SlotMove {
+    pub site: SiteId,
+    pub from: NodeId,
+    pub to: NodeId,
+    pub slots: Vec<Slot>,
+    pub fence: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewClient {
+    pub client: ClientId,
+    pub site: SiteId,
+}
+
+/// The keys of a new client; shown once, search keeps only what it needs to check them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientKeys {
+    pub client: ClientId,
+    pub site: SiteId,
+    pub access_key: String,
+    pub secret_key: String,
+    pub token: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientRecord {
+    pub client: ClientId,
+    /// Home site.
+    pub site: SiteId,
+    pub disabled: bool,
+    pub created: UnixMillis,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Visibility {
+    /// Only the provider reads it.
+    Private,
+    /// Every client may read it.
+    Public,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewBucket {
+    pub provider: ClientId,
+    pub visibility: Visibility,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketRecord {
+    pub bucket: BucketName,
+    pub provider: ClientId,
+    pub visibility: Visibility,
+    pub created: UnixMillis,
+}
+
+/// Who announces: a storage node for its site, or an origin.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Announcer {
+    Node(NodeId),
+    Origin(ServerName),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Announcement {
+    /// The announcer's site (or the origin) holds this version now.
+    Hold { name: ContentName, version: Version, len: u64, media_type: String, provider: ClientId },
+    /// It no longer holds this version; others may.
+    Release { name: ContentName, version: Version },
+    /// The provider withdrew the content: versions up to this one are not to be found or bought any more.
+    Withdraw { name: ContentName, version: Version },
+}
+
+/// Announcements `first_seq, first_seq + 1, …` of one announcer.
+/// `POST /v1/announcements`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AnnounceBatch {
+    pub announcer: Announcer,
+    pub epoch: u64,
+    pub first_seq: u64,
+    pub items: Vec<Announcement>,
+}
+
+/// What was known is skipped; a gap is not applied: send from `next_seq`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AnnounceAnswer {
+    pub next_seq: u64,
+}
+
+/// A content as search knows it: its newest version and who holds it.
+/// `GET /v1/contents/lookup?name=`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentInfo {
+    pub name: ContentName,
+    pub version: Version,
+    pub len: u64,
+    pub media_type: String,
+    pub provider: ClientId,
+    pub sites: Vec<SiteId>,
+    pub origins: Vec<ServerName>,
+}
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentSummary {
+    pub name: ContentName,
+    pub version: Version,
+    pub len: u64,
+    pub media_type: String,
+    pub provider: ClientId,
+}
+
+/// `GET /v1/contents/list?bucket=&prefix=&after=&limit=&delimiter=`, `GET /v1/contents/search?q=&after=&limit=`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ContentPage {
+    pub contents: Vec<ContentSummary>,
+    /// With a delimiter: the common beginnings of keys, each once.
+    #[serde(default)]
+    pub prefixes: Vec<String>,
+    /// Give this as `after` for the next page; `None` on the last.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// What a listing asks for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ListQuery {
+    #[serde(default)]
+    pub prefix: String,
+    /// Keys greater than this (or, from [`ContentPage::next`], beyond this common prefix).
+    #[serde(default)]
+    pub after: String,
+    /// 1 to 1000; 1000 if absent.
+    #[serde(default)]
+    pub limit: Option<u32>,
+    #[serde(default)]
+    pub delimiter: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// A newer version of the name exists.
+    NewVersion,
+    /// The provider withdrew versions up to this one.
+    Withdrawn,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub seq: u64,
+    pub kind: ChangeKind,
+    pub name: ContentName,
+    pub version: Version,
+}
+
+/// `GET /v1/changes?after=&wait_ms=`: changes after a number, waiting for one if there is none.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChangePage {
+    pub changes: Vec<Change>,
+    /// Number to ask after next time; also when `changes` is empty.
+    pub last: u64,
+}
+
+/// Typed client of search.
+#[derive(Clone)]
+pub struct SearchClient {
+    server: ServerClient,
+    base: String,
+}
+
+impl SearchClient {
+    pub fn new(server: ServerClient, base: &str) -> Self {
+        Self { server, base: base.trim_end_matches('/').to_owned() }
+    }
+
+    async fn get<A: serde::de::DeserializeOwned>(&self, path: &str) -> Result<A, CallError> {
+        self.server.get_json(&self.base, Role::Search, path, LIMIT).await
+    }
+
+    async fn send<Q: Serialize, A: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        self.server.send_json(method, &self.base, Role::Search, path, question, LIMIT).await
+    }
+
+    pub async fn register(&self, registration: &Registration) -> Result<Registered, CallError> {
+        self.send(Method::POST, "/v1/servers", registration).await
+    }
+
+    /// The map, at once if its epoch is greater than `after`, else when it changes or `wait` is over.
+    pub async fn map(&self, after: MapEpoch, wait: Duration) -> Result<ClusterMap, CallError> {
+        let path = format!("/v1/map?after={}&wait_ms={}", after.0, wait.as_millis());
+        self.server.get_json(&self.base, Role::Search, &path, LIMIT + wait).await
+    }
+
+    pub async fn fence_slots(&self, request: &FenceRequest) -> Result<Fence, CallError> {
+        self.send(Method::POST, "/v1/map/slots/fence", request).await
+    }
+
+    /// `Conflict` when the owner or the fence is another by now.
+    pub async fn move_slots(&self, request: &SlotMove) -> Result<ClusterMap, CallError> {
+        self.send(Method::POST, "/v1/map/slots/move", request).await
+    }
+
+    pub async fn create_client(&self, client: &NewClient) -> Result<ClientKeys, CallError> {
+        self.send(Method::POST, "/v1/clients", client).await
+    }
+
+    pub async fn clients(&self) -> Result<Vec<ClientRecord>, CallError> {
+        self.get("/v1/clients").await
+    }
+
+    pub async fn disable_client(&self, client: &ClientId) -> Result<ClientRecord, CallError> {
+        self.send(Method::POST, &format!("/v1/clients/{client}/disable"), &()).await
+    }
+
+    /// `hash` is [`crate::auth::token_hash`] of the bearer token.
+    pub async fn client_by_token(&self, hash: &str) -> Result<ClientRecord, CallError> {
+        self.get(&format!("/v1/clients/by-token/{hash}")).await
+    }
+
+    /// Makes the bucket, or changes its visibility. `Conflict` when it belongs to another client.
+    pub async fn put_bucket(&self, bucket: &BucketName, new: &NewBucket) -> Result<BucketRecord, CallError> {
+        self.send(Method::PUT, &format!("/v1/buckets/{bucket}"), new).await
+    }
+
+    pub async fn bucket(&self, bucket: &BucketName) -> Result<BucketRecord, CallError> {
+        self.get(&format!("/v1/buckets/{bucket}")).await
+    }
+
+    pub async fn buckets(&self) -> Result<Vec<BucketRecord>, CallError> {
+        self.get("/v1/buckets").await
+    }
+
+    pub async fn announce(&self, batch: &AnnounceBatch) -> Result<AnnounceAnswer, CallError> {
+        self.send(Method::POST, "/v1/announcements", batch).await
+    }
+
+    /// `ContentNotFound` when nobody holds it.
+    pub async fn lookup(&self, name: &ContentName) -> Result<ContentInfo, CallError> {
+        self.get(&format!("/v1/contents/lookup?name={}", encode(name.as_str()))).await
+    }
+
+    pub async fn list(&self, bucket: &BucketName, query: &ListQuery) -> Result<ContentPage, CallError> {
+        self.get(&format!("/v1/contents/list?bucket={bucket}&{}", query.encode())).await
+    }
+
+    /// Contents whose name contains `text`.
+    pub async fn find(&self, text: &str, after: &str, limit: u32) -> Result<ContentPage, CallError> {
+        let path = format!("/v1/contents/search?q={}&after={}&limit={limit}", encode(text), encode(after));
+        self.get(&path).await
+    }
+
+    pub async fn changes(&self, after: u64, wait: Duration) -> Result<ChangePage, CallError> {
+        let path = format!("/v1/changes?after={after}&wait_ms={}", wait.as_millis());
+        self.server.get_json(&self.base, Role::Search, &path, LIMIT + wait).await
+    }
+
+    /// Tells that `site` or `origin` did not have what search said it has.
+    pub async fn report_missing(
+        &self,
+        name: &ContentName,
+        version: Version,
+        who: &MissingAt,
+    ) -> Result<(), CallError> {
+        let report = MissingReport { name: name.clone(), version, at: who.clone() };
+        self.send(Method::POST, "/v1/contents/missing", &report).await
+    }
+}
+
+/// Negative feedback of a collector. `POST /v1/contents/missing`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MissingReport {
+    pub name: ContentName,
+    pub version: Version,
+    pub at: MissingAt,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MissingAt {
+    Site(SiteId),
+    Origin(ServerName),
+}
+
+impl ListQuery {
+    pub const LIMIT_MAX: u32 = 1000;
+
+    pub fn encode(&self) -> String {
+        let mut text = format!("prefix={}&after={}", encode(&self.prefix), encode(&self.after));
+        if let Some(limit) = self.limit {
+            text.push_str(&format!("&limit={limit}"));
+        }
+        if let Some(delimiter) = &self.delimiter {
+            text.push_str(&format!("&delimiter={}", encode(delimiter)));
+        }
+        text
+    }
+}

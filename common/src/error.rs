@@ -1,0 +1,177 @@
+//! The closed list of error codes, and the one JSON shape in which every server answers an error.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident => $text:literal, $status:ident;)*) => {
+        /// Every code that an answer may carry. Programs match on these; the message is for people.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum ErrorCode {
+            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl ErrorCode {
+            pub const ALL: &'static [ErrorCode] = &[$(Self::$variant,)*];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            pub fn status(self) -> StatusCode {
+                match self { $(Self::$variant => StatusCode::$status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A name, header, parameter or body does not have its form.
+    InvalidRequest => "invalid_request", BAD_REQUEST;
+    InvalidName => "invalid_name", BAD_REQUEST;
+    InvalidRange => "invalid_range", BAD_REQUEST;
+    /// The bytes received do not have the hash or length that was promised.
+    ContentMismatch => "content_mismatch", BAD_REQUEST;
+    Unauthenticated => "unauthenticated", UNAUTHORIZED;
+    Forbidden => "forbidden", FORBIDDEN;
+    ContentNotFound => "content_not_found", NOT_FOUND;
+    BucketNotFound => "bucket_not_found", NOT_FOUND;
+    ClientNotFound => "client_not_found", NOT_FOUND;
+    ChunkNotFound => "chunk_not_found", NOT_FOUND;
+    NotFound => "not_found", NOT_FOUND;
+    MethodNotAllowed => "method_not_allowed", METHOD_NOT_ALLOWED;
+    /// The thing exists with other properties, or was changed by somebody else meanwhile.
+    Conflict => "conflict", CONFLICT;
+    PreconditionFailed => "precondition_failed", PRECONDITION_FAILED;
+    TooLarge => "too_large", PAYLOAD_TOO_LARGE;
+    RangeNotSatisfiable => "range_not_satisfiable", RANGE_NOT_SATISFIABLE;
+    /// This node does not own the slot under its map; refresh the map and ask the owner.
+    WrongNode => "wrong_node", MISDIRECTED_REQUEST;
+    /// The client belongs to another site, and what it asks can be done only there.
+    WrongSite => "wrong_site", MISDIRECTED_REQUEST;
+    TooManyRequests => "too_many_requests", TOO_MANY_REQUESTS;
+    Internal => "internal", INTERNAL_SERVER_ERROR;
+    /// Stored bytes are damaged and no good copy was found.
+    Damaged => "damaged", INTERNAL_SERVER_ERROR;
+    /// A server that is needed for this request does not answer.
+    Unavailable => "unavailable", SERVICE_UNAVAILABLE;
+    SearchUnavailable => "search_unavailable", SERVICE_UNAVAILABLE;
+    NodeUnavailable => "node_unavailable", SERVICE_UNAVAILABLE;
+    SourceUnavailable => "source_unavailable", SERVICE_UNAVAILABLE;
+    BillingUnavailable => "billing_unavailable", SERVICE_UNAVAILABLE;
+    /// The server is stopping; ask another.
+    Draining => "draining", SERVICE_UNAVAILABLE;
+    /// The slot is moving to another node; ask again in a moment.
+    SlotMoving => "slot_moving", SERVICE_UNAVAILABLE;
+    NodeFull => "node_full", INSUFFICIENT_STORAGE;
+}
+
+impl ErrorCode {
+    /// Whether the same request may succeed if it is sent again, perhaps elsewhere.
+    pub fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::WrongNode
+                | Self::Unavailable
+                | Self::SearchUnavailable
+                | Self::NodeUnavailable
+                | Self::SourceUnavailable
+                | Self::BillingUnavailable
+                | Self::Draining
+                | Self::SlotMoving
+                | Self::TooManyRequests
+        )
+    }
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An error as it is answered: a code, and a message that names the thing, the bound and the next step.
+///
+/// What only the operator may know (addresses, causes) goes to the log through
+/// [`ApiError::with_cause`], never to the client.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ApiError {
+    pub code: ErrorCode,
+    pub message: String,
+    /// For the log alone.
+    pub cause: Option<String>,
+}
+
+pub type ApiResult<T> = Result<T, ApiError>;
+
+/// The JSON body of an error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub code: ErrorCode,
+    pub message: String,
+    #[serde(default)]
+    pub request_id: String,
+}
+
+impl ApiError {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), cause: None }
+    }
+
+    pub fn with_cause(mut self, cause: &dyn std::error::Error) -> Self {
+        self.cause = Some(chain(cause));
+        self
+    }
+
+    /// An error whose cause is the operator's business; the client learns only that it happened.
+    pub fn internal(cause: &dyn std::error::Error) -> Self {
+        Self::new(ErrorCode::Internal, "the server failed; the request id leads to the cause in its log")
+            .with_cause(cause)
+    }
+}
+
+impl From<crate::id::InvalidId> for ApiError {
+    fn from(error: crate::id::InvalidId) -> Self {
+        Self::new(ErrorCode::InvalidName, error.to_string())
+    }
+}
+
+/// The server's middleware adds the request id to the body and logs the cause.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { code: self.code, message: self.message.clone(), request_id: String::new() };
+        let mut response = (self.code.status(), Json(body)).into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// An error and its sources in one line, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_and_stay_the_same_in_json() {
+        let texts: std::collections::HashSet<_> = ErrorCode::ALL.iter().map(|c| c.as_str()).collect();
+        assert_eq!(texts.len(), ErrorCode::ALL.len());
+        for code in ErrorCode::ALL {
+            assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{code}\""));
+            assert!(code.status().is_client_error() || code.status().is_server_error());
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The vocabulary that every Dozo server speaks.
+//!
+//! Everything here is either a *value* (ids, hashes, manifests, versions, delivery records), a
+//! *rule* that all servers must apply alike (placement, chunk boundaries, ranges, the record
+//! chain), or the *plumbing* they share (HTTP server and client, tokens, telemetry, configuration).
+//! Servers never import each other: what one says to another is a type in [`api`], sent by the typed
+//! client beside it.
+//!
+//! | looking for | module |
+//! |---|---|
+//! | names and ids, validated once | [`id`], [`name`], [`hash`] |
+//! | what a content is made of | [`manifest`], [`chunker`], [`version`] |
+//! | which node holds what | [`cluster`], [`placement`] |
+//! | the facts that are billed | [`record`], [`money`] |
+//! | what servers say to each other | [`api`] |
+//! | errors with a code of a closed list | [`error`] |
+//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
+//! | who may call whom | [`auth`] |
+
+pub mod api;
+pub mod auth;
+pub mod backoff;
+pub mod chunker;
+pub mod client;
+pub mod cluster;
+pub mod config;
+pub mod error;
+pub mod hash;
+pub mod id;
+pub mod manifest;
+pub mod money;
+pub mod name;
+pub mod placement;
+pub mod range;
+pub mod record;
+pub mod server;
+pub mod telemetry;
+pub mod time;
+pub mod version;
