@@ -139,6 +139,11 @@ impl Server {
         self.workers_stop.clone()
     }
 
+    /// Cancelled when a stop was asked for, while requests in flight still run: long polls end on it.
+    pub fn draining_token(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
     /// Starts a background worker; it is dropped at its next await once the server stops.
     pub fn spawn_worker(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.workers_stop.clone();

@@ -342,14 +342,15 @@ impl NodeClient {
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
     }
 
-    /// Stores a chunk with its back-reference. The node checks the hash; a chunk that it has is not written again.
+    /// Stores a chunk with its back-reference. The node checks the hash; a chunk that it has is not written again
+    /// and gets `false` (status 200 instead of 201).
     pub async fn put_chunk(
         &self,
         hash: &ChunkHash,
         name: &ContentName,
         tag: RefTag,
         bytes: Bytes,
-    ) -> Result<(), CallError> {
+    ) -> Result<bool, CallError> {
         let path = format!("/v1/chunks/{hash}?tag={}&name={}", tag.0, encode(name.as_str()));
         let call = Call {
             method: Method::PUT,
@@ -360,7 +361,8 @@ impl NodeClient {
             body: bytes,
             limit: Duration::from_secs(30),
         };
-        self.server.call(call).await.map(drop)
+        let response = self.server.call(call).await?;
+        Ok(response.status() == http::StatusCode::CREATED)
     }
 
     /// A chunk's bytes as a stream. The node has verified them. `ChunkNotFound` when it has it not.

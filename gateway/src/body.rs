@@ -1,0 +1,215 @@
+//! *send*: the bytes of a delivery, in order, as its reader takes them.
+//!
+//! One chunk is being sent while the next is being opened; nothing more is held, whatever the content's length. A
+//! piece that cannot be had in one place is asked for in the next, from the byte where the first stopped.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use common::api::peer::PeerClient;
+use common::error::{ApiError, ErrorCode};
+use common::hash::ChunkHash;
+use common::id::SiteId;
+use common::manifest::ChunkSlice;
+use common::name::ContentName;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::chunks::{Chunks, OpenChunk};
+use crate::collect::Collector;
+use crate::collect::collection::Collection;
+use crate::ends::EndGuard;
+
+/// Attempts at one chunk before an answer is broken off.
+const ATTEMPTS_MAX: u32 = 4;
+const RETRY_DELAY: Duration = Duration::from_millis(150);
+
+/// Where the chunks of one answer come from.
+#[derive(Clone)]
+pub enum Supply {
+    /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
+    Site { chunks: Chunks, collector: Collector, name: ContentName },
+    /// A collection at work: a chunk as soon as it is there.
+    Collection { collection: Arc<Collection>, chunks: Chunks },
+    /// A gateway of the client's home site, for what this site does not hold.
+    Home { home: SiteId, peer: PeerClient, chunks: Chunks, name: ContentName },
+}
+
+impl Supply {
+    async fn open(&self, slice: &ChunkSlice) -> Result<OpenChunk, ApiError> {
+        match self {
+            Self::Site { chunks, collector, name } => match chunks.open(&slice.chunk).await {
+                Err(error) if matches!(error.code, ErrorCode::ChunkNotFound | ErrorCode::Damaged) => {
+                    tracing::warn!(content = %name, chunk = ?slice.chunk.hash, code = %error.code, "chunk fetched anew");
+                    collector.repair(name, slice).await.map(OpenChunk::whole)
+                }
+                opened => opened,
+            },
+            Self::Collection { collection, chunks } => match collection.chunk(slice.index).await? {
+                Some(bytes) => Ok(OpenChunk::whole(bytes)),
+                None => chunks.open(&slice.chunk).await,
+            },
+            Self::Home { peer, chunks, name, .. } => {
+                if let Ok(open) = chunks.open(&slice.chunk).await {
+                    return Ok(open);
+                }
+                let bytes = peer.chunk(name, &slice.chunk, slice.offset).await.map_err(|error| {
+                    error.to_api(ErrorCode::SourceUnavailable, "the client's home site does not answer")
+                })?;
+                if ChunkHash::of(&bytes) != slice.chunk.hash {
+                    return Err(ApiError::new(
+                        ErrorCode::Damaged,
+                        "the home site sent bytes that are not the chunk's",
+                    ));
+                }
+                Ok(OpenChunk::whole(bytes))
+            }
+        }
+    }
+
+    /// Opens a slice and passes over what is not wanted of it.
+    async fn open_at(&self, slice: &ChunkSlice) -> Result<OpenSlice, ApiError> {
+        let mut attempt = 1;
+        loop {
+            match self.open(slice).await {
+                Ok(chunk) => {
+                    return Ok(OpenSlice { chunk, skip: slice.wanted.start, left: slice.wanted.len() });
+                }
+                Err(error) if error.code.is_retryable() && attempt < ATTEMPTS_MAX => {
+                    attempt += 1;
+                    tokio::time::sleep(RETRY_DELAY * attempt).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+struct OpenSlice {
+    chunk: OpenChunk,
+    /// Bytes still to pass over.
+    skip: usize,
+    /// Bytes still to send.
+    left: usize,
+}
+
+impl OpenSlice {
+    async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
+        while self.left > 0 {
+            let mut piece = match self.chunk.next().await {
+                Some(Ok(piece)) => piece,
+                Some(Err(error)) => return Some(Err(error)),
+                None => {
+                    return Some(Err(ApiError::new(
+                        ErrorCode::Damaged,
+                        "a chunk is shorter than its manifest says",
+                    )));
+                }
+            };
+            let skipped = self.skip.min(piece.len());
+            self.skip -= skipped;
+            piece = piece.slice(skipped..);
+            piece.truncate(self.left);
+            if !piece.is_empty() {
+                self.left -= piece.len();
+                return Some(Ok(piece));
+            }
+        }
+        None
+    }
+}
+
+/// The first slice, being opened while the record becomes durable.
+pub struct Opening {
+    supply: Supply,
+    slices: VecDeque<ChunkSlice>,
+    first: Option<BoxFuture<'static, Result<OpenSlice, ApiError>>>,
+}
+
+impl Opening {
+    pub fn new(supply: Supply, slices: Vec<ChunkSlice>) -> Self {
+        let slices = VecDeque::from(slices);
+        let first = slices.front().map(|slice| open_ahead(&supply, slice));
+        Self { supply, slices, first }
+    }
+
+    /// Waits until the first byte is at hand, so that what fails here still gets an error answer.
+    pub async fn ready(self) -> Result<Ready, ApiError> {
+        let mut sending = Ready { supply: self.supply, slices: self.slices, current: None, ahead: None };
+        if let Some(first) = self.first {
+            sending.current = Some(first.await?);
+            sending.open_next();
+        }
+        Ok(sending)
+    }
+}
+
+/// Starts opening a slice at once, on a task of its own.
+fn open_ahead(supply: &Supply, slice: &ChunkSlice) -> BoxFuture<'static, Result<OpenSlice, ApiError>> {
+    let (supply, slice) = (supply.clone(), slice.clone());
+    let task = tokio::spawn(async move { supply.open_at(&slice).await });
+    let task = tokio_util::task::AbortOnDropHandle::new(task);
+    async move { task.await.unwrap_or_else(|error| Err(ApiError::internal(&error))) }.boxed()
+}
+
+/// An answer whose first chunk is open.
+pub struct Ready {
+    supply: Supply,
+    /// The slice being sent, then those to come.
+    slices: VecDeque<ChunkSlice>,
+    current: Option<OpenSlice>,
+    ahead: Option<BoxFuture<'static, Result<OpenSlice, ApiError>>>,
+}
+
+impl Ready {
+    fn open_next(&mut self) {
+        self.ahead = self.slices.get(1).map(|slice| open_ahead(&self.supply, slice));
+    }
+
+    /// The body of the answer; `guard` learns what goes out and reports it when the body is dropped.
+    pub fn into_body(self, guard: EndGuard) -> Body {
+        let stream = futures_util::stream::unfold((self, guard), |(mut sending, mut guard)| async move {
+            let piece = sending.next().await?;
+            if let Ok(bytes) = &piece {
+                guard.sent(bytes.len());
+            }
+            Some((piece, (sending, guard)))
+        });
+        Body::from_stream(stream)
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
+        let mut attempt = 1;
+        loop {
+            let current = self.current.as_mut()?;
+            match current.next().await {
+                Some(Ok(piece)) => return Some(Ok(piece)),
+                Some(Err(error)) if attempt < ATTEMPTS_MAX => {
+                    tracing::debug!(%error, "a chunk broke off; going on from where it did");
+                    attempt += 1;
+                    let left = current.left;
+                    let slice = self.slices.front()?;
+                    let rest =
+                        ChunkSlice { wanted: slice.wanted.end - left..slice.wanted.end, ..slice.clone() };
+                    tokio::time::sleep(RETRY_DELAY).await;
+                    match self.supply.open_at(&rest).await {
+                        Ok(open) => self.current = Some(open),
+                        Err(error) => return Some(Err(error)),
+                    }
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => {
+                    self.slices.pop_front();
+                    self.current = match self.ahead.take()?.await {
+                        Ok(open) => Some(open),
+                        Err(error) => return Some(Err(error)),
+                    };
+                    self.open_next();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Configuration of a gateway.
+
+use std::net::SocketAddr;
+
+use common::id::{ServerName, SiteId};
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Clients and other sites' gateways connect here.
+    pub listen: SocketAddr,
+    /// Health, metrics and map; keep it off public networks.
+    #[serde(default = "loopback")]
+    pub admin: SocketAddr,
+    /// Short name, unique among the site's gateways.
+    pub name: ServerName,
+    pub site: SiteId,
+    /// Where the site is; a tie-break when two sources are equally near.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Address of search, `http://host:port`.
+    pub search: String,
+    /// Memory for hot chunks, in bytes; 0 keeps none.
+    #[serde(default = "cache_bytes")]
+    pub cache_bytes: u64,
+    /// Longest content a client may put, in bytes.
+    #[serde(default = "content_bytes_max")]
+    pub content_bytes_max: u64,
+    /// How long a request waits for a node that does not answer, or whose slot is on the move.
+    #[serde(default = "node_patience_ms")]
+    pub node_patience_ms: u64,
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn cache_bytes() -> u64 {
+    256 << 20
+}
+
+fn content_bytes_max() -> u64 {
+    100 << 30
+}
+
+fn node_patience_ms() -> u64 {
+    3_000
+}

@@ -1,0 +1,176 @@
+//! Reports how deliveries ended to the nodes that recorded them: batched, behind the answer, again until taken.
+//!
+//! Losing an end (this process is killed) loses no delivery: the node finds the begun record without an end and
+//! closes it as *recovered*.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use common::api::node::{BeginAnswer, EndBatch, EndRequest};
+use common::api::peer::{PeerClient, PeerEnds};
+use common::backoff::Backoff;
+use common::client::{CallError, ServerClient};
+use common::id::{NodeId, SiteId};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::site::SiteView;
+
+/// Ends waiting to be sent; beyond this they are given up (and counted).
+const PENDING_MAX: usize = 65_536;
+const BATCH_MAX: usize = 512;
+/// How long ends are gathered before a batch goes out.
+const GATHER: Duration = Duration::from_millis(20);
+/// How long a stopping gateway tries to hand over its last ends.
+const LAST_TRY: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub struct Ends {
+    queue: mpsc::Sender<(NodeId, EndRequest)>,
+    metrics: Metrics,
+}
+
+/// Counts what goes out of one answer and reports it when dropped, however the answer ended.
+pub struct EndGuard {
+    begin: BeginAnswer,
+    sent: u64,
+    ends: Ends,
+}
+
+impl EndGuard {
+    pub fn new(begin: BeginAnswer, ends: Ends) -> Self {
+        Self { begin, sent: 0, ends }
+    }
+
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+        self.ends.metrics.sent_bytes.increment(bytes as u64);
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        let end = EndRequest { delivery: self.begin.delivery, bytes_sent: self.sent };
+        if self.ends.queue.try_send((self.begin.node.clone(), end)).is_err() {
+            self.ends.metrics.ends_lost.increment(1);
+            tracing::error!(delivery = %self.begin.delivery, "the queue of delivery ends is full; this one becomes 'recovered'");
+        }
+    }
+}
+
+/// The queue and the worker that empties it; the worker ends after `stop`, when everything is handed over.
+pub fn start(
+    site: SiteView,
+    server: ServerClient,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> (Ends, impl Future<Output = ()> + Send + 'static) {
+    let (queue, receiver) = mpsc::channel(PENDING_MAX);
+    let worker = Worker { site, server, metrics: metrics.clone(), pending: HashMap::new(), count: 0 };
+    (Ends { queue, metrics }, worker.run(receiver, stop))
+}
+
+struct Worker {
+    site: SiteView,
+    server: ServerClient,
+    metrics: Metrics,
+    pending: HashMap<NodeId, Vec<EndRequest>>,
+    count: usize,
+}
+
+impl Worker {
+    async fn run(mut self, mut receiver: mpsc::Receiver<(NodeId, EndRequest)>, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        while !stop.is_cancelled() {
+            let wait = if self.count > 0 { backoff.next_delay() } else { Duration::MAX };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait.min(Duration::from_secs(3600))) => {}
+                received = receiver.recv_many(&mut batch, BATCH_MAX), if self.count < PENDING_MAX => {
+                    if received == 0 {
+                        break;
+                    }
+                    tokio::time::sleep(GATHER).await;
+                }
+            }
+            self.gather(&mut batch, &mut receiver);
+            if self.flush().await {
+                backoff.reset();
+            }
+        }
+        self.gather(&mut batch, &mut receiver);
+        let last = async {
+            while !self.flush().await {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        if tokio::time::timeout(LAST_TRY, last).await.is_err() {
+            self.metrics.ends_lost.increment(self.count as u64);
+            tracing::error!(
+                ends = self.count,
+                "stopped before these ends were taken; their deliveries become 'recovered'"
+            );
+        }
+    }
+
+    fn gather(
+        &mut self,
+        batch: &mut Vec<(NodeId, EndRequest)>,
+        receiver: &mut mpsc::Receiver<(NodeId, EndRequest)>,
+    ) {
+        while self.count + batch.len() < PENDING_MAX
+            && let Ok(end) = receiver.try_recv()
+        {
+            batch.push(end);
+        }
+        self.count += batch.len();
+        for (node, end) in batch.drain(..) {
+            self.pending.entry(node).or_default().push(end);
+        }
+        self.metrics.ends_pending.set(self.count as f64);
+    }
+
+    /// Sends everything once; true when nothing is left.
+    async fn flush(&mut self) -> bool {
+        let nodes: Vec<NodeId> = self.pending.keys().cloned().collect();
+        for node in nodes {
+            let ends = self.pending.remove(&node).unwrap_or_default();
+            let mut unsent = Vec::new();
+            for part in ends.chunks(BATCH_MAX) {
+                match self.send(&node, part).await {
+                    Ok(()) => self.count -= part.len(),
+                    Err(error) => {
+                        tracing::debug!(%node, error = %common::error::chain(&error), "ends not taken yet");
+                        unsent.extend_from_slice(part);
+                    }
+                }
+            }
+            if !unsent.is_empty() {
+                self.pending.insert(node, unsent);
+            }
+        }
+        self.metrics.ends_pending.set(self.count as f64);
+        self.pending.is_empty()
+    }
+
+    async fn send(&self, node: &NodeId, ends: &[EndRequest]) -> Result<(), CallError> {
+        if let Some(client) = self.site.node_by_id(node) {
+            return client.end(&EndBatch { ends: ends.to_vec() }).await;
+        }
+        // Recorded at another site: for a client of that site, served here.
+        let peer = self.home_gateway(node).ok_or_else(|| CallError::Unreachable {
+            url: node.to_string(),
+            source: "the node is not in the cluster map, and its site has no gateway".into(),
+        })?;
+        peer.ends(&PeerEnds { node: node.clone(), ends: ends.to_vec() }).await
+    }
+
+    fn home_gateway(&self, node: &NodeId) -> Option<PeerClient> {
+        let site = SiteId::new(node.site()).ok().filter(|s| s != &self.site.id)?;
+        let map = self.site.map();
+        let gateway = map.site(&site)?.gateways.iter().find(|g| g.alive)?;
+        Some(PeerClient::gateway(self.server.clone(), &gateway.http))
+    }
+}

@@ -1,0 +1,235 @@
+//! What other servers ask: as a source of content (`/v1/peer/holding`, `/v1/peer/chunks`), as the home of a roaming
+//! client (`possession`, `ends`), and for the operator (`who-holds`, `usage`).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use common::api::extract::{ApiJson, ApiQuery};
+use common::api::node::{ChunkRefsRequest, EndBatch, HoldingState, ResolveRequest};
+use common::api::peer::{NodeShare, PeerEnds, PossessionAnswer, PossessionRequest, SiteHolders};
+use common::error::{ApiError, ApiResult, ErrorCode};
+use common::hash::ChunkHash;
+use common::id::{ClientId, NodeId};
+use common::manifest::{ChunkList, ChunkRef};
+use common::name::ContentName;
+use common::placement::Slot;
+use http::StatusCode;
+use http::header::CONTENT_LENGTH;
+use serde::Deserialize;
+
+use super::counted;
+use crate::chunks::OpenChunk;
+use crate::deliver::{Conditions, Wish};
+use crate::metrics::Op;
+use crate::server::Gateway;
+
+pub async fn ping() -> Json<()> {
+    Json(())
+}
+
+#[derive(Debug, Deserialize)]
+pub struct NameQuery {
+    name: ContentName,
+}
+
+pub async fn holding(
+    State(gateway): State<Gateway>,
+    query: Result<ApiQuery<NameQuery>, ApiError>,
+) -> Response {
+    counted(&gateway, Op::Peer, async {
+        let ApiQuery(NameQuery { name }) = query?;
+        let request = ResolveRequest { name: name.clone(), client: None };
+        let request = &request;
+        let answer = gateway
+            .site
+            .ask_owner(Slot::of_name(&name), |node| async move { node.resolve(request).await })
+            .await?;
+        match answer.holding {
+            Some(holding) if holding.state == HoldingState::Complete => Ok(Json(holding).into_response()),
+            _ => Err(ApiError::new(ErrorCode::ContentNotFound, format!("this site does not hold {name}"))),
+        }
+    })
+    .await
+}
+
+#[derive(Debug, Deserialize)]
+pub struct ChunkQuery {
+    name: ContentName,
+    offset: u64,
+    len: u32,
+}
+
+pub async fn chunk(
+    State(gateway): State<Gateway>,
+    Path(hash): Path<String>,
+    query: Result<ApiQuery<ChunkQuery>, ApiError>,
+) -> Response {
+    counted(&gateway, Op::Peer, async {
+        let ApiQuery(ChunkQuery { name, offset, len }) = query?;
+        let chunk = ChunkRef { hash: hash.parse()?, len };
+        let open = open_chunk(&gateway, &name, chunk, offset).await?;
+        let stream = futures_util::stream::unfold(open, |mut open| async move {
+            let piece = open.next().await?;
+            Some((piece, open))
+        });
+        Ok(([(CONTENT_LENGTH, len.to_string())], Body::from_stream(stream)).into_response())
+    })
+    .await
+}
+
+/// A chunk that the site has, or that a collection is fetching at this moment.
+async fn open_chunk(
+    gateway: &Gateway,
+    name: &ContentName,
+    chunk: ChunkRef,
+    offset: u64,
+) -> ApiResult<OpenChunk> {
+    if let Some(collection) = gateway.collector.at_work(name) {
+        let mut at = 0u64;
+        for (index, known) in collection.chunks.iter().enumerate() {
+            if at == offset && known.hash == chunk.hash {
+                if let Some(bytes) = collection.chunk(index).await? {
+                    return Ok(OpenChunk::whole(bytes));
+                }
+                break;
+            }
+            at += u64::from(known.len);
+        }
+    }
+    gateway.chunks.open(&chunk).await
+}
+
+pub async fn possession(
+    State(gateway): State<Gateway>,
+    body: Result<ApiJson<PossessionRequest>, ApiError>,
+) -> Response {
+    counted(&gateway, Op::Peer, async {
+        let ApiJson(request) = body?;
+        let wish = Wish {
+            client: request.client,
+            name: request.name,
+            head_only: request.head_only,
+            conditions: Conditions { if_none_match: request.if_none_match, ..Conditions::default() },
+            range: request.range,
+            surrogate: Some(request.surrogate),
+            mobile_access: request.mobile_access,
+        };
+        let (holding, begin) = gateway.begin_for_visited_site(&wish).await?;
+        Ok(Json(PossessionAnswer { holding, begin }).into_response())
+    })
+    .await
+}
+
+pub async fn ends(State(gateway): State<Gateway>, body: Result<ApiJson<PeerEnds>, ApiError>) -> Response {
+    counted(&gateway, Op::Peer, async {
+        let ApiJson(PeerEnds { node, ends }) = body?;
+        let client = gateway.site.node_by_id(&node).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NodeUnavailable,
+                format!("node {node} is not of site {}", gateway.site.id),
+            )
+        })?;
+        client.end(&EndBatch { ends }).await.map_err(|error| {
+            error.to_api(
+                ErrorCode::NodeUnavailable,
+                "the storage node that recorded the delivery does not answer",
+            )
+        })?;
+        Ok(StatusCode::OK.into_response())
+    })
+    .await
+}
+
+pub async fn who_holds(
+    State(gateway): State<Gateway>,
+    query: Result<ApiQuery<NameQuery>, ApiError>,
+) -> Response {
+    counted(&gateway, Op::Peer, async {
+        let ApiQuery(NameQuery { name }) = query?;
+        Ok(Json(gateway.holders(&name).await?).into_response())
+    })
+    .await
+}
+
+#[derive(Debug, Deserialize)]
+pub struct ClientQuery {
+    client: ClientId,
+}
+
+/// A client's usage, asked by the operator.
+pub async fn usage(
+    State(gateway): State<Gateway>,
+    query: Result<ApiQuery<ClientQuery>, ApiError>,
+) -> Response {
+    counted(&gateway, Op::Peer, async {
+        let ApiQuery(ClientQuery { client }) = query?;
+        Ok(Json(gateway.usage(&client).await?).into_response())
+    })
+    .await
+}
+
+impl Gateway {
+    /// Who holds a content at this site, and which nodes have its chunks.
+    async fn holders(&self, name: &ContentName) -> ApiResult<SiteHolders> {
+        let answer = self
+            .site
+            .ask_owner(Slot::of_name(name), |node| async move { node.holding_clients(name).await })
+            .await?;
+        let mut holders = SiteHolders {
+            site: self.site.id.clone(),
+            hash: answer.holding.as_ref().map(|h| h.manifest.hash),
+            clients: answer.clients,
+            nodes: Vec::new(),
+            chunks: 0,
+            chunks_shared: 0,
+        };
+        let Some(holding) = answer.holding else { return Ok(holders) };
+        let mut chunks = self.chunks.list(&holding.manifest).await?.to_vec();
+        if let ChunkList::Stored { list, .. } = &holding.manifest.chunks {
+            chunks.push(*list);
+        }
+        holders.chunks = chunks.len() as u64;
+        let (shares, shared) = self.chunk_places(&chunks).await;
+        holders.nodes = shares;
+        holders.chunks_shared = shared;
+        Ok(holders)
+    }
+
+    /// Which nodes have these chunks, and how many of the chunks more than one holding refers to.
+    async fn chunk_places(&self, chunks: &[ChunkRef]) -> (Vec<NodeShare>, u64) {
+        let map = self.site.map();
+        let nodes: Vec<NodeId> = map
+            .site(&self.site.id)
+            .map(|s| s.nodes.iter().map(|n| n.id.clone()).collect())
+            .unwrap_or_default();
+        let mut shares = Vec::new();
+        let mut refs: BTreeMap<ChunkHash, u64> = BTreeMap::new();
+        for node in nodes {
+            let Some(client) = self.site.node_by_id(&node) else { continue };
+            let request = ChunkRefsRequest { chunks: chunks.iter().map(|c| c.hash).collect() };
+            let answer = match client.chunk_refs(&request).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::warn!(%node, error = %common::error::chain(&error), "node left out of who-holds");
+                    continue;
+                }
+            };
+            let mut share = NodeShare { node, chunks: 0, bytes: 0 };
+            for (chunk, count) in chunks.iter().zip(answer.refs) {
+                if let Some(count) = count {
+                    share.chunks += 1;
+                    share.bytes += u64::from(chunk.len);
+                    *refs.entry(chunk.hash).or_default() += count;
+                }
+            }
+            if share.chunks > 0 {
+                shares.push(share);
+            }
+        }
+        let shared = chunks.iter().filter(|c| refs.get(&c.hash).is_some_and(|count| *count > 1)).count();
+        (shares, shared as u64)
+    }
+}

@@ -1,0 +1,108 @@
+//! Starting a gateway: its parts, its workers, its listeners.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::routing::get;
+use axum::{Json, Router};
+use common::api::search::{Registration, SearchClient};
+use common::auth::{ClusterSecret, Guard, Role};
+use common::backoff::Backoff;
+use common::client::{HttpClient, ServerClient};
+use common::server::{Health, Listen, Running, Server, StartError};
+use common::time::Clock;
+
+use crate::chunks::Chunks;
+use crate::collect::Collector;
+use crate::collect::sources::Sources;
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::ends::{self, Ends};
+use crate::metrics::Metrics;
+use crate::routes;
+use crate::site::SiteView;
+
+/// Everything a request needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    pub config: Arc<Config>,
+    pub site: SiteView,
+    pub chunks: Chunks,
+    pub collector: Collector,
+    pub directory: Directory,
+    pub ends: Ends,
+    pub metrics: Metrics,
+    pub server: ServerClient,
+    pub clock: Clock,
+}
+
+/// Starts a gateway; it is ready when it has a map in which its site has a storage node.
+pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
+    let name = format!("{}.{}", config.site, config.name);
+    let server =
+        Server::bind(Role::Gateway, &name, &Listen { listen: config.listen, admin: config.admin }).await?;
+    let clock = Clock::System;
+    let metrics = Metrics::new(&server.metrics);
+    let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, clock.clone());
+    let search = SearchClient::new(client.clone(), &config.search);
+    let patience = Duration::from_millis(config.node_patience_ms);
+    let site = SiteView::new(config.site.clone(), client.clone(), patience, metrics.clone());
+    let chunks = Chunks::new(site.clone(), config.cache_bytes, metrics.clone());
+    let sources = Sources::new(client.clone(), config.zone.clone());
+    let collector =
+        Collector::new(site.clone(), chunks.clone(), search.clone(), sources.clone(), metrics.clone());
+    let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
+
+    server.health.set("map", Err("no cluster map yet".into()));
+    server.health.set("registered", Err("search has not answered yet".into()));
+    server.spawn_worker(site.clone().follow(search.clone(), server.health.clone()));
+    server.spawn_worker(sources.probe(site.clone()));
+    server.spawn_worker(register(registration(&config, &server), search.clone(), server.health.clone()));
+    server.spawn_until_stop(ends_worker);
+
+    let gateway = Gateway {
+        config: Arc::new(config),
+        site: site.clone(),
+        chunks,
+        collector,
+        directory: Directory::new(search),
+        ends,
+        metrics,
+        server: client,
+        clock: clock.clone(),
+    };
+    let guard = Guard { secret, audience: Role::Gateway, clock };
+    let admin = Router::new().route("/v1/map", get(move || async move { Json((*site.map()).clone()) }));
+    Ok(server.run(routes::all(gateway, guard), admin, async {}))
+}
+
+fn registration(config: &Config, server: &Server) -> Registration {
+    Registration {
+        role: Role::Gateway,
+        name: config.name.clone(),
+        site: Some(config.site.clone()),
+        zone: config.zone.clone(),
+        http: server.http_url(),
+        s3: None,
+        admin: server.admin_url(),
+        node: None,
+    }
+}
+
+/// Tells search that this gateway is there, for ever.
+async fn register(registration: Registration, search: SearchClient, health: Health) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    loop {
+        match search.register(&registration).await {
+            Ok(registered) => {
+                backoff.reset();
+                health.set("registered", Ok(()));
+                tokio::time::sleep(Duration::from_millis(registered.heartbeat_ms)).await;
+            }
+            Err(error) => {
+                tracing::warn!(error = %common::error::chain(&error), "search did not take the registration");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The gateway's view of its site: the newest cluster map, and calls to the node that owns a slot.
+//!
+//! The map is long-polled from search. While search is down the last one stays in use, and a gateway that starts
+//! then asks the storage nodes it is told of by [`SiteView::adopt`].
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use common::api::node::NodeClient;
+use common::api::search::SearchClient;
+use common::backoff::Backoff;
+use common::client::{CallError, ServerClient};
+use common::cluster::{ClusterMap, MapEpoch, NodeEntry, SiteEntry};
+use common::error::{ApiError, ErrorCode};
+use common::hash::ChunkHash;
+use common::id::{NodeId, SiteId};
+use common::placement::{Slot, rank_for_chunk};
+use common::server::Health;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+
+const MAP_WAIT: Duration = Duration::from_secs(20);
+
+#[derive(Clone)]
+pub struct SiteView {
+    pub id: SiteId,
+    map: watch::Sender<Arc<ClusterMap>>,
+    server: ServerClient,
+    patience: Duration,
+    metrics: Metrics,
+}
+
+impl SiteView {
+    pub fn new(id: SiteId, server: ServerClient, patience: Duration, metrics: Metrics) -> Self {
+        Self { id, map: watch::Sender::new(Arc::new(ClusterMap::default())), server, patience, metrics }
+    }
+
+    pub fn map(&self) -> Arc<ClusterMap> {
+        self.map.borrow().clone()
+    }
+
+    /// Takes a map if it is newer than the one in use.
+    pub fn adopt(&self, map: ClusterMap) {
+        let epoch = map.epoch;
+        let newer = self.map.send_if_modified(|current| {
+            let newer = epoch > current.epoch;
+            if newer {
+                *current = Arc::new(map);
+            }
+            newer
+        });
+        if newer {
+            self.metrics.map_epoch.set(epoch.0 as f64);
+        }
+    }
+
+    /// Follows search's map for ever.
+    pub async fn follow(self, search: SearchClient, health: Health) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            let epoch = self.map.borrow().epoch;
+            let wait = if epoch == MapEpoch::default() { Duration::ZERO } else { MAP_WAIT };
+            match search.map(epoch, wait).await {
+                Ok(map) => {
+                    backoff.reset();
+                    self.adopt(map);
+                    let has_nodes =
+                        self.map.borrow().site(&self.id).is_some_and(|s| !s.slot_owners.is_empty());
+                    let state =
+                        if has_nodes { Ok(()) } else { Err("the site has no storage node yet".to_owned()) };
+                    if state.is_err() {
+                        // The map changes when the first node joins; ask for that change, not in a loop.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    health.set("map", state);
+                }
+                Err(error) => {
+                    tracing::warn!(error = %common::error::chain(&error), "search gives no map; the last one stays in use");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    pub fn node(&self, entry: &NodeEntry) -> NodeClient {
+        NodeClient::new(self.server.clone(), &entry.http)
+    }
+
+    fn with_site<T>(&self, take: impl FnOnce(&SiteEntry) -> T) -> Option<T> {
+        self.map.borrow().site(&self.id).map(take)
+    }
+
+    /// Clients of the site's nodes for a chunk, best first.
+    pub fn nodes_for_chunk(&self, hash: &ChunkHash) -> Vec<(NodeId, NodeClient)> {
+        let rank = |site: &SiteEntry| {
+            let nodes = rank_for_chunk(site, hash).into_iter();
+            nodes.map(|n| (n.id.clone(), self.node(n))).collect::<Vec<_>>()
+        };
+        self.with_site(rank).unwrap_or_default()
+    }
+
+    pub fn node_by_id(&self, id: &NodeId) -> Option<NodeClient> {
+        self.with_site(|site| site.node(id).map(|n| self.node(n))).flatten()
+    }
+
+    /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
+    /// configured patience. `call` must be safe to repeat.
+    pub async fn ask_owner<A, F>(&self, slot: Slot, call: impl Fn(NodeClient) -> F) -> Result<A, ApiError>
+    where
+        F: Future<Output = Result<A, CallError>>,
+    {
+        let deadline = Instant::now() + self.patience;
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
+        loop {
+            let owner = self.with_site(|site| site.slot_owner(slot).map(|n| self.node(n))).flatten();
+            let Some(owner) = owner else {
+                return Err(ApiError::new(
+                    ErrorCode::NodeUnavailable,
+                    format!("site {} has no storage node yet; start one and try again", self.id),
+                ));
+            };
+            let error = match call(owner.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !error.is_retryable() || Instant::now() >= deadline {
+                return Err(error.to_api(
+                    ErrorCode::NodeUnavailable,
+                    "the storage node for this request does not answer; try again in a moment",
+                ));
+            }
+            self.metrics.node_retries.increment(1);
+            if error.code() == Some(ErrorCode::WrongNode) {
+                // The node knows a newer map than we do, also while search is down.
+                if let Ok(map) = owner.map().await {
+                    self.adopt(map);
+                }
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+}
