@@ -31,11 +31,11 @@ const RETRY_DELAY: Duration = Duration::from_millis(150);
 #[derive(Clone)]
 pub enum Supply {
     /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
-    Site { chunks: Chunks, collector: Collector, name: ContentName },
+    Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName },
     /// A collection at work: a chunk as soon as it is there.
-    Collection { collection: Arc<Collection>, chunks: Chunks },
+    Collection { collection: Arc<Collection>, chunks: Arc<Chunks> },
     /// A gateway of the client's home site, for what this site does not hold.
-    Home { home: SiteId, peer: PeerClient, chunks: Chunks, name: ContentName },
+    Home { home: SiteId, peer: Arc<PeerClient>, chunks: Arc<Chunks>, name: ContentName },
 }
 
 impl Supply {

@@ -101,17 +101,16 @@ impl OpenChunk {
     }
 }
 
-/// The site's chunks, as this gateway reads and writes them. Cheap to clone.
-#[derive(Clone)]
+/// The site's chunks, as this gateway reads and writes them.
 pub struct Chunks {
-    site: SiteView,
+    site: Arc<SiteView>,
     cache: Option<Arc<Cache<ChunkHash, Bytes, ByteWeight>>>,
     fills: Arc<Semaphore>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 impl Chunks {
-    pub fn new(site: SiteView, cache_bytes: u64, metrics: Metrics) -> Self {
+    pub fn new(site: Arc<SiteView>, cache_bytes: u64, metrics: Arc<Metrics>) -> Self {
         // The estimate of entries sizes the hash table; the weight is what bounds the memory.
         let entries = (cache_bytes / 65_536).clamp(64, 1 << 20) as usize;
         let cache =
@@ -200,9 +199,9 @@ impl Chunks {
         })
     }
 
-    /// [`Chunks::write`] as a task of its own.
+    /// [`Chunks::write`] for a task of its own.
     pub async fn write_owned(
-        self,
+        self: Arc<Self>,
         hash: ChunkHash,
         name: ContentName,
         tag: RefTag,

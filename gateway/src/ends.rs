@@ -4,6 +4,7 @@
 //! closes it as *recovered*.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::api::node::{BeginAnswer, EndBatch, EndRequest};
@@ -28,7 +29,7 @@ const LAST_TRY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Ends {
     queue: mpsc::Sender<(NodeId, EndRequest)>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 /// Counts what goes out of one answer and reports it when dropped, however the answer ended.
@@ -61,9 +62,9 @@ impl Drop for EndGuard {
 
 /// The queue and the worker that empties it; the worker ends after `stop`, when everything is handed over.
 pub fn start(
-    site: SiteView,
+    site: Arc<SiteView>,
     server: ServerClient,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> (Ends, impl Future<Output = ()> + Send + 'static) {
     let (queue, receiver) = mpsc::channel(PENDING_MAX);
@@ -72,9 +73,9 @@ pub fn start(
 }
 
 struct Worker {
-    site: SiteView,
+    site: Arc<SiteView>,
     server: ServerClient,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     pending: HashMap<NodeId, Vec<EndRequest>>,
     count: usize,
 }

@@ -1,7 +1,7 @@
 //! The gateway's figures: handles made once, cheap to use.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use common::record::DeliveryPath;
 use common::telemetry::MetricsRegistry;
@@ -37,10 +37,10 @@ impl Op {
     }
 }
 
-#[derive(Clone)]
+/// Shared by every part of the gateway in an `Arc`.
 pub struct Metrics {
     registry: MetricsRegistry,
-    requests: Arc<RwLock<HashMap<(Op, u16), Counter>>>,
+    requests: RwLock<HashMap<(Op, u16), Counter>>,
     deliveries: [Counter; 3],
     time_to_first_byte: [Histogram; 3],
     collected_bytes: [Counter; 2],
@@ -76,7 +76,7 @@ impl Metrics {
             describe();
             Self {
                 registry: registry.clone(),
-                requests: Arc::default(),
+                requests: RwLock::default(),
                 deliveries: PATHS.map(|s| metrics::counter!("dozo_gateway_deliveries_total", "source" => s)),
                 time_to_first_byte: PATHS
                     .map(|s| metrics::histogram!("dozo_gateway_time_to_first_byte_seconds", "source" => s)),

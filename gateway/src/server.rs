@@ -22,16 +22,15 @@ use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
 
-/// Everything a request needs. Cheap to clone.
-#[derive(Clone)]
+/// Everything a request needs; shared in an `Arc`.
 pub struct Gateway {
-    pub config: Arc<Config>,
-    pub site: SiteView,
-    pub chunks: Chunks,
-    pub collector: Collector,
+    pub config: Config,
+    pub site: Arc<SiteView>,
+    pub chunks: Arc<Chunks>,
+    pub collector: Arc<Collector>,
     pub directory: Directory,
     pub ends: Ends,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     pub server: ServerClient,
     pub clock: Clock,
 }
@@ -42,15 +41,20 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let server =
         Server::bind(Role::Gateway, &name, &Listen { listen: config.listen, admin: config.admin }).await?;
     let clock = Clock::System;
-    let metrics = Metrics::new(&server.metrics);
+    let metrics = Arc::new(Metrics::new(&server.metrics));
     let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, clock.clone());
     let search = SearchClient::new(client.clone(), &config.search);
     let patience = Duration::from_millis(config.node_patience_ms);
-    let site = SiteView::new(config.site.clone(), client.clone(), patience, metrics.clone());
-    let chunks = Chunks::new(site.clone(), config.cache_bytes, metrics.clone());
-    let sources = Sources::new(client.clone(), config.zone.clone());
-    let collector =
-        Collector::new(site.clone(), chunks.clone(), search.clone(), sources.clone(), metrics.clone());
+    let site = Arc::new(SiteView::new(config.site.clone(), client.clone(), patience, metrics.clone()));
+    let chunks = Arc::new(Chunks::new(site.clone(), config.cache_bytes, metrics.clone()));
+    let sources = Arc::new(Sources::new(client.clone(), config.zone.clone()));
+    let collector = Arc::new(Collector::new(
+        site.clone(),
+        chunks.clone(),
+        search.clone(),
+        sources.clone(),
+        metrics.clone(),
+    ));
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));
@@ -61,7 +65,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     server.spawn_until_stop(ends_worker);
 
     let gateway = Gateway {
-        config: Arc::new(config),
+        config,
         site: site.clone(),
         chunks,
         collector,
@@ -73,7 +77,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     };
     let guard = Guard { secret, audience: Role::Gateway, clock };
     let admin = Router::new().route("/v1/map", get(move || async move { Json((*site.map()).clone()) }));
-    Ok(server.run(routes::all(gateway, guard), admin, async {}))
+    Ok(server.run(routes::all(Arc::new(gateway), guard), admin, async {}))
 }
 
 fn registration(config: &Config, server: &Server) -> Registration {

@@ -23,17 +23,16 @@ use crate::metrics::Metrics;
 
 const MAP_WAIT: Duration = Duration::from_secs(20);
 
-#[derive(Clone)]
 pub struct SiteView {
     pub id: SiteId,
     map: watch::Sender<Arc<ClusterMap>>,
     server: ServerClient,
     patience: Duration,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 impl SiteView {
-    pub fn new(id: SiteId, server: ServerClient, patience: Duration, metrics: Metrics) -> Self {
+    pub fn new(id: SiteId, server: ServerClient, patience: Duration, metrics: Arc<Metrics>) -> Self {
         Self { id, map: watch::Sender::new(Arc::new(ClusterMap::default())), server, patience, metrics }
     }
 
@@ -57,7 +56,7 @@ impl SiteView {
     }
 
     /// Follows search's map for ever.
-    pub async fn follow(self, search: SearchClient, health: Health) {
+    pub async fn follow(self: Arc<Self>, search: SearchClient, health: Health) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let epoch = self.map.borrow().epoch;

@@ -20,7 +20,7 @@ impl Gateway {
     /// Answers a client whose home is another site.
     pub async fn deliver_visited(&self, wish: Wish, home: &SiteId) -> ApiResult<Response> {
         let started = Instant::now();
-        let peer = self.gateway_of(home)?;
+        let peer = Arc::new(self.gateway_of(home)?);
         let request = PossessionRequest {
             client: wish.client.clone(),
             name: wish.name.clone(),

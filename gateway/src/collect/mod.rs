@@ -26,26 +26,28 @@ use crate::site::SiteView;
 use collection::Collection;
 use sources::{Candidate, Sources};
 
-/// Finds, starts and joins collections. Cheap to clone.
-#[derive(Clone)]
+/// A collection that has begun, or is about to; whoever comes first begins it.
+type Begun = Arc<OnceCell<Arc<Collection>>>;
+
+/// Finds, starts and joins collections.
 pub struct Collector {
-    site: SiteView,
-    chunks: Chunks,
+    site: Arc<SiteView>,
+    chunks: Arc<Chunks>,
     search: SearchClient,
-    sources: Sources,
-    metrics: Metrics,
-    at_work: Arc<Mutex<HashMap<ContentName, Arc<OnceCell<Arc<Collection>>>>>>,
+    sources: Arc<Sources>,
+    metrics: Arc<Metrics>,
+    at_work: Mutex<HashMap<ContentName, Begun>>,
 }
 
 impl Collector {
     pub fn new(
-        site: SiteView,
-        chunks: Chunks,
+        site: Arc<SiteView>,
+        chunks: Arc<Chunks>,
         search: SearchClient,
-        sources: Sources,
-        metrics: Metrics,
+        sources: Arc<Sources>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { site, chunks, search, sources, metrics, at_work: Arc::default() }
+        Self { site, chunks, search, sources, metrics, at_work: Mutex::default() }
     }
 
     /// The collection of a content that is at work here, if there is one.
@@ -57,7 +59,7 @@ impl Collector {
     /// Starts collecting a content, or joins the collection at work. Answers as soon as the manifest is known and
     /// the holding is durable; chunks follow. `unfinished` is a `Collecting` holding that some gateway left behind.
     pub async fn collect(
-        &self,
+        self: &Arc<Self>,
         name: &ContentName,
         unfinished: Option<Holding>,
     ) -> Result<Arc<Collection>, ApiError> {
@@ -81,7 +83,7 @@ impl Collector {
         }
     }
 
-    fn forget(&self, name: &ContentName, cell: &Arc<OnceCell<Arc<Collection>>>) {
+    fn forget(&self, name: &ContentName, cell: &Begun) {
         let mut at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
         if at_work.get(name).is_some_and(|known| Arc::ptr_eq(known, cell)) {
             at_work.remove(name);
@@ -89,7 +91,7 @@ impl Collector {
     }
 
     async fn begin(
-        &self,
+        self: &Arc<Self>,
         name: &ContentName,
         unfinished: Option<Holding>,
     ) -> Result<Arc<Collection>, ApiError> {
@@ -107,7 +109,7 @@ impl Collector {
         self.metrics.collection(path);
         let held = Holding { ref_tag, state: HoldingState::Collecting, ..holding };
         let collection = Arc::new(Collection::new(held, list, candidate.source.clone(), path));
-        let run = self.clone().run(collection.clone(), candidates);
+        let run = Arc::clone(self).run(collection.clone(), candidates);
         tokio::spawn(run);
         Ok(collection)
     }
@@ -237,7 +239,7 @@ impl Collector {
     }
 
     /// Carries a collection through; its outcome is in the collection's progress and the log.
-    async fn run(self, collection: Arc<Collection>, candidates: Vec<Candidate>) {
+    async fn run(self: Arc<Self>, collection: Arc<Collection>, candidates: Vec<Candidate>) {
         self.metrics.collections_inflight.increment(1.0);
         let outcome = self.fetch_all(&collection, &candidates).await;
         let outcome = match outcome {

@@ -38,21 +38,21 @@ impl Candidate {
     }
 }
 
-#[derive(Clone)]
+/// Round trips measured so far.
 pub struct Sources {
     server: ServerClient,
     zone: Option<String>,
     /// Smoothed round trip in microseconds by gateway address; infinite when the last probe failed.
-    round_trips: Arc<Mutex<HashMap<String, f64>>>,
+    round_trips: Mutex<HashMap<String, f64>>,
 }
 
 impl Sources {
     pub fn new(server: ServerClient, zone: Option<String>) -> Self {
-        Self { server, zone, round_trips: Arc::default() }
+        Self { server, zone, round_trips: Mutex::default() }
     }
 
     /// Probes every site's gateways for ever.
-    pub async fn probe(self, site: SiteView) {
+    pub async fn probe(self: Arc<Self>, site: Arc<SiteView>) {
         loop {
             let map = site.map();
             let others = map.sites.iter().filter(|s| s.id != site.id);

@@ -1,5 +1,7 @@
 //! `PUT|GET /v1/buckets/{bucket}`: a client makes its own buckets and sees those it may read.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -22,7 +24,7 @@ pub struct BucketBody {
 }
 
 pub async fn put(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     Path(bucket): Path<String>,
     headers: HeaderMap,
     body: Result<ApiJson<BucketBody>, ApiError>,
@@ -41,7 +43,11 @@ pub async fn put(
     .await
 }
 
-pub async fn get(State(gateway): State<Gateway>, Path(bucket): Path<String>, headers: HeaderMap) -> Response {
+pub async fn get(
+    State(gateway): State<Arc<Gateway>>,
+    Path(bucket): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     counted(&gateway, Op::Bucket, async {
         let client = gateway.directory.authenticate(&headers).await?;
         let record = gateway.directory.bucket(&BucketName::new(&bucket)?).await?;

@@ -1,6 +1,7 @@
 //! `PUT|GET|HEAD|DELETE /v1/contents/{bucket}/{key}`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -23,7 +24,7 @@ use crate::server::Gateway;
 /// All bytes of a content's own metadata, names and values.
 const METADATA_BYTES_MAX: usize = 4096;
 
-pub async fn any(State(gateway): State<Gateway>, request: Request) -> Response {
+pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let op = match parts.method {
         Method::GET => Op::Get,

@@ -1,5 +1,7 @@
 //! A client's own: `GET|DELETE /v1/library[/{bucket}/{key}]` and `GET /v1/usage`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -23,7 +25,7 @@ pub struct LibraryQuery {
 }
 
 pub async fn list(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     query: Result<ApiQuery<LibraryQuery>, ApiError>,
     headers: HeaderMap,
 ) -> Response {
@@ -44,7 +46,7 @@ pub async fn list(
     .await
 }
 
-pub async fn row(State(gateway): State<Gateway>, uri: Uri, headers: HeaderMap) -> Response {
+pub async fn row(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: HeaderMap) -> Response {
     counted(&gateway, Op::Library, async {
         let client = gateway.directory.authenticate(&headers).await?;
         gateway.check_home(&client)?;
@@ -59,7 +61,7 @@ pub async fn row(State(gateway): State<Gateway>, uri: Uri, headers: HeaderMap) -
     .await
 }
 
-pub async fn drop(State(gateway): State<Gateway>, uri: Uri, headers: HeaderMap) -> Response {
+pub async fn drop(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: HeaderMap) -> Response {
     counted(&gateway, Op::Library, async {
         let client = gateway.directory.authenticate(&headers).await?;
         gateway.check_home(&client)?;
@@ -73,7 +75,7 @@ pub async fn drop(State(gateway): State<Gateway>, uri: Uri, headers: HeaderMap) 
     .await
 }
 
-pub async fn usage(State(gateway): State<Gateway>, headers: HeaderMap) -> Response {
+pub async fn usage(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
     counted(&gateway, Op::Usage, async {
         let client = gateway.directory.authenticate(&headers).await?;
         gateway.check_home(&client)?;

@@ -1,5 +1,7 @@
 //! Listings: `GET /v1/contents/{bucket}` and `GET /v1/search?q=`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -17,7 +19,7 @@ use crate::metrics::Op;
 use crate::server::Gateway;
 
 pub async fn list(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     Path(bucket): Path<String>,
     query: Result<ApiQuery<ListQuery>, ApiError>,
     headers: HeaderMap,
@@ -49,7 +51,7 @@ pub struct SearchQuery {
 
 /// Contents, of buckets that the client may read, whose name contains a text. Keys are whole names here.
 pub async fn search(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     query: Result<ApiQuery<SearchQuery>, ApiError>,
     headers: HeaderMap,
 ) -> Response {

@@ -6,6 +6,8 @@ mod library;
 mod listing;
 mod peer;
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
@@ -24,7 +26,7 @@ use crate::server::Gateway;
 /// Longest JSON body of a client or peer.
 const JSON_BYTES_MAX: usize = 1 << 20;
 
-pub fn all(gateway: Gateway, guard: Guard) -> Router {
+pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
     let peer = Router::new()
         .route("/v1/peer/ping", get(peer::ping))
         .route("/v1/peer/holding", get(peer::holding))

@@ -2,6 +2,7 @@
 //! client (`possession`, `ends`), and for the operator (`who-holds`, `usage`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -36,7 +37,7 @@ pub struct NameQuery {
 }
 
 pub async fn holding(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     query: Result<ApiQuery<NameQuery>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Peer, async {
@@ -63,7 +64,7 @@ pub struct ChunkQuery {
 }
 
 pub async fn chunk(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     Path(hash): Path<String>,
     query: Result<ApiQuery<ChunkQuery>, ApiError>,
 ) -> Response {
@@ -103,7 +104,7 @@ async fn open_chunk(
 }
 
 pub async fn possession(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     body: Result<ApiJson<PossessionRequest>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Peer, async {
@@ -123,7 +124,10 @@ pub async fn possession(
     .await
 }
 
-pub async fn ends(State(gateway): State<Gateway>, body: Result<ApiJson<PeerEnds>, ApiError>) -> Response {
+pub async fn ends(
+    State(gateway): State<Arc<Gateway>>,
+    body: Result<ApiJson<PeerEnds>, ApiError>,
+) -> Response {
     counted(&gateway, Op::Peer, async {
         let ApiJson(PeerEnds { node, ends }) = body?;
         let client = gateway.site.node_by_id(&node).ok_or_else(|| {
@@ -144,7 +148,7 @@ pub async fn ends(State(gateway): State<Gateway>, body: Result<ApiJson<PeerEnds>
 }
 
 pub async fn who_holds(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     query: Result<ApiQuery<NameQuery>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Peer, async {
@@ -161,7 +165,7 @@ pub struct ClientQuery {
 
 /// A client's usage, asked by the operator.
 pub async fn usage(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     query: Result<ApiQuery<ClientQuery>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Peer, async {
