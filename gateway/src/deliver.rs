@@ -137,15 +137,19 @@ impl Gateway {
         match self.plan(&wish).await? {
             Plan::Answer(response) => Ok(*response),
             Plan::Deliver(delivery) => {
-                let begin = self.begin(&wish, &delivery.held, &delivery.part).await?;
-                self.send(*delivery, begin, started).await
+                let (class, guard) = self.begin(&wish, &delivery.held, &delivery.part).await?;
+                self.send(*delivery, class, guard, started).await
             }
         }
     }
 
     /// Everything up to the record, for a delivery that another site will make: home's part of serving a roaming
     /// client. `None` when nothing is to be delivered.
-    pub async fn begin_for_visited_site(&self, wish: &Wish) -> ApiResult<(Holding, Option<BeginAnswer>)> {
+    pub async fn begin_for_visited_site(
+        &self,
+        wish: &Wish,
+        delivery: DeliveryId,
+    ) -> ApiResult<(Holding, Option<BeginAnswer>)> {
         let held = self.resolve(wish, !wish.head_only && !wish.conditions.any()).await?;
         if wish.head_only || wish.conditions.any() && self.verdict(wish, &held) != Verdict::Proceed {
             return Ok((held.holding, None));
@@ -153,7 +157,7 @@ impl Gateway {
         let held = if wish.conditions.any() { self.resolve(wish, true).await? } else { held };
         match part_of(wish, &held.holding) {
             Ok(part) => {
-                let begin = self.begin(wish, &held, &part).await?;
+                let begin = self.record(wish, &held, &part, delivery).await?;
                 Ok((held.holding, Some(begin)))
             }
             // The visited site reads the same header and gives the same refusal.
@@ -316,10 +320,31 @@ impl Gateway {
         })
     }
 
-    /// *begin*: library row and record, durable when this answers.
-    async fn begin(&self, wish: &Wish, held: &Held, part: &Part) -> ApiResult<BeginAnswer> {
+    /// *begin*: library row and record, durable when this answers. The guard reports the end.
+    async fn begin(&self, wish: &Wish, held: &Held, part: &Part) -> ApiResult<(DeliveryClass, EndGuard)> {
+        let delivery = DeliveryId::generate(self.clock.now());
+        let slot = Slot::of_client(&wish.client);
+        let owner = self.site.owner(slot).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NodeUnavailable,
+                "the site has no storage node yet; start one and try again",
+            )
+        })?;
+        let mut guard = EndGuard::new(owner, delivery, self.ends.clone());
+        let begin = self.record(wish, held, part, delivery).await?;
+        guard.begun(&begin);
+        Ok((begin.class, guard))
+    }
+
+    async fn record(
+        &self,
+        wish: &Wish,
+        held: &Held,
+        part: &Part,
+        delivery: DeliveryId,
+    ) -> ApiResult<BeginAnswer> {
         let request = BeginRequest {
-            delivery: DeliveryId::generate(self.clock.now()),
+            delivery,
             client: wish.client.clone(),
             name: wish.name.clone(),
             hash: held.holding.manifest.hash,
@@ -333,10 +358,8 @@ impl Gateway {
             mobile_access: wish.mobile_access.clone(),
         };
         let request = &request;
-        let begin = self
-            .site
-            .ask_owner(Slot::of_client(&wish.client), |node| async move { node.begin(request).await })
-            .await?;
+        let slot = Slot::of_client(&wish.client);
+        let begin = self.site.ask_owner(slot, |node| async move { node.begin(request).await }).await?;
         self.metrics.delivery(held.path);
         Ok(begin)
     }
@@ -345,13 +368,13 @@ impl Gateway {
     pub async fn send(
         &self,
         delivery: Delivery,
-        begin: BeginAnswer,
+        class: DeliveryClass,
+        guard: EndGuard,
         started: Instant,
     ) -> ApiResult<Response> {
         let Delivery { held, part, mut headers, opening } = delivery;
-        headers.insert(DELIVERY, header(&begin.delivery.to_string()));
-        headers.insert(CLASS, HeaderValue::from_static(class_text(begin.class)));
-        let guard = EndGuard::new(begin, self.ends.clone());
+        headers.insert(DELIVERY, header(&guard.delivery().to_string()));
+        headers.insert(CLASS, HeaderValue::from_static(class_text(class)));
         let ready = opening.ready().await?;
         self.metrics.first_byte(held.path, started.elapsed().as_secs_f64());
         let mut response = Response::new(ready.into_body(guard));

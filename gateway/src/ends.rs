@@ -11,7 +11,7 @@ use common::api::node::{BeginAnswer, EndBatch, EndRequest};
 use common::api::peer::{PeerClient, PeerEnds};
 use common::backoff::Backoff;
 use common::client::{CallError, ServerClient};
-use common::id::{NodeId, SiteId};
+use common::id::{DeliveryId, NodeId, SiteId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -33,15 +33,29 @@ pub struct Ends {
 }
 
 /// Counts what goes out of one answer and reports it when dropped, however the answer ended.
+///
+/// It is made before the begin is asked for: should the client go away meanwhile, or the node's answer be lost, the
+/// delivery that may have begun ends at once, with nothing sent.
 pub struct EndGuard {
-    begin: BeginAnswer,
+    node: NodeId,
+    delivery: DeliveryId,
     sent: u64,
     ends: Ends,
 }
 
 impl EndGuard {
-    pub fn new(begin: BeginAnswer, ends: Ends) -> Self {
-        Self { begin, sent: 0, ends }
+    pub fn new(node: NodeId, delivery: DeliveryId, ends: Ends) -> Self {
+        Self { node, delivery, sent: 0, ends }
+    }
+
+    /// The node recorded the begin; the bytes may belong to an earlier delivery that this request joined.
+    pub fn begun(&mut self, begin: &BeginAnswer) {
+        self.node = begin.node.clone();
+        self.delivery = begin.delivery;
+    }
+
+    pub fn delivery(&self) -> DeliveryId {
+        self.delivery
     }
 
     pub fn sent(&mut self, bytes: usize) {
@@ -52,10 +66,10 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        let end = EndRequest { delivery: self.begin.delivery, bytes_sent: self.sent };
-        if self.ends.queue.try_send((self.begin.node.clone(), end)).is_err() {
+        let end = EndRequest { delivery: self.delivery, bytes_sent: self.sent };
+        if self.ends.queue.try_send((self.node.clone(), end)).is_err() {
             self.ends.metrics.ends_lost.increment(1);
-            tracing::error!(delivery = %self.begin.delivery, "the queue of delivery ends is full; this one becomes 'recovered'");
+            tracing::error!(delivery = %self.delivery, "the queue of delivery ends is full; this one becomes 'recovered'");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! the next, so a crash leaves at most chunks that nothing refers to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::body::{Body, BodyDataStream};
 use common::api::gateway::Published;
@@ -47,7 +48,7 @@ pub struct Outcome {
 
 impl Gateway {
     pub async fn publish(
-        &self,
+        self: &Arc<Self>,
         client: &ClientRecord,
         publication: Publication,
         body: Body,
@@ -68,9 +69,22 @@ impl Gateway {
                 ),
             ));
         }
+        // As a task of its own: a client that goes away now still gets all of it or nothing.
+        let finish = Arc::clone(self).finish(client.clone(), publication, tag, received);
+        tokio::spawn(finish).await.unwrap_or_else(|error| Err(ApiError::internal(&error)))
+    }
+
+    /// Holds what was received and enters it into the provider's library.
+    async fn finish(
+        self: Arc<Self>,
+        client: ClientRecord,
+        publication: Publication,
+        tag: RefTag,
+        received: Received,
+    ) -> ApiResult<Outcome> {
         let manifest = self.manifest(&publication, tag, &received).await?;
-        let answer = self.hold_publication(client, &publication, manifest, tag).await?;
-        self.add_to_library(client, &publication.name, &received).await?;
+        let answer = self.hold_publication(&client, &publication, manifest, tag).await?;
+        self.add_to_library(&client, &publication.name, &received).await?;
         let published = Published {
             name: publication.name.to_string(),
             hash: received.hash,

@@ -104,6 +104,11 @@ impl SiteView {
         self.with_site(|site| site.node(id).map(|n| self.node(n))).flatten()
     }
 
+    /// The node that owns a slot, as far as this gateway knows.
+    pub fn owner(&self, slot: Slot) -> Option<NodeId> {
+        self.with_site(|site| site.slot_owner(slot).map(|n| n.id.clone())).flatten()
+    }
+
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
     /// configured patience. `call` must be safe to repeat.
     pub async fn ask_owner<A, F>(&self, slot: Slot, call: impl Fn(NodeClient) -> F) -> Result<A, ApiError>

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::body::Supply;
 use crate::chunks::decode_list;
 use crate::deliver::{Plan, Wish};
+use crate::ends::EndGuard;
 use crate::server::Gateway;
 
 impl Gateway {
@@ -36,11 +37,19 @@ impl Gateway {
             .possession(&request)
             .await
             .map_err(|error| error.to_api(ErrorCode::SourceUnavailable, unavailable))?;
+        // From here on a delivery that home recorded ends with what was sent, be it nothing.
+        let begun = answer.begin.map(|begin| {
+            let mut guard = EndGuard::new(begin.node.clone(), request.delivery, self.ends.clone());
+            guard.begun(&begin);
+            (begin.class, guard)
+        });
         let list = self.visited_list(&answer.holding.manifest, &wish.name, &peer).await?;
         let (chunks, name) = (self.chunks.clone(), wish.name.clone());
         let supply = Supply::Home { home: home.clone(), peer, chunks, name };
-        match (self.plan_visited(&wish, answer.holding, list, supply)?, answer.begin) {
-            (Plan::Deliver(delivery), Some(begin)) => self.send(*delivery, begin, started).await,
+        match (self.plan_visited(&wish, answer.holding, list, supply)?, begun) {
+            (Plan::Deliver(delivery), Some((class, guard))) => {
+                self.send(*delivery, class, guard, started).await
+            }
             (Plan::Answer(response), _) => Ok(*response),
             (Plan::Deliver(_), None) => Err(ApiError::new(
                 ErrorCode::SourceUnavailable,

@@ -14,7 +14,7 @@ use common::api::node::{HoldRequest, Holding, HoldingState, RefTag};
 use common::api::search::{ContentInfo, MissingAt, SearchClient};
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
-use common::manifest::{ChunkList, ChunkSlice};
+use common::manifest::{ChunkList, ChunkRef, ChunkSlice};
 use common::name::ContentName;
 use common::placement::Slot;
 use common::record::{DeliveryPath, Source};
@@ -173,7 +173,7 @@ impl Collector {
         holding: &Holding,
         tag: RefTag,
         candidates: &[Candidate],
-    ) -> Result<Arc<[common::manifest::ChunkRef]>, ApiError> {
+    ) -> Result<Arc<[ChunkRef]>, ApiError> {
         match &holding.manifest.chunks {
             ChunkList::Inline(chunks) => Ok(chunks.as_slice().into()),
             ChunkList::Stored { list, .. } => {
@@ -212,7 +212,7 @@ impl Collector {
     async fn fetch(
         &self,
         name: &ContentName,
-        chunk: &common::manifest::ChunkRef,
+        chunk: &ChunkRef,
         offset: u64,
         candidates: &[Candidate],
     ) -> Result<(Bytes, DeliveryPath), ApiError> {
@@ -270,21 +270,26 @@ impl Collector {
         for (batch_index, batch) in collection.chunks.chunks(CLAIM_BATCH).enumerate() {
             let missing: std::collections::HashSet<ChunkHash> =
                 self.chunks.claim(batch, name, tag).await?.into_iter().map(|c| c.hash).collect();
-            let mut fetches = Vec::new();
+            // Equal chunks of one content are fetched once; all their places are then there.
+            let mut fetches: Vec<(Vec<usize>, ChunkRef, u64)> = Vec::new();
+            let mut first: HashMap<ChunkHash, usize> = HashMap::new();
             for (index, chunk) in batch.iter().enumerate() {
                 let index = batch_index * CLAIM_BATCH + index;
-                if missing.contains(&chunk.hash) {
-                    fetches.push((index, *chunk, offset));
-                } else {
+                if !missing.contains(&chunk.hash) {
                     collection.stored(index);
+                } else if let Some(known) = first.get(&chunk.hash) {
+                    fetches[*known].0.push(index);
+                } else {
+                    first.insert(chunk.hash, fetches.len());
+                    fetches.push((vec![index], *chunk, offset));
                 }
                 offset += u64::from(chunk.len);
             }
-            let fetched = fetches.into_iter().map(|(index, chunk, offset)| async move {
+            let fetched = fetches.into_iter().map(|(places, chunk, offset)| async move {
                 let (bytes, _) = self.fetch(name, &chunk, offset, candidates).await?;
-                collection.tee(index, bytes.clone());
+                collection.tee(places[0], bytes.clone());
                 self.chunks.write(&chunk.hash, name, tag, bytes).await?;
-                collection.stored(index);
+                places.into_iter().for_each(|place| collection.stored(place));
                 Ok::<(), ApiError>(())
             });
             futures_util::stream::iter(fetched).buffered(IN_FLIGHT).try_collect::<()>().await?;

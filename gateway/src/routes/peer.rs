@@ -118,7 +118,7 @@ pub async fn possession(
             surrogate: Some(request.surrogate),
             mobile_access: request.mobile_access,
         };
-        let (holding, begin) = gateway.begin_for_visited_site(&wish).await?;
+        let (holding, begin) = gateway.begin_for_visited_site(&wish, request.delivery).await?;
         Ok(Json(PossessionAnswer { holding, begin }).into_response())
     })
     .await
