@@ -71,11 +71,17 @@ fn loopback() -> SocketAddr {
 #[derive(Clone, Default)]
 pub struct Health {
     conditions: Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>,
+    notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 impl Health {
     pub fn set(&self, condition: &'static str, state: Result<(), String>) {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner).insert(condition, state);
+    }
+
+    /// Tells of something under way that readiness does not wait for; shown by `/readyz?verbose`.
+    pub fn note(&self, what: &'static str, state: String) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).insert(what, state);
     }
 
     pub fn is_ready(&self) -> bool {
@@ -88,7 +94,9 @@ impl Health {
             Ok(()) => format!("[+] {name} ok\n"),
             Err(reason) => format!("[-] {name} failed: {reason}\n"),
         };
-        conditions.iter().map(line).collect()
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let notes = notes.iter().map(|(what, state)| format!("[i] {what}: {state}\n"));
+        conditions.iter().map(line).chain(notes).collect()
     }
 }
 

@@ -29,6 +29,9 @@ const SIZE_BUCKETS: &[f64] = &[
     1_073_741_824.0,
 ];
 
+/// Things handled at once, 1 to 1024 by twos.
+const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
 /// One server's metrics.
 #[derive(Clone)]
 pub struct MetricsRegistry {
@@ -41,6 +44,7 @@ impl MetricsRegistry {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), DURATION_BUCKETS)
             .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_bytes".into()), SIZE_BUCKETS))
+            .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_entries".into()), COUNT_BUCKETS))
             .expect("the bucket lists are not empty")
             .build_recorder();
         let handle = recorder.handle();

@@ -270,6 +270,15 @@ pub struct ChunkRefsAnswer {
     pub refs: Vec<Option<u64>>,
 }
 
+/// Removes a holding's back-references from these chunks. A chunk that nothing refers to is deleted after a grace.
+/// `POST /v1/chunks/release`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChunkReleaseRequest {
+    pub name: ContentName,
+    pub ref_tag: RefTag,
+    pub chunks: Vec<ChunkHash>,
+}
+
 /// A new owner asks for the rows of slots. The answerer takes no more changes to them until the move is done
 /// or has been given up. `POST /v1/slots/export`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -281,6 +290,10 @@ pub struct ExportRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExportAnswer {
     pub fence: u64,
+    /// The slots whose rows these are: as many of those asked for as fit one answer.
+    pub slots: Vec<Slot>,
+    /// Last change of search's feed that is in the rows; the new owner reads on from there.
+    pub changes_after: u64,
     /// Rows as the catalog keeps them: key and value.
     pub rows: Vec<(Bytes, Bytes)>,
 }
@@ -335,6 +348,7 @@ impl NodeClient {
         counts, "/v1/holdings/counts", CountsRequest => CountsAnswer;
         claim, "/v1/chunks/claim", ClaimRequest => ClaimAnswer;
         chunk_refs, "/v1/chunks/refs", ChunkRefsRequest => ChunkRefsAnswer;
+        release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
         end, "/v1/deliveries/end", EndBatch => ();
         library_add, "/v1/library/add", AddRequest => ();

@@ -1,1 +1,39 @@
-//! Being written.
+//! Search: the directory of a Dozo cluster.
+//!
+//! It knows the servers and hands out the cluster map, knows clients and buckets, and knows which sites and
+//! origins hold which content. Everything it is sure of is in one SQL database; what is in memory (the map as
+//! served, the servers' leases) is rebuilt from there at start.
+//!
+//! Invariants:
+//! - A change of the map is one SQL transaction that raises its epoch; it is served only once it is committed.
+//! - An announcement is applied exactly once per announcer, epoch and number, in order.
+//! - A name's newest version wins, in whatever order its announcements come.
+//!
+//! | looking for | module |
+//! |---|---|
+//! | settings, start, background work | [`config`], [`server`] |
+//! | HTTP resources | `routes` |
+//! | servers, leases, the map, slots | `servers`, `map`, `slots` |
+//! | clients and buckets | `clients`, `buckets` |
+//! | announcements, lookups, listings, the change feed | `announcements`, `contents`, `listing`, `changes` |
+//!
+//! SQL is written in those topic modules alone, in the dialect that SQLite and PostgreSQL share.
+
+mod announcements;
+mod buckets;
+mod changes;
+mod clients;
+pub mod config;
+mod contents;
+mod db;
+mod error;
+mod listing;
+mod map;
+mod metrics;
+mod routes;
+pub mod server;
+mod servers;
+mod slots;
+
+pub use config::Config;
+pub use server::start;

@@ -1,0 +1,7 @@
+//! An origin beside a real search: what it announces, and what it sends.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+mod harness;
+mod registering;
+mod sending;

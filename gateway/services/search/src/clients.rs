@@ -1,0 +1,100 @@
+//! Clients: their home sites and keys.
+
+use common::api::search::{ClientKeys, ClientRecord, NewClient};
+use common::auth::{random_hex, token_hash};
+use common::error::ErrorCode;
+use common::id::{ClientId, SiteId};
+use common::time::UnixMillis;
+
+use crate::db::Connection;
+use crate::error::{Failure, integer, natural};
+
+type Columns = (String, String, bool, i64);
+
+fn record_of((client, site, disabled, created): Columns) -> Result<ClientRecord, Failure> {
+    let (client, site) = (ClientId::new(&client)?, SiteId::new(&site)?);
+    Ok(ClientRecord { client, site, disabled, created: UnixMillis(natural(created)) })
+}
+
+/// Makes a client with fresh keys. The token is answered here and never again: only its hash is kept.
+pub async fn create(conn: &mut Connection, new: &NewClient, now: UnixMillis) -> Result<ClientKeys, Failure> {
+    check_site(conn, &new.site).await?;
+    if find(conn, &new.client).await?.is_some() {
+        let message =
+            format!("there is a client {} already; its keys were shown when it was made", new.client);
+        return Err(Failure::refused(ErrorCode::Conflict, message));
+    }
+    let keys = ClientKeys {
+        client: new.client.clone(),
+        site: new.site.clone(),
+        access_key: format!("DZ{}", random_hex(9).to_uppercase()),
+        secret_key: random_hex(20),
+        token: format!("dozo_{}", random_hex(24)),
+    };
+    sqlx::query(
+        "INSERT INTO clients (client, site, disabled, created, access_key, secret_key, token_hash)
+         VALUES ($1, $2, FALSE, $3, $4, $5, $6)",
+    )
+    .bind(keys.client.as_str())
+    .bind(keys.site.as_str())
+    .bind(integer(now.0, "the time")?)
+    .bind(&keys.access_key)
+    .bind(&keys.secret_key)
+    .bind(token_hash(&keys.token))
+    .execute(conn)
+    .await?;
+    Ok(keys)
+}
+
+/// A home site that no server ever told of is most likely a slip of the pen.
+async fn check_site(conn: &mut Connection, site: &SiteId) -> Result<(), Failure> {
+    let sites: Vec<String> =
+        sqlx::query_scalar("SELECT site FROM sites ORDER BY position").fetch_all(conn).await?;
+    if sites.iter().any(|s| s == site.as_str()) {
+        return Ok(());
+    }
+    let known = if sites.is_empty() { "none yet".to_owned() } else { sites.join(", ") };
+    let message =
+        format!("there is no site {site}; start a gateway or storage node there first (sites: {known})");
+    Err(Failure::refused(ErrorCode::InvalidRequest, message))
+}
+
+pub async fn find(conn: &mut Connection, client: &ClientId) -> Result<Option<ClientRecord>, Failure> {
+    let row: Option<Columns> =
+        sqlx::query_as("SELECT client, site, disabled, created FROM clients WHERE client = $1")
+            .bind(client.as_str())
+            .fetch_optional(conn)
+            .await?;
+    row.map(record_of).transpose()
+}
+
+pub async fn by_token(conn: &mut Connection, hash: &str) -> Result<ClientRecord, Failure> {
+    let row: Option<Columns> =
+        sqlx::query_as("SELECT client, site, disabled, created FROM clients WHERE token_hash = $1")
+            .bind(hash)
+            .fetch_optional(conn)
+            .await?;
+    let row = row.ok_or_else(|| Failure::refused(ErrorCode::ClientNotFound, "no client has this token"))?;
+    record_of(row)
+}
+
+pub async fn list(conn: &mut Connection) -> Result<Vec<ClientRecord>, Failure> {
+    let rows: Vec<Columns> =
+        sqlx::query_as("SELECT client, site, disabled, created FROM clients ORDER BY client")
+            .fetch_all(conn)
+            .await?;
+    rows.into_iter().map(record_of).collect()
+}
+
+/// Shuts a client out; what it holds and provides stays.
+pub async fn disable(conn: &mut Connection, client: &ClientId) -> Result<ClientRecord, Failure> {
+    sqlx::query("UPDATE clients SET disabled = TRUE WHERE client = $1")
+        .bind(client.as_str())
+        .execute(&mut *conn)
+        .await?;
+    find(conn, client).await?.ok_or_else(|| not_found(client))
+}
+
+pub fn not_found(client: &ClientId) -> Failure {
+    Failure::refused(ErrorCode::ClientNotFound, format!("there is no client {client}"))
+}

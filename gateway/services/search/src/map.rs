@@ -1,0 +1,140 @@
+//! The cluster map as it is served: read from the database after each change, kept in memory, written as JSON
+//! once. Beside it the list of targets for Prometheus, which comes from the same rows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use common::auth::Role;
+use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, ServerEntry, SiteEntry};
+use common::id::{NodeId, ServerName, SiteId};
+
+use crate::db::Connection;
+use crate::error::{Failure, natural};
+use crate::servers::{self, ServerRow};
+
+/// One state of the directory of servers. Cheap to clone.
+#[derive(Clone)]
+pub struct View {
+    pub map: Arc<ClusterMap>,
+    pub map_json: Bytes,
+    pub targets: Arc<Vec<Target>>,
+}
+
+impl View {
+    pub fn epoch(&self) -> MapEpoch {
+        self.map.epoch
+    }
+}
+
+/// One entry of Prometheus' HTTP service discovery.
+#[derive(Debug, Clone, Serialize)]
+pub struct Target {
+    /// `host:port`, without a scheme.
+    pub targets: [String; 1],
+    pub labels: Labels,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Labels {
+    pub role: &'static str,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
+    /// Id of a storage node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+impl Target {
+    pub fn new(role: Role, site: &str, name: &str, admin: &str) -> Self {
+        let address = admin.split_once("://").map_or(admin, |(_, rest)| rest).trim_end_matches('/');
+        let labels = Labels {
+            role: role.as_str(),
+            name: name.to_owned(),
+            site: (!site.is_empty()).then(|| site.to_owned()),
+            node: (role == Role::StorageNode).then(|| format!("{site}.{name}")),
+        };
+        Self { targets: [address.to_owned()], labels }
+    }
+}
+
+/// Raises the epoch; the change that it stands for is in the same transaction.
+pub async fn raise_epoch(conn: &mut Connection) -> Result<(), Failure> {
+    sqlx::query("UPDATE map_state SET epoch = epoch + 1").execute(conn).await?;
+    Ok(())
+}
+
+/// Reads the whole view. Run inside the changing transaction, it shows the change.
+pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
+    let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM map_state").fetch_one(&mut *conn).await?;
+    let rows = servers::all(conn).await?;
+    let mut map = ClusterMap { epoch: MapEpoch(natural(epoch)), ..ClusterMap::default() };
+    let sites: Vec<(String, Option<String>)> =
+        sqlx::query_as("SELECT site, zone FROM sites ORDER BY position").fetch_all(&mut *conn).await?;
+    for (site, zone) in sites {
+        let mut entry = SiteEntry { zone, ..SiteEntry::new(SiteId::new(&site)?) };
+        for row in rows.iter().filter(|r| r.key.site == site) {
+            add_to_site(&mut entry, row)?;
+        }
+        entry.slot_owners = slot_owners(conn, &entry).await?;
+        map.sites.push(entry);
+    }
+    map.origins =
+        rows.iter().filter(|r| r.key.role == Role::Origin).map(server_entry).collect::<Result<_, _>>()?;
+    map.service_billing = the_one(&rows, Role::ServiceBilling)?;
+    map.content_billing = the_one(&rows, Role::ContentBilling)?;
+    let map_json = serde_json::to_vec(&map)?.into();
+    let targets = rows.iter().map(|r| Target::new(r.key.role, &r.key.site, &r.key.name, &r.admin)).collect();
+    Ok(View { map: Arc::new(map), map_json, targets: Arc::new(targets) })
+}
+
+fn add_to_site(entry: &mut SiteEntry, row: &ServerRow) -> Result<(), Failure> {
+    let name = ServerName::new(&row.key.name)?;
+    match row.key.role {
+        Role::Gateway => entry.gateways.push(GatewayEntry {
+            name,
+            http: row.http.clone(),
+            s3: row.s3.clone(),
+            admin: row.admin.clone(),
+            alive: row.alive,
+        }),
+        Role::StorageNode => entry.nodes.push(NodeEntry {
+            id: NodeId::of(&entry.id, &name),
+            http: row.http.clone(),
+            admin: row.admin.clone(),
+            state: if row.alive { NodeState::Active } else { NodeState::Down },
+            weight: row.weight.and_then(|w| u32::try_from(w).ok()).unwrap_or(1),
+        }),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Owner of each slot as an index into the site's nodes.
+async fn slot_owners(conn: &mut Connection, entry: &SiteEntry) -> Result<Vec<u16>, Failure> {
+    let index: HashMap<&str, u16> = (0u16..).zip(&entry.nodes).map(|(i, n)| (n.id.name(), i)).collect();
+    let owners: Vec<String> = sqlx::query_scalar("SELECT owner FROM slots WHERE site = $1 ORDER BY slot")
+        .bind(entry.id.as_str())
+        .fetch_all(conn)
+        .await?;
+    let place = |owner: String| {
+        let missing = || sqlx::Error::Decode(format!("the slot owner {owner} is no server").into());
+        index.get(owner.as_str()).copied().ok_or_else(missing)
+    };
+    Ok(owners.into_iter().map(place).collect::<Result<_, _>>()?)
+}
+
+fn server_entry(row: &ServerRow) -> Result<ServerEntry, Failure> {
+    let name = ServerName::new(&row.key.name)?;
+    Ok(ServerEntry { name, http: row.http.clone(), admin: row.admin.clone() })
+}
+
+/// The server of a role that exists once: of several the newest that is alive, so a replacement takes over when
+/// the lease of the one it replaces has run out.
+fn the_one(rows: &[ServerRow], role: Role) -> Result<Option<ServerEntry>, Failure> {
+    let of_role = rows.iter().filter(|r| r.key.role == role);
+    of_role.max_by_key(|r| (r.alive, r.position)).map(server_entry).transpose()
+}

@@ -1,0 +1,372 @@
+//! The HTTP resources of search: reading requests, running them on the database, publishing what they changed.
+//!
+//! What changes something runs in a task of its own: a caller that hangs up cannot cut a committed change off
+//! from being published.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post, put};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use common::api::extract::{ApiJson, ApiQuery};
+use common::api::search::{
+    AnnounceAnswer, AnnounceBatch, BucketRecord, ChangePage, ClientKeys, ClientRecord, ContentInfo,
+    ContentPage, Fence, FenceRequest, ListQuery, MissingAt, MissingReport, NewBucket, NewClient, Registered,
+    Registration, SlotMove,
+};
+use common::auth::{Guard, require_server};
+use common::cluster::MapEpoch;
+use common::error::{ApiError, ApiResult};
+use common::id::{BucketName, ClientId};
+use common::name::ContentName;
+use common::server::bad_request;
+
+use crate::contents::{Effect, Holder};
+use crate::error::Failure;
+use crate::map::View;
+use crate::metrics::measure;
+use crate::server::App;
+use crate::{announcements, buckets, changes, clients, contents, listing, map, servers, slots};
+
+/// Longest time a caller may wait for a change; it asks again then.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const SMALL_BODY_MAX: usize = 64 << 10;
+const BATCH_BODY_MAX: usize = 8 << 20;
+
+/// The service listener's routes: for servers of the cluster and its operator, service discovery for anybody.
+pub fn service(app: App, guard: Guard) -> Router {
+    let op = |name, route: MethodRouter<App>| route.layer(from_fn_with_state(app.metrics.op(name), measure));
+    let guarded = Router::new()
+        .route("/v1/servers", op("register", post(register)))
+        .route("/v1/map", op("map", get(cluster_map)))
+        .route("/v1/map/slots/fence", op("fence", post(fence)))
+        .route("/v1/map/slots/move", op("move", post(move_slots)))
+        .route("/v1/clients", op("clients", get(list_clients).post(create_client)))
+        .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
+        .route("/v1/clients/by-token/{hash}", op("client_by_token", get(client_by_token)))
+        .route("/v1/buckets", op("buckets", get(list_buckets)))
+        .route("/v1/buckets/{bucket}", op("bucket", put(put_bucket).get(get_bucket)))
+        .route("/v1/contents/lookup", op("lookup", get(lookup)))
+        .route("/v1/contents/list", op("list", get(list)))
+        .route("/v1/contents/search", op("find", get(find)))
+        .route("/v1/contents/missing", op("missing", post(missing)))
+        .route("/v1/changes", op("changes", get(change_feed)))
+        .layer(DefaultBodyLimit::max(SMALL_BODY_MAX))
+        .merge(
+            Router::new()
+                .route("/v1/announcements", op("announce", post(announce)))
+                .layer(DefaultBodyLimit::max(BATCH_BODY_MAX)),
+        )
+        .layer(from_fn_with_state(guard, require_server))
+        .layer(map_response(not_to_be_cached));
+    guarded.with_state(app.clone()).merge(discovery(app))
+}
+
+/// Prometheus' service discovery; it names addresses only, so it needs no token.
+pub fn discovery(app: App) -> Router {
+    Router::new().route("/v1/sd/prometheus", get(targets)).with_state(app)
+}
+
+async fn not_to_be_cached(mut response: Response) -> Response {
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Runs `change` to its end, whether or not the caller still waits.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> ApiResult<T> {
+    match tokio::spawn(change).await {
+        Ok(result) => Ok(result?),
+        Err(panicked) => Err(ApiError::internal(&panicked)),
+    }
+}
+
+type PathOf = Result<Path<String>, PathRejection>;
+
+fn path_text(path: PathOf) -> ApiResult<String> {
+    path.map(|Path(text)| text).map_err(bad_request)
+}
+
+// --- Servers, map, slots ---
+
+async fn register(
+    State(app): State<App>,
+    ApiJson(registration): ApiJson<Registration>,
+) -> ApiResult<ApiJson<Registered>> {
+    let key = servers::check(&registration)?;
+    let heartbeat_ms = app.heartbeat_ms;
+    let (map_epoch, record_epoch) = to_the_end(async move {
+        app.leases.renew(key.clone());
+        let mut conn = app.db.read().await?;
+        let known = servers::find(&mut conn, &key).await?;
+        let tells_zone = registration.zone.is_some() && servers::lacks_zone(&mut conn, &key.site).await?;
+        drop(conn);
+        let wanted = servers::wanted(&key, &registration, known.as_ref());
+        if known.as_ref() == Some(&wanted) && !tells_zone {
+            return Ok((app.view.borrow().epoch(), wanted.record_epoch));
+        }
+        let mut tx = app.db.write().await?;
+        // Read again: only here nobody else writes.
+        let known = servers::find(&mut tx, &key).await?;
+        let wanted = servers::wanted(&key, &registration, known.as_ref());
+        servers::put(&mut tx, &wanted, registration.zone.as_deref()).await?;
+        map::raise_epoch(&mut tx).await?;
+        let view = map::load(&mut tx).await?;
+        tx.commit().await?;
+        tracing::info!(role = %key.role, site = key.site, name = key.name, epoch = view.epoch().0, "registered");
+        let epoch = view.epoch();
+        app.publish(view);
+        Ok((epoch, wanted.record_epoch))
+    })
+    .await?;
+    let record_epoch = record_epoch.and_then(|e| u64::try_from(e).ok());
+    Ok(ApiJson(Registered { map_epoch, record_epoch, heartbeat_ms }))
+}
+
+#[derive(Deserialize)]
+struct WaitParams {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+impl WaitParams {
+    fn wait(&self) -> Duration {
+        Duration::from_millis(self.wait_ms).min(WAIT_MAX)
+    }
+}
+
+async fn cluster_map(State(app): State<App>, ApiQuery(params): ApiQuery<WaitParams>) -> Response {
+    let mut view = app.view.subscribe();
+    let newer = async { view.wait_for(|v| v.epoch() > MapEpoch(params.after)).await.map(drop) };
+    tokio::select! {
+        _ = tokio::time::timeout(params.wait(), newer) => {}
+        () = app.draining.cancelled() => {}
+    }
+    let json = app.view.borrow().map_json.clone();
+    json_response(json)
+}
+
+fn json_response(json: bytes::Bytes) -> Response {
+    let headers: [(HeaderName, HeaderValue); 1] =
+        [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (headers, json).into_response()
+}
+
+async fn fence(State(app): State<App>, ApiJson(request): ApiJson<FenceRequest>) -> ApiResult<ApiJson<Fence>> {
+    let fence = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let fence = slots::fence(&mut tx, &request).await?;
+        tx.commit().await?;
+        Ok(fence)
+    })
+    .await?;
+    Ok(ApiJson(Fence { fence }))
+}
+
+async fn move_slots(State(app): State<App>, ApiJson(request): ApiJson<SlotMove>) -> ApiResult<Response> {
+    let view = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        if !slots::move_slots(&mut tx, &request).await? {
+            return Ok(app.view.borrow().clone());
+        }
+        map::raise_epoch(&mut tx).await?;
+        let view = map::load(&mut tx).await?;
+        tx.commit().await?;
+        let (count, epoch) = (request.slots.len(), view.epoch().0);
+        tracing::info!(site = %request.site, from = %request.from, to = %request.to, count, epoch, "slots moved");
+        app.publish(view.clone());
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+async fn targets(State(app): State<App>) -> Response {
+    let View { targets, .. } = app.view.borrow().clone();
+    let all: Vec<_> = std::iter::once(&*app.own_target).chain(targets.iter()).collect();
+    axum::Json(all).into_response()
+}
+
+// --- Clients and buckets ---
+
+async fn create_client(
+    State(app): State<App>,
+    ApiJson(new): ApiJson<NewClient>,
+) -> ApiResult<ApiJson<ClientKeys>> {
+    let keys = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let keys = clients::create(&mut tx, &new, app.clock.now()).await?;
+        tx.commit().await?;
+        Ok(keys)
+    })
+    .await?;
+    Ok(ApiJson(keys))
+}
+
+async fn list_clients(State(app): State<App>) -> ApiResult<ApiJson<Vec<ClientRecord>>> {
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(clients::list(&mut conn).await?))
+}
+
+async fn disable_client(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<ClientRecord>> {
+    let client = ClientId::new(&path_text(path)?)?;
+    let record = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let record = clients::disable(&mut tx, &client).await?;
+        tx.commit().await?;
+        Ok(record)
+    })
+    .await?;
+    Ok(ApiJson(record))
+}
+
+async fn client_by_token(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<ClientRecord>> {
+    let hash = path_text(path)?;
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(clients::by_token(&mut conn, &hash).await?))
+}
+
+async fn put_bucket(
+    State(app): State<App>,
+    path: PathOf,
+    ApiJson(new): ApiJson<NewBucket>,
+) -> ApiResult<ApiJson<BucketRecord>> {
+    let bucket = BucketName::new(&path_text(path)?)?;
+    let record = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let record = buckets::put(&mut tx, &bucket, &new, app.clock.now()).await?;
+        tx.commit().await?;
+        Ok(record)
+    })
+    .await?;
+    Ok(ApiJson(record))
+}
+
+async fn get_bucket(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<BucketRecord>> {
+    let bucket = BucketName::new(&path_text(path)?)?;
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(buckets::get(&mut conn, &bucket).await?))
+}
+
+async fn list_buckets(State(app): State<App>) -> ApiResult<ApiJson<Vec<BucketRecord>>> {
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(buckets::list(&mut conn).await?))
+}
+
+// --- Contents ---
+
+async fn announce(
+    State(app): State<App>,
+    ApiJson(batch): ApiJson<AnnounceBatch>,
+) -> ApiResult<ApiJson<AnnounceAnswer>> {
+    let next_seq = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let applied = announcements::apply(&mut tx, &batch).await?;
+        if applied.items > 0 {
+            tx.commit().await?;
+            app.metrics.announcements.increment(applied.items);
+            app.count(applied.contents, applied.holders);
+            app.publish_changes(applied.last_change);
+        }
+        Ok(applied.next_seq)
+    })
+    .await?;
+    Ok(ApiJson(AnnounceAnswer { next_seq: u64::try_from(next_seq).unwrap_or(1) }))
+}
+
+#[derive(Deserialize)]
+struct NameParams {
+    name: String,
+}
+
+async fn lookup(
+    State(app): State<App>,
+    ApiQuery(params): ApiQuery<NameParams>,
+) -> ApiResult<ApiJson<ContentInfo>> {
+    let name: ContentName = params.name.parse()?;
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(listing::lookup(&mut conn, &name).await?))
+}
+
+#[derive(Deserialize)]
+struct ListParams {
+    bucket: String,
+    #[serde(default)]
+    prefix: String,
+    #[serde(default)]
+    after: String,
+    limit: Option<u32>,
+    delimiter: Option<String>,
+}
+
+async fn list(
+    State(app): State<App>,
+    ApiQuery(params): ApiQuery<ListParams>,
+) -> ApiResult<ApiJson<ContentPage>> {
+    let ListParams { bucket, prefix, after, limit, delimiter } = params;
+    let bucket = BucketName::new(&bucket)?;
+    let query = ListQuery { prefix, after, limit, delimiter };
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(listing::list(&mut conn, &bucket, &query).await?))
+}
+
+#[derive(Deserialize)]
+struct FindParams {
+    q: String,
+    #[serde(default)]
+    after: String,
+    limit: Option<u32>,
+}
+
+async fn find(
+    State(app): State<App>,
+    ApiQuery(params): ApiQuery<FindParams>,
+) -> ApiResult<ApiJson<ContentPage>> {
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(listing::find(&mut conn, &params.q, &params.after, params.limit).await?))
+}
+
+async fn missing(State(app): State<App>, ApiJson(report): ApiJson<MissingReport>) -> ApiResult<ApiJson<()>> {
+    to_the_end(async move {
+        let holder = match &report.at {
+            MissingAt::Site(site) => Holder::site(site.as_str()),
+            MissingAt::Origin(name) => Holder::origin(name.as_str()),
+        };
+        let mut tx = app.db.write().await?;
+        let effect = contents::missing(&mut tx, &holder, &report.name, report.version).await?;
+        tx.commit().await?;
+        if effect != Effect::default() {
+            tracing::warn!(name = %report.name, at = ?report.at, "a holder did not have what it announced");
+        }
+        app.count(effect.contents, effect.holders);
+        Ok(())
+    })
+    .await?;
+    Ok(ApiJson(()))
+}
+
+async fn change_feed(
+    State(app): State<App>,
+    ApiQuery(params): ApiQuery<WaitParams>,
+) -> ApiResult<ApiJson<ChangePage>> {
+    let mut last = app.last_change.subscribe();
+    // A number beyond the end is of another feed and answered at once.
+    let waited = async { last.wait_for(|last| *last != params.after).await.map(drop) };
+    tokio::select! {
+        _ = tokio::time::timeout(params.wait(), waited) => {}
+        () = app.draining.cancelled() => {}
+    }
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(changes::after(&mut conn, params.after).await?))
+}

@@ -1,0 +1,151 @@
+//! Starting and stopping the search server, and its one background worker: the sweep that marks servers as down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use common::auth::{ClusterSecret, Guard, Role};
+use common::server::{Health, Listen, Running, Server, StartError};
+use common::time::Clock;
+
+use crate::config::Config;
+use crate::db::Db;
+use crate::error::{Failure, natural};
+use crate::map::{Target, View};
+use crate::metrics::Metrics;
+use crate::servers::Leases;
+use crate::{changes, contents, map, routes, servers};
+
+/// What requests share. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub db: Db,
+    pub view: watch::Sender<View>,
+    /// Last number of the change feed.
+    pub last_change: watch::Sender<u64>,
+    pub leases: Arc<Leases>,
+    pub metrics: Metrics,
+    pub clock: Clock,
+    pub heartbeat_ms: u64,
+    /// Long polls end when this is cancelled.
+    pub draining: CancellationToken,
+    pub own_target: Arc<Target>,
+}
+
+impl App {
+    /// Makes a committed view the one that is served. Commits may be published out of their order; the newest wins.
+    pub fn publish(&self, view: View) {
+        self.view.send_if_modified(|current| {
+            let is_newer = view.epoch() > current.epoch();
+            if is_newer {
+                *current = view;
+            }
+            is_newer
+        });
+        self.metrics.map_epoch.set(self.view.borrow().epoch().0 as f64);
+    }
+
+    pub fn publish_changes(&self, last: i64) {
+        let last = natural(last);
+        self.last_change.send_if_modified(|current| {
+            let is_newer = last > *current;
+            *current = last.max(*current);
+            is_newer
+        });
+    }
+
+    /// Adds to the totals of names and holders.
+    pub fn count(&self, contents: i64, holders: i64) {
+        self.metrics.contents.increment(contents as f64);
+        self.metrics.holders.increment(holders as f64);
+    }
+}
+
+/// Opens the database, begins to answer, and returns once it does.
+pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
+    config.check().map_err(|reason| StartError::failed("reading the configuration of search", reason))?;
+    let listen = Listen { listen: config.listen, admin: config.admin };
+    let server = Server::bind(Role::Search, "search", &listen).await?;
+    server.health.set("database", Err("opening".into()));
+    let db = Db::open(&config.data_dir).await?;
+    let failed = |failure: Failure| StartError::failed("reading the directory", failure);
+    let app = load(&config, &server, db.clone()).await.map_err(failed)?;
+    server.health.set("database", Ok(()));
+    let guard = Guard { secret, audience: Role::Search, clock: Clock::System };
+    let lease = Duration::from_millis(config.lease_ms);
+    server.spawn_worker(sweep(app.clone(), server.health.clone(), lease));
+    let service = routes::service(app.clone(), guard);
+    let admin = routes::discovery(app);
+    Ok(server.run(service, admin, async move { db.close().await }))
+}
+
+/// Reads from the database what is kept in memory.
+async fn load(config: &Config, server: &Server, db: Db) -> Result<App, Failure> {
+    let mut conn = db.read().await?;
+    let view = map::load(&mut conn).await?;
+    let last_change = natural(changes::last_seq(&mut conn).await?);
+    let totals = contents::totals(&mut conn).await?;
+    let leases = Leases::default();
+    for row in servers::all(&mut conn).await?.into_iter().filter(|r| r.alive) {
+        leases.renew(row.key);
+    }
+    drop(conn);
+    let metrics = Metrics::new(&server.metrics);
+    metrics.map_epoch.set(view.epoch().0 as f64);
+    metrics.contents.set(totals.0 as f64);
+    metrics.holders.set(totals.1 as f64);
+    Ok(App {
+        db,
+        view: watch::Sender::new(view),
+        last_change: watch::Sender::new(last_change),
+        leases: Arc::new(leases),
+        metrics,
+        clock: Clock::System,
+        heartbeat_ms: config.heartbeat_ms,
+        draining: server.draining_token(),
+        own_target: Arc::new(Target::new(Role::Search, "", "search", &server.admin_url())),
+    })
+}
+
+/// Marks servers whose lease ran out as down, and tells health whether the database answers.
+async fn sweep(app: App, health: Health, lease: Duration) {
+    let mut ticks =
+        tokio::time::interval((lease / 8).clamp(Duration::from_millis(10), Duration::from_secs(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let state = app.db.ping().await.map_err(|failure| common::error::chain(&failure));
+        health.set("database", state);
+        let expired = app.leases.take_expired(lease);
+        if expired.is_empty() {
+            continue;
+        }
+        if let Err(failure) = mark_down(&app, &expired).await {
+            tracing::warn!(error = common::error::chain(&failure), "servers could not be marked as down");
+            expired.into_iter().for_each(|key| app.leases.put_back(key, lease));
+        }
+    }
+}
+
+async fn mark_down(app: &App, expired: &[servers::ServerKey]) -> Result<(), Failure> {
+    let mut tx = app.db.write().await?;
+    let mut changed = false;
+    // One that reported since is alive after all.
+    for key in expired.iter().filter(|key| !app.leases.has(key)) {
+        if servers::mark_down(&mut tx, key).await? {
+            tracing::warn!(role = %key.role, site = key.site, name = key.name, "no heartbeat; marked as down");
+            changed = true;
+        }
+    }
+    if !changed {
+        return Ok(());
+    }
+    map::raise_epoch(&mut tx).await?;
+    let view = map::load(&mut tx).await?;
+    tx.commit().await?;
+    app.publish(view);
+    Ok(())
+}

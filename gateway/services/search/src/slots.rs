@@ -1,0 +1,118 @@
+//! Moving slots between the nodes of a site: fence, then compare and set.
+//!
+//! The present owner fences the slots before it hands out their rows; the new owner moves them with that fence.
+//! Any other fence taken in between makes the move fail, so rows exported earlier can never win over later ones.
+
+use std::collections::BTreeSet;
+
+use common::api::search::{FenceRequest, SlotMove};
+use common::error::ErrorCode;
+use common::id::{NodeId, SiteId};
+use common::placement::{SLOT_COUNT, Slot};
+
+use crate::db::Connection;
+use crate::error::{Failure, integer, natural};
+
+/// Gives the slots a new fence, if `owner` owns them all.
+pub async fn fence(conn: &mut Connection, request: &FenceRequest) -> Result<u64, Failure> {
+    let slots = checked(&request.slots)?;
+    check_site(&request.owner, &request.site)?;
+    for slot in &slots {
+        let (owner, _) = slot_row(conn, &request.site, *slot).await?;
+        if owner != request.owner.name() {
+            return Err(lost(*slot, &request.site, &owner, &request.owner));
+        }
+    }
+    sqlx::query("UPDATE map_state SET fence = fence + 1").execute(&mut *conn).await?;
+    let fence: i64 = sqlx::query_scalar("SELECT fence FROM map_state").fetch_one(&mut *conn).await?;
+    for slot in slots {
+        sqlx::query("UPDATE slots SET fence = $1 WHERE site = $2 AND slot = $3")
+            .bind(fence)
+            .bind(request.site.as_str())
+            .bind(slot)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(natural(fence))
+}
+
+/// Moves the slots. False if they were moved just so before: the answer to a repeated request.
+pub async fn move_slots(conn: &mut Connection, request: &SlotMove) -> Result<bool, Failure> {
+    let slots = checked(&request.slots)?;
+    check_site(&request.from, &request.site)?;
+    check_site(&request.to, &request.site)?;
+    check_exists(conn, &request.to).await?;
+    let fence = integer(request.fence, "fence")?;
+    let mut moved_before = 0;
+    for slot in &slots {
+        let (owner, newest) = slot_row(conn, &request.site, *slot).await?;
+        if newest != fence {
+            let message =
+                format!("slot {slot} of site {} has another fence by now; export it again", request.site);
+            return Err(Failure::refused(ErrorCode::Conflict, message));
+        }
+        if owner == request.to.name() {
+            moved_before += 1;
+        } else if owner != request.from.name() {
+            return Err(lost(*slot, &request.site, &owner, &request.from));
+        }
+    }
+    if moved_before == slots.len() {
+        return Ok(false);
+    }
+    for slot in slots {
+        sqlx::query("UPDATE slots SET owner = $1 WHERE site = $2 AND slot = $3")
+            .bind(request.to.name())
+            .bind(request.site.as_str())
+            .bind(slot)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(true)
+}
+
+fn checked(slots: &[Slot]) -> Result<BTreeSet<i64>, Failure> {
+    if slots.is_empty() || slots.iter().any(|s| s.0 >= SLOT_COUNT) {
+        let message = format!("`slots` must name at least one slot, each below {SLOT_COUNT}");
+        return Err(Failure::refused(ErrorCode::InvalidRequest, message));
+    }
+    Ok(slots.iter().map(|s| i64::from(s.0)).collect())
+}
+
+fn check_site(node: &NodeId, site: &SiteId) -> Result<(), Failure> {
+    if node.site() == site.as_str() {
+        return Ok(());
+    }
+    Err(Failure::refused(ErrorCode::InvalidRequest, format!("node {node} is not of site {site}")))
+}
+
+async fn check_exists(conn: &mut Connection, node: &NodeId) -> Result<(), Failure> {
+    let count: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM servers WHERE role = 'storage-node' AND site = $1 AND name = $2",
+    )
+    .bind(node.site())
+    .bind(node.name())
+    .fetch_one(conn)
+    .await?;
+    if count > 0 {
+        return Ok(());
+    }
+    Err(Failure::refused(ErrorCode::Conflict, format!("node {node} has not registered")))
+}
+
+async fn slot_row(conn: &mut Connection, site: &SiteId, slot: i64) -> Result<(String, i64), Failure> {
+    let row: Option<(String, i64)> =
+        sqlx::query_as("SELECT owner, fence FROM slots WHERE site = $1 AND slot = $2")
+            .bind(site.as_str())
+            .bind(slot)
+            .fetch_optional(conn)
+            .await?;
+    row.ok_or_else(|| {
+        Failure::refused(ErrorCode::Conflict, format!("site {site} has no slots: no node registered"))
+    })
+}
+
+fn lost(slot: i64, site: &SiteId, owner: &str, claimed: &NodeId) -> Failure {
+    let message = format!("slot {slot} belongs to {site}.{owner}, not to {claimed}");
+    Failure::refused(ErrorCode::Conflict, message)
+}

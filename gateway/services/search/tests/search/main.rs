@@ -1,0 +1,9 @@
+//! Search as other servers see it: over HTTP, through the typed client.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+mod announcements;
+mod harness;
+mod http;
+mod listing;
+mod servers;
