@@ -4,6 +4,7 @@
 //! [`MetricsRegistry`] of its own, makes its handles in it once at start, and its `/metrics` shows its own
 //! figures alone. Handles are cheap and cached; nothing on a request's path looks a metric up by name.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +91,10 @@ pub enum LogFormat {
 pub fn init_logs(format: LogFormat, filter: &str) {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what this function promises.
     let _already_set = match format {
         LogFormat::Text => builder.with_target(true).try_init(),

@@ -38,14 +38,15 @@ pub struct Ends {
 /// delivery that may have begun ends at once, with nothing sent.
 pub struct EndGuard {
     node: NodeId,
+    request: DeliveryId,
     delivery: DeliveryId,
     sent: u64,
     ends: Ends,
 }
 
 impl EndGuard {
-    pub fn new(node: NodeId, delivery: DeliveryId, ends: Ends) -> Self {
-        Self { node, delivery, sent: 0, ends }
+    pub fn new(node: NodeId, request: DeliveryId, ends: Ends) -> Self {
+        Self { node, request, delivery: request, sent: 0, ends }
     }
 
     /// The node recorded the begin; the bytes may belong to an earlier delivery that this request joined.
@@ -66,7 +67,7 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        let end = EndRequest { delivery: self.delivery, bytes_sent: self.sent };
+        let end = EndRequest { delivery: self.delivery, request: self.request, bytes_sent: self.sent };
         if self.ends.queue.try_send((self.node.clone(), end)).is_err() {
             self.ends.metrics.ends_lost.increment(1);
             tracing::error!(delivery = %self.delivery, "the queue of delivery ends is full; this one becomes 'recovered'");

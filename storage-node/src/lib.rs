@@ -1,1 +1,42 @@
-//! Being written.
+//! The storage node: it holds everything that a site holds.
+//!
+//! Chunks (bytes by hash) are in a store: a block device, or an object store. Everything else, the catalog, is rows:
+//! holdings of names, libraries of clients, references of chunks, deliveries and what others are still to be
+//! told. Both are durable in the node's log before anything is answered.
+//!
+//! | looking for | module |
+//! |---|---|
+//! | start, configuration, routes | [`server`], [`config`], `routes` |
+//! | rows, group commit, index | [`catalog`] |
+//! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`chunks`] |
+//! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
+//! | what others are told | [`outbox`]; what search tells: [`feed`] |
+//! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
+//! | bytes on disk | [`store`], [`log`], [`io`] |
+//!
+//! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
+//! durable; only the reaper deletes chunks; a delivery record is never changed once it has its number.
+
+pub mod catalog;
+pub mod chunks;
+pub mod closing;
+pub mod config;
+pub mod deliveries;
+pub mod feed;
+pub mod holdings;
+pub mod io;
+pub mod library;
+pub mod log;
+pub mod map_watch;
+pub mod metrics;
+pub mod node;
+pub mod outbox;
+pub mod reaper;
+mod routes;
+pub mod server;
+pub mod slot_moves;
+pub mod slots;
+pub mod store;
+
+pub use config::Config;
+pub use server::start;

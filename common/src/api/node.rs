@@ -189,6 +189,9 @@ pub struct BeginAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndRequest {
     pub delivery: DeliveryId,
+    /// Id that the request began with: the delivery's own, or another one if it joined. The same id again changes
+    /// nothing.
+    pub request: DeliveryId,
     pub bytes_sent: u64,
 }
 

@@ -1,0 +1,232 @@
+//! The one thread that changes the catalog: group commit.
+//!
+//! It takes what is queued, runs it against the index, appends one redo entry to the log, applies the entry to the
+//! index and answers all. While the log syncs, the next batch gathers in the queue. After any failure but a
+//! full log it stops for good: what the index holds would no longer be known. A restart recovers.
+
+use std::sync::Arc;
+
+use common::error::{ApiError, ApiResult, ErrorCode, chain};
+use redb::Database;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::txn::{Overlay, ROWS, Txn};
+use super::{index, redo};
+use crate::log::{Log, LogError, LogPosition};
+
+/// Most changes in one batch.
+const BATCH_LEN: usize = 256;
+/// A batch takes no further change once its redo entry is this long.
+const BATCH_BYTES: usize = 1 << 20;
+/// The index is synced also when this much was logged since.
+const CHECKPOINT_BYTES: usize = 64 << 20;
+
+/// Told when the batch is durable, or why it is not.
+type Answer = Box<dyn FnOnce(ApiResult<()>) + Send>;
+/// Runs a change; says whether its writes count.
+pub(super) type Work = Box<dyn FnOnce(&mut Txn<'_>) -> (bool, Answer) + Send>;
+
+pub(super) enum Job {
+    Change(Work),
+    Checkpoint(Option<oneshot::Sender<()>>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Wraps a change and the place where its answer goes.
+pub(super) fn work<T, F>(change: F, answer: oneshot::Sender<ApiResult<T>>) -> Work
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Txn<'_>) -> ApiResult<T> + Send + 'static,
+{
+    Box::new(move |txn| {
+        let result = change(txn);
+        let counts = result.is_ok();
+        let tell = move |batch: ApiResult<()>| {
+            // Nobody may wait any more; the change is carried out all the same.
+            let _unheard = answer.send(batch.and(result));
+        };
+        (counts, Box::new(tell))
+    })
+}
+
+pub(super) struct Committer {
+    index: Arc<Database>,
+    log: Log,
+    jobs: mpsc::Receiver<Job>,
+    /// The index holds the log up to here.
+    applied: LogPosition,
+    /// And up to here it does so durably.
+    synced: LogPosition,
+    bytes_since_sync: usize,
+    stop: watch::Sender<Option<String>>,
+}
+
+impl Committer {
+    pub fn spawn(
+        index: Arc<Database>,
+        log: Log,
+        position: LogPosition,
+        jobs: mpsc::Receiver<Job>,
+        stop: watch::Sender<Option<String>>,
+    ) -> std::io::Result<()> {
+        let committer =
+            Self { index, log, jobs, applied: position, synced: position, bytes_since_sync: 0, stop };
+        let run = move || {
+            // Whoever waits for the end may open the same log again at once: `run` has let go of it by then.
+            if let Some(done) = committer.run() {
+                let _unheard = done.send(());
+            }
+        };
+        std::thread::Builder::new().name("catalog".into()).spawn(run).map(drop)
+    }
+
+    /// Works until closed, stopped by a failure, or left by everyone. Answers who waits for the end.
+    fn run(mut self) -> Option<oneshot::Sender<()>> {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| self.jobs.blocking_recv()) {
+            let failed = match job {
+                Job::Change(work) => self.batch(work, &mut next).err(),
+                Job::Checkpoint(done) => {
+                    let failed = self.checkpoint().err();
+                    if let (Some(done), None) = (done, &failed) {
+                        let _unheard = done.send(());
+                    }
+                    failed
+                }
+                Job::Close(done) => {
+                    if let Err(reason) = self.checkpoint() {
+                        tracing::error!(
+                            reason,
+                            "the index was not synced; the next start replays more of the log"
+                        );
+                    }
+                    self.stop.send_replace(Some("the node is stopping".into()));
+                    return Some(done);
+                }
+            };
+            if let Some(reason) = failed {
+                tracing::error!(reason, "the catalog takes no more changes; restart the node to recover");
+                self.stop.send_replace(Some(reason));
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Commits `first` and what is queued behind it; a job that is no change is left in `next`.
+    /// An error means that the committer must stop.
+    fn batch(&mut self, first: Work, next: &mut Option<Job>) -> Result<(), String> {
+        let (mut overlay, mut answers) = (Overlay::default(), Vec::new());
+        let committed = self.commit(first, next, &mut overlay, &mut answers);
+        let (batch, failed) = match committed {
+            Ok(()) => (Ok(()), None),
+            Err(Failure::Refused(error)) => (Err(error), None),
+            Err(Failure::Broken(reason)) => {
+                let mut error = ApiError::new(ErrorCode::Unavailable, "the node takes no more changes");
+                error.cause = Some(reason.clone());
+                (Err(error), Some(reason))
+            }
+        };
+        for answer in answers {
+            answer(batch.clone());
+        }
+        if self.bytes_since_sync >= CHECKPOINT_BYTES {
+            self.checkpoint()?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn commit(
+        &mut self,
+        first: Work,
+        next: &mut Option<Job>,
+        overlay: &mut Overlay,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Failure> {
+        let txn = index::begin_unsynced(&self.index).map_err(broken)?;
+        {
+            let mut table = txn.open_table(ROWS).map_err(|error| broken(error.into()))?;
+            let mut work = Some(first);
+            while let Some(change) = work.take() {
+                let mut one = Txn::new(&table, overlay);
+                let (counts, answer) = change(&mut one);
+                let changes = one.into_changes();
+                answers.push(answer);
+                if counts {
+                    overlay.absorb(changes);
+                }
+                if answers.len() < BATCH_LEN && overlay.bytes < BATCH_BYTES {
+                    match self.jobs.try_recv() {
+                        Ok(Job::Change(change)) => work = Some(change),
+                        Ok(other) => *next = Some(other),
+                        Err(_) => {}
+                    }
+                }
+            }
+            if overlay.changes.is_empty() {
+                return Ok(());
+            }
+            let entry = redo::encode(overlay);
+            let entry_bytes = entry.len();
+            self.applied = self.log.append_rows_blocking(entry).map_err(Failure::from)?;
+            self.bytes_since_sync += entry_bytes;
+            for (key, value) in &overlay.changes {
+                let applied = match value {
+                    Some(value) => table.insert(key.as_slice(), value.as_slice()),
+                    None => table.remove(key.as_slice()),
+                };
+                applied.map_err(|error| broken(error.into()))?;
+            }
+        }
+        txn.commit().map_err(|error| broken(error.into()))
+    }
+
+    fn checkpoint(&mut self) -> Result<(), String> {
+        if self.applied > self.synced {
+            index::save_position(&self.index, self.applied).map_err(|error| chain(&*error))?;
+            self.synced = self.applied;
+            self.bytes_since_sync = 0;
+        }
+        Ok(())
+    }
+}
+
+/// A committer that ends for another reason than these (a panic) must not look alive.
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.stop.send_if_modified(|reason| {
+            let unexplained = reason.is_none();
+            if unexplained {
+                *reason = Some("the committer ended".into());
+            }
+            unexplained
+        });
+    }
+}
+
+enum Failure {
+    /// Nothing was written; the next change may fit.
+    Refused(ApiError),
+    /// What was written is not known.
+    Broken(String),
+}
+
+fn broken(error: Box<dyn std::error::Error + Send + Sync>) -> Failure {
+    Failure::Broken(chain(&*error))
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Full { .. } => {
+                let message = "the node's log is full; delete contents or add a node";
+                Self::Refused(ApiError::new(ErrorCode::NodeFull, message).with_cause(&error))
+            }
+            LogError::TooLong { .. } => {
+                let message = "the change is too large for the node's log";
+                Self::Refused(ApiError::new(ErrorCode::TooLarge, message).with_cause(&error))
+            }
+            other => Self::Broken(chain(&other)),
+        }
+    }
+}

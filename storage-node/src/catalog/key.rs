@@ -1,0 +1,227 @@
+//! The key space of the catalog. Tags are pinned: they are on disk.
+//!
+//! Texts in keys are content names and client ids; neither contains a NUL, so NUL ends them. Numbers are
+//! big-endian, so they sort. Rows that belong to a slot carry it behind the tag: a slot is one range per tag.
+
+use common::api::node::RefTag;
+use common::hash::ChunkHash;
+use common::id::{ClientId, DeliveryId};
+use common::name::ContentName;
+use common::placement::Slot;
+use common::record::RecordNumber;
+
+/// The two receivers of delivery records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Fee {
+    Service = 1,
+    Content = 2,
+}
+
+impl Fee {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Content => "content",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Tag {
+    Holding = 0x10,
+    HoldingClient = 0x11,
+    Library = 0x12,
+    Chunk = 0x20,
+    ChunkRef = 0x21,
+    UnreferencedChunk = 0x22,
+    Reap = 0x23,
+    OpenDelivery = 0x30,
+    Record = 0x31,
+    ChainHead = 0x32,
+    BillingCursor = 0x33,
+    Announcement = 0x40,
+    AnnouncementHead = 0x41,
+    ChangeCursor = 0x42,
+    NewestTime = 0x50,
+    FrozenSlot = 0x51,
+}
+
+/// Rows that move with their slot.
+pub const SLOT_TAGS: [Tag; 3] = [Tag::Holding, Tag::HoldingClient, Tag::Library];
+
+/// Every kind of row.
+#[derive(Debug, Clone, Copy)]
+pub enum Key<'a> {
+    /// [`common::api::node::Holding`]. From the first chunk of a name until it is withdrawn or its last client
+    /// lets it go.
+    Holding(&'a ContentName),
+    /// [`super::rows::Since`]. A client of the site that holds the name: from its first delivery or publication until
+    /// it drops the name. Outlives the holding.
+    HoldingClient(&'a ContentName, &'a ClientId),
+    /// [`super::rows::LibraryValue`]. A content in a client's library, until dropped.
+    Library(&'a ClientId, &'a ContentName),
+    /// [`super::rows::ChunkValue`]. A chunk that is, or is being, stored on this node.
+    Chunk(&'a ChunkHash),
+    /// Empty. A holding (or an upload that is to become one) that needs the chunk.
+    ChunkRef(&'a ChunkHash, RefTag, &'a ContentName),
+    /// [`super::rows::Since`]. A chunk without references; deleted after a grace.
+    UnreferencedChunk(&'a ChunkHash),
+    /// [`super::rows::ReapValue`]. References of a replaced or withdrawn holding that are still to be released on the
+    /// site's nodes.
+    Reap(RefTag, &'a ContentName),
+    /// [`super::rows::OpenDelivery`]. From begin until the record is numbered.
+    OpenDelivery(&'a DeliveryId),
+    /// [`common::record::ChainedRecord`]. Kept.
+    Record(RecordNumber),
+    /// [`super::rows::ChainHead`]. Absent until search gave the node its record epoch.
+    ChainHead,
+    /// [`RecordNumber`]. Last record that a billing server booked.
+    BillingCursor(Fee),
+    /// [`common::api::search::Announcement`]. Until search has it.
+    Announcement(u64),
+    /// [`super::rows::AnnouncementHead`].
+    AnnouncementHead,
+    /// [`super::rows::ChangeCursor`]. Last change of search's feed that was applied.
+    ChangeCursor,
+    /// [`common::version::HybridTime`]. Not before any version that this node gave.
+    NewestTime,
+    /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
+    /// map says who owns it.
+    FrozenSlot(Slot),
+}
+
+impl Key<'_> {
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Holding(name) => {
+                let mut key = slot_rows(Tag::Holding, Slot::of_name(name));
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
+            Self::HoldingClient(name, client) => {
+                let mut key = holding_clients(name);
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
+            Self::Library(client, name) => library(client, name.as_str()),
+            Self::Chunk(hash) => tagged(Tag::Chunk, hash.as_bytes()),
+            Self::ChunkRef(hash, tag, name) => {
+                let mut key = chunk_refs(hash);
+                key.extend_from_slice(&tag.0.to_be_bytes());
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
+            Self::UnreferencedChunk(hash) => tagged(Tag::UnreferencedChunk, hash.as_bytes()),
+            Self::Reap(tag, name) => {
+                let mut key = tagged(Tag::Reap, &tag.0.to_be_bytes());
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
+            Self::OpenDelivery(delivery) => tagged(Tag::OpenDelivery, delivery.as_bytes()),
+            Self::Record(number) => {
+                let mut key = records(number.epoch);
+                key.extend_from_slice(&number.seq.to_be_bytes());
+                key
+            }
+            Self::ChainHead => all(Tag::ChainHead),
+            Self::BillingCursor(fee) => tagged(Tag::BillingCursor, &[*fee as u8]),
+            Self::Announcement(seq) => tagged(Tag::Announcement, &seq.to_be_bytes()),
+            Self::AnnouncementHead => all(Tag::AnnouncementHead),
+            Self::ChangeCursor => all(Tag::ChangeCursor),
+            Self::NewestTime => all(Tag::NewestTime),
+            Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
+        }
+    }
+}
+
+fn tagged(tag: Tag, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + rest.len());
+    key.push(tag as u8);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// Prefix of every row of a kind.
+pub fn all(tag: Tag) -> Vec<u8> {
+    vec![tag as u8]
+}
+
+/// Prefix of a slot's rows of one kind.
+pub fn slot_rows(tag: Tag, slot: Slot) -> Vec<u8> {
+    let mut key = Vec::with_capacity(64);
+    key.push(tag as u8);
+    key.extend_from_slice(&slot.0.to_be_bytes());
+    key
+}
+
+/// Prefix of the clients of a name; the client's id follows.
+pub fn holding_clients(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::HoldingClient, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// Prefix of a client's library rows whose names begin with `prefix`; the rest of the name follows.
+pub fn library(client: &ClientId, prefix: &str) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Library, Slot::of_client(client));
+    key.extend_from_slice(client.as_str().as_bytes());
+    key.push(0);
+    key.extend_from_slice(prefix.as_bytes());
+    key
+}
+
+/// Prefix of a chunk's references.
+pub fn chunk_refs(hash: &ChunkHash) -> Vec<u8> {
+    let mut key = Vec::with_capacity(128);
+    key.push(Tag::ChunkRef as u8);
+    key.extend_from_slice(hash.as_bytes());
+    key
+}
+
+/// Prefix of an epoch's records.
+pub fn records(epoch: u64) -> Vec<u8> {
+    tagged(Tag::Record, &epoch.to_be_bytes())
+}
+
+/// Whether an encoded key belongs to `slot`: what another node sends is checked before it is taken in.
+pub fn is_in_slot(key: &[u8], slot: Slot) -> bool {
+    key.len() > 3 && SLOT_TAGS.iter().any(|tag| *tag as u8 == key[0]) && key[1..3] == slot.0.to_be_bytes()
+}
+
+/// The slot of an encoded [`Key::FrozenSlot`].
+pub fn frozen_slot(key: &[u8]) -> Option<Slot> {
+    key.get(1..3).and_then(|bytes| bytes.try_into().ok()).map(|bytes| Slot(u16::from_be_bytes(bytes)))
+}
+
+/// The chunk of an encoded [`Key::UnreferencedChunk`] or [`Key::ChunkRef`].
+pub fn chunk_hash(key: &[u8]) -> Option<ChunkHash> {
+    key.get(1..33).and_then(|bytes| bytes.try_into().ok()).map(ChunkHash::from_bytes)
+}
+
+/// The number of an encoded [`Key::Announcement`].
+pub fn announcement_seq(key: &[u8]) -> Option<u64> {
+    key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_on_disk_are_pinned() {
+        let name: ContentName = "alice/song".parse().unwrap();
+        let bob = ClientId::new("bob").unwrap();
+        let hex = |key: Key| key.encode().iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let slot = format!("{:04x}", Slot::of_name(&name).0);
+        assert_eq!(hex(Key::Holding(&name)), format!("10{slot}616c6963652f736f6e67"));
+        assert_eq!(hex(Key::HoldingClient(&name, &bob)), format!("11{slot}616c6963652f736f6e6700626f62"));
+        let slot = format!("{:04x}", Slot::of_client(&bob).0);
+        assert_eq!(hex(Key::Library(&bob, &name)), format!("12{slot}626f6200616c6963652f736f6e67"));
+        assert_eq!(hex(Key::Reap(RefTag(1), &name)), "230000000000000001616c6963652f736f6e67");
+        assert_eq!(hex(Key::Record(RecordNumber { epoch: 1, seq: 2 })), "3100000000000000010000000000000002");
+        assert_eq!(hex(Key::BillingCursor(Fee::Content)), "3302");
+        assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
+    }
+}

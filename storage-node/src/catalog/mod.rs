@@ -1,0 +1,145 @@
+//! The catalog: holdings, libraries, chunk references and delivery records of this node.
+//!
+//! **Log first, index behind.** A change is durable when the redo entry of its batch is in the node's log; only
+//! then is it applied to the index, an embedded key-value file that is synced every few seconds. The index
+//! may therefore be lost at any time: it is caught up from the log, or rebuilt from it. Readers see what is
+//! applied, thus only what is durable.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `key.rs` | the key space |
+//! | `rows.rs` | the values |
+//! | `txn.rs` | what a change sees and does |
+//! | `redo.rs` | the form of a batch in the log |
+//! | `committer.rs` | the one thread that changes anything |
+//! | `index.rs` | the index file: open, catch up, rebuild |
+
+mod committer;
+mod index;
+pub mod key;
+mod redo;
+pub mod rows;
+pub mod txn;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::error::{ApiError, ApiResult, ErrorCode};
+use redb::Database;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::log::Log;
+use committer::{Committer, Job};
+use txn::{Reader, Txn};
+
+/// Changes that may wait for the committer before callers are held back.
+const QUEUE_LEN: usize = 1024;
+/// How much of the log is replayed at most after a crash: the index is synced this often.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why the catalog does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error("the index file {path} cannot be used")]
+    Index { path: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the log cannot be replayed into the index")]
+    Replay { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the committer thread cannot be started")]
+    Thread { source: std::io::Error },
+}
+
+/// Handle of the catalog. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalog {
+    index: Arc<Database>,
+    jobs: mpsc::Sender<Job>,
+    stopped: watch::Receiver<Option<String>>,
+}
+
+impl Catalog {
+    /// Opens the index in `data_dir` and brings it up to the end of the log. Blocks while it replays.
+    ///
+    /// Must be called within a tokio runtime.
+    pub async fn open(
+        data_dir: &Path,
+        log: Log,
+        log_id: &str,
+        cache_bytes: usize,
+    ) -> Result<Self, CatalogError> {
+        let (path, id, replayed) = (data_dir.join(index::FILE_NAME), log_id.to_owned(), log.clone());
+        let opened = tokio::task::spawn_blocking(move || index::open(&path, &replayed, &id, cache_bytes))
+            .await
+            .map_err(|error| CatalogError::Replay { source: error.into() })??;
+        let index = Arc::new(opened.database);
+        let (jobs, queue) = mpsc::channel(QUEUE_LEN);
+        let (stop, stopped) = watch::channel(None);
+        Committer::spawn(index.clone(), log, opened.position, queue, stop)
+            .map_err(|source| CatalogError::Thread { source })?;
+        let ticks = jobs.downgrade();
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(CHECKPOINT_INTERVAL);
+            loop {
+                interval.tick().await;
+                let Some(jobs) = ticks.upgrade() else { return };
+                if jobs.send(Job::Checkpoint(None)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { index, jobs, stopped })
+    }
+
+    /// Runs `change` in the committer and answers when what it wrote is durable. Changes run one after the other,
+    /// each seeing those before it.
+    ///
+    /// An error of `change` drops its writes. A change whose caller went away is still carried out.
+    ///
+    /// # Errors
+    /// Those of `change`; `NodeFull` when the log has no room; `Unavailable` once the log or index failed.
+    pub async fn commit<T, F>(&self, change: F) -> ApiResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Txn<'_>) -> ApiResult<T> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let work = committer::work(change, answer);
+        self.jobs.send(Job::Change(work)).await.map_err(|_| self.stopped_error())?;
+        answered.await.map_err(|_| self.stopped_error())?
+    }
+
+    /// Reads what is durable at this moment.
+    pub fn read<T>(&self, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
+        read(&Reader::new(&self.index)?)
+    }
+
+    /// Makes the index durable now; otherwise it is done every few seconds.
+    pub async fn checkpoint(&self) -> ApiResult<()> {
+        let (done, waited) = oneshot::channel();
+        self.jobs.send(Job::Checkpoint(Some(done))).await.map_err(|_| self.stopped_error())?;
+        waited.await.map_err(|_| self.stopped_error())
+    }
+
+    /// Finishes what is queued, makes the index durable and ends the committer. Later changes are refused.
+    pub async fn close(&self) {
+        let (done, waited) = oneshot::channel();
+        if self.jobs.send(Job::Close(done)).await.is_ok() {
+            // An error means that the committer ended before, which is what is wanted.
+            let _ended = waited.await;
+        }
+    }
+
+    /// Turns to a reason when the catalog stopped taking changes.
+    pub fn stopped(&self) -> watch::Receiver<Option<String>> {
+        self.stopped.clone()
+    }
+
+    fn stopped_error(&self) -> ApiError {
+        let mut error = ApiError::new(ErrorCode::Unavailable, "the node takes no more changes");
+        error.cause = self.stopped.borrow().clone();
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests;

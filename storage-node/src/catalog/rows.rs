@@ -1,0 +1,220 @@
+//! The values of the catalog: one version byte, then postcard.
+//!
+//! A type that is stored may change only with its version, and the older version must still be read.
+
+use common::api::node::{Holding, LibraryRow, RefTag};
+use common::api::search::Announcement;
+use common::error::ApiError;
+use common::hash::{ContentHash, RecordDigest};
+use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
+use common::manifest::ChunkList;
+use common::name::ContentName;
+use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryStatus, RecordNumber, Source};
+use common::time::UnixMillis;
+use common::version::HybridTime;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// A value as it is stored.
+pub trait Row: Serialize + DeserializeOwned {
+    const VERSION: u8;
+
+    fn encode(&self) -> Vec<u8> {
+        let start = vec![Self::VERSION];
+        postcard::to_extend(self, start).expect("rows are plain values, which always encode")
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RowError> {
+        match bytes.split_first() {
+            Some((version, rest)) if *version == Self::VERSION => {
+                postcard::from_bytes(rest).map_err(RowError::Malformed)
+            }
+            Some((version, _)) => Err(RowError::Version { found: *version, known: Self::VERSION }),
+            None => Err(RowError::Empty),
+        }
+    }
+}
+
+/// A stored value that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    #[error("a row of the catalog is empty")]
+    Empty,
+    #[error("a row of the catalog has version {found}, this program knows {known}; use a newer one")]
+    Version { found: u8, known: u8 },
+    #[error("a row of the catalog is malformed")]
+    Malformed(#[source] postcard::Error),
+}
+
+impl From<RowError> for ApiError {
+    fn from(error: RowError) -> Self {
+        ApiError::internal(&error)
+    }
+}
+
+macro_rules! rows {
+    ($($name:ty => $version:literal),* $(,)?) => {
+        $(impl Row for $name { const VERSION: u8 = $version; })*
+    };
+}
+
+rows! {
+    Holding => 1, Since => 1, LibraryValue => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
+    ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
+    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1,
+}
+
+/// When a set member was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since(pub UnixMillis);
+
+/// A content in a client's library; client and name are in the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LibraryValue {
+    pub hash: ContentHash,
+    pub len: u64,
+    pub provider: ClientId,
+    pub since: UnixMillis,
+    pub deliveries: u64,
+    /// Newest last, at most [`LibraryRow::RECENT_MAX`].
+    pub recent: Vec<UnixMillis>,
+    /// The newest delivery: where later ranges join, and how a begin that is repeated at the slot's next owner is
+    /// recognised.
+    pub newest: Option<(DeliveryId, DeliveryClass)>,
+    /// The delivery that made this row; `None` when the client published the content.
+    pub made_by: Option<DeliveryId>,
+    /// The purchase turned out void while later deliveries kept the row: the next delivery is the purchase.
+    pub purchase_owed: bool,
+}
+
+impl LibraryValue {
+    pub fn to_api(&self, name: ContentName) -> LibraryRow {
+        LibraryRow {
+            name,
+            hash: self.hash,
+            len: self.len,
+            provider: self.provider.clone(),
+            since: self.since,
+            deliveries: self.deliveries,
+            recent: self.recent.clone(),
+        }
+    }
+}
+
+/// A chunk of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkValue {
+    pub len: u32,
+}
+
+/// References that are to be released on every node of the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReapValue {
+    pub name: ContentName,
+    pub ref_tag: RefTag,
+    pub chunks: ChunkList,
+}
+
+/// A delivery that began and has no record number yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenDelivery {
+    pub delivery: DeliveryId,
+    pub client: ClientId,
+    pub name: ContentName,
+    pub hash: ContentHash,
+    pub provider: ClientId,
+    pub class: DeliveryClass,
+    pub path: DeliveryPath,
+    pub source: Option<Source>,
+    pub searched: bool,
+    pub surrogate: Option<SiteId>,
+    pub mobile_access: Option<ServerName>,
+    pub bytes_total: u64,
+    pub bytes_sent: u64,
+    pub begin: UnixMillis,
+    /// Time of the newest begin or end that belongs to it.
+    pub touched: UnixMillis,
+    /// Requests that began and have not ended, newest last.
+    pub in_flight: Vec<DeliveryId>,
+    /// The newest requests that ended, so that a repeated end is not counted twice.
+    pub ended: Vec<DeliveryId>,
+    /// Set when the outcome is decided but the node has no record epoch yet.
+    pub outcome: Option<DeliveryStatus>,
+}
+
+impl OpenDelivery {
+    /// Requests that are remembered of each kind; older ones are forgotten.
+    pub const REQUESTS_MAX: usize = 32;
+
+    /// No request of it is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// Notes that a request began; false when it is known already.
+    pub fn add_request(&mut self, request: DeliveryId) -> bool {
+        let is_new = !self.in_flight.contains(&request) && !self.ended.contains(&request);
+        if is_new {
+            push_bounded(&mut self.in_flight, request);
+        }
+        is_new
+    }
+
+    /// Notes that a request ended; false when it had ended before.
+    pub fn end_request(&mut self, request: DeliveryId) -> bool {
+        let is_new = !self.ended.contains(&request);
+        if is_new {
+            self.in_flight.retain(|known| *known != request);
+            push_bounded(&mut self.ended, request);
+        }
+        is_new
+    }
+}
+
+fn push_bounded(requests: &mut Vec<DeliveryId>, request: DeliveryId) {
+    if requests.len() == OpenDelivery::REQUESTS_MAX {
+        requests.remove(0);
+    }
+    requests.push(request);
+}
+
+/// Last record of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainHead {
+    pub epoch: u64,
+    pub seq: u64,
+    pub digest: RecordDigest,
+}
+
+/// Number of the next announcement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnnouncementHead {
+    pub next_seq: u64,
+}
+
+/// Last change that was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeCursor(pub u64);
+
+/// A slot handed out to `to` with `fence`, which no other handing out has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenSlot {
+    pub to: NodeId,
+    pub fence: u64,
+    pub since: UnixMillis,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_another_version_is_refused_by_name() {
+        let mut bytes = Since(UnixMillis(5)).encode();
+        assert_eq!(Since::decode(&bytes).unwrap(), Since(UnixMillis(5)));
+        bytes[0] = 9;
+        let error = Since::decode(&bytes).unwrap_err();
+        assert!(error.to_string().contains("version 9"), "{error}");
+        assert!(matches!(Since::decode(&[]), Err(RowError::Empty)));
+    }
+}

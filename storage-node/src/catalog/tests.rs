@@ -1,0 +1,223 @@
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::path::Path;
+
+use common::error::{ApiError, ErrorCode};
+use common::telemetry::MetricsRegistry;
+use proptest::prelude::*;
+
+use super::Catalog;
+use super::txn::{RawRows, Rows, Txn};
+use crate::store::{self, Opened, StoreUrl};
+
+const CACHE: usize = 4 << 20;
+
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// One write: a key, and its value or `None` to remove it.
+type Write = (u8, Option<u8>);
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// Changes of one commit; `false` lets it end in an error.
+    Commit(Vec<Write>, bool),
+    Checkpoint,
+    /// Opens the index as a crash would leave it: without a last checkpoint.
+    Crash,
+    Close,
+    /// The index file is lost or overwritten.
+    LoseIndex,
+    SpoilIndex,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let write = (any::<u8>(), prop::option::weighted(0.7, any::<u8>()));
+    let op = prop_oneof![
+        8 => (prop::collection::vec(write, 0..12), prop::bool::weighted(0.85)).prop_map(|(w, ok)| Op::Commit(w, ok)),
+        1 => Just(Op::Checkpoint),
+        1 => Just(Op::Crash),
+        1 => Just(Op::Close),
+        1 => Just(Op::LoseIndex),
+        1 => Just(Op::SpoilIndex),
+    ];
+    prop::collection::vec(op, 1..25)
+}
+
+fn row(write: &Write) -> (Vec<u8>, Option<Vec<u8>>) {
+    (vec![7, write.0 % 16, write.0 / 16], write.1.map(|value| vec![value; usize::from(value) % 5 + 1]))
+}
+
+fn apply(txn: &mut Txn<'_>, writes: &[Write]) {
+    for write in writes {
+        match row(write) {
+            (key, Some(value)) => txn.put_raw(key, value),
+            (key, None) => txn.delete_raw(key),
+        }
+    }
+}
+
+fn all(rows: &impl Rows) -> Model {
+    let mut model = Model::new();
+    rows.scan(&[7], &mut |key, value| {
+        model.insert(key.to_vec(), value.to_vec());
+        Ok(ControlFlow::Continue(()))
+    })
+    .unwrap();
+    model
+}
+
+async fn open_store() -> Opened {
+    let url: StoreUrl = "memory:".parse().unwrap();
+    store::open(&url, Path::new("/nowhere"), &MetricsRegistry::new()).await.unwrap()
+}
+
+async fn open(dir: &Path, opened: &Opened) -> Catalog {
+    Catalog::open(dir, opened.log.clone(), &opened.log_id, CACHE).await.unwrap()
+}
+
+fn refused() -> ApiError {
+    ApiError::new(ErrorCode::PreconditionFailed, "no")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_catalog_is_the_model_through_any_crash_and_loss_of_its_index(ops in ops()) {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join(super::index::FILE_NAME);
+            let opened = open_store().await;
+            let mut catalog = open(dir.path(), &opened).await;
+            let mut model = Model::new();
+            for op in ops {
+                match op {
+                    Op::Commit(writes, ok) => {
+                        let sent = writes.clone();
+                        let answer = catalog.commit(move |txn| {
+                            apply(txn, &sent);
+                            if ok { Ok(all(txn)) } else { Err(refused()) }
+                        }).await;
+                        if ok {
+                            for write in &writes {
+                                match row(write) {
+                                    (key, Some(value)) => drop(model.insert(key, value)),
+                                    (key, None) => drop(model.remove(&key)),
+                                }
+                            }
+                            assert_eq!(answer.unwrap(), model, "a change sees what it wrote");
+                        } else {
+                            assert_eq!(answer.unwrap_err().code, ErrorCode::PreconditionFailed);
+                        }
+                    }
+                    Op::Checkpoint => catalog.checkpoint().await.unwrap(),
+                    Op::Crash => {
+                        // The file as it is on disk now, while the other is still open.
+                        let copy = tempfile::tempdir().unwrap();
+                        std::fs::copy(&file, copy.path().join(super::index::FILE_NAME)).unwrap();
+                        catalog.close().await;
+                        drop(catalog);
+                        std::fs::copy(copy.path().join(super::index::FILE_NAME), &file).unwrap();
+                        catalog = open(dir.path(), &opened).await;
+                    }
+                    Op::Close | Op::LoseIndex | Op::SpoilIndex => {
+                        catalog.close().await;
+                        drop(catalog);
+                        match op {
+                            Op::LoseIndex => std::fs::remove_file(&file).unwrap(),
+                            Op::SpoilIndex => std::fs::write(&file, b"this was an index").unwrap(),
+                            _ => {}
+                        }
+                        catalog = open(dir.path(), &opened).await;
+                    }
+                }
+                assert_eq!(catalog.read(|rows| Ok(all(rows))).unwrap(), model);
+            }
+            catalog.close().await;
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_in_a_change_merges_its_writes_with_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open_store().await;
+    let catalog = open(dir.path(), &opened).await;
+    let put = |keys: &'static [u8]| {
+        move |txn: &mut Txn<'_>| {
+            keys.iter().for_each(|key| txn.put_raw(vec![7, *key], vec![*key]));
+            Ok(())
+        }
+    };
+    catalog.commit(put(&[1, 3, 5, 7])).await.unwrap();
+    let (seen, first_two) = catalog
+        .commit(|txn| {
+            txn.put_raw(vec![7, 2], vec![2]);
+            txn.put_raw(vec![7, 3], vec![33]);
+            txn.delete_raw(vec![7, 5]);
+            txn.put_raw(vec![7, 9], vec![9]);
+            txn.put_raw(vec![8], vec![8]);
+            let (mut seen, mut first_two) = (Vec::new(), Vec::new());
+            txn.scan_raw(&[7], Bound::Excluded(&[7, 1]), &mut |key, value| {
+                seen.push((key[1], value[0]));
+                Ok(ControlFlow::Continue(()))
+            })?;
+            txn.scan(&[7], &mut |key, _| {
+                first_two.push(key[1]);
+                Ok(if first_two.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            Ok((seen, first_two))
+        })
+        .await
+        .unwrap();
+    assert_eq!(seen, [(2, 2), (3, 33), (7, 7), (9, 9)]);
+    assert_eq!(first_two, [1, 2]);
+    catalog.close().await;
+    let error = catalog.commit(put(&[1])).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_changes_at_once_share_commits_and_each_sees_those_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open_store().await;
+    let catalog = open(dir.path(), &opened).await;
+    let count = |txn: &mut Txn<'_>| {
+        let before = txn.get_raw(b"count")?.map_or(0, |bytes| u32::from_le_bytes(bytes.try_into().unwrap()));
+        txn.put_raw(b"count".to_vec(), (before + 1).to_le_bytes().to_vec());
+        Ok(before)
+    };
+    let tasks: Vec<_> = (0..500)
+        .map(|_| {
+            let catalog = catalog.clone();
+            tokio::spawn(async move { catalog.commit(count).await.unwrap() })
+        })
+        .collect();
+    let mut seen = Vec::new();
+    for task in tasks {
+        seen.push(task.await.unwrap());
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..500).collect::<Vec<_>>());
+    catalog.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_another_log_is_moved_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (open_store().await, open_store().await);
+    let catalog = open(dir.path(), &old).await;
+    catalog
+        .commit(|txn| {
+            txn.put_raw(vec![7], vec![1]);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    catalog.close().await;
+    drop(catalog);
+    let catalog = open(dir.path(), &new).await;
+    assert!(catalog.read(|rows| Ok(all(rows))).unwrap().is_empty());
+    assert!(dir.path().join("index.redb.aside").exists());
+    catalog.close().await;
+}

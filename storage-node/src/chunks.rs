@@ -1,0 +1,164 @@
+//! Chunks of this node and who refers to them.
+//!
+//! A chunk may be deleted only while no put or claim of it is under way: both hold its [`ChunkLocks`] shared, the
+//! reaper holds it alone. A chunk counts as present when the store has it *and* its row is there; a crash
+//! between the two leaves one of them, and the next put completes it.
+
+use std::ops::ControlFlow;
+
+use common::api::node::RefTag;
+use common::error::{ApiError, ApiResult, ErrorCode};
+use common::hash::ChunkHash;
+use common::name::ContentName;
+use common::time::UnixMillis;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::catalog::key::{self, Key, Tag};
+use crate::catalog::rows::{ChunkValue, Since};
+use crate::catalog::txn::{Rows, Txn};
+use crate::store::StoreError;
+
+const LOCKS: usize = 64;
+
+/// Keeps deletion apart from use, by groups of chunks.
+pub struct ChunkLocks {
+    locks: Vec<RwLock<()>>,
+}
+
+impl Default for ChunkLocks {
+    fn default() -> Self {
+        Self { locks: (0..LOCKS).map(|_| RwLock::new(())).collect() }
+    }
+}
+
+impl ChunkLocks {
+    fn index(hash: &ChunkHash) -> usize {
+        usize::from(hash.as_bytes()[0]) % LOCKS
+    }
+
+    /// Held while a chunk is stored or claimed.
+    pub async fn using(&self, hash: &ChunkHash) -> RwLockReadGuard<'_, ()> {
+        self.locks[Self::index(hash)].read().await
+    }
+
+    /// As [`ChunkLocks::using`] for many; taken in one order, so two callers never wait for each other.
+    pub async fn using_all(&self, hashes: &[ChunkHash]) -> Vec<RwLockReadGuard<'_, ()>> {
+        let mut indices: Vec<usize> = hashes.iter().map(Self::index).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let mut guards = Vec::with_capacity(indices.len());
+        for index in indices {
+            guards.push(self.locks[index].read().await);
+        }
+        guards
+    }
+
+    /// Held while a chunk is deleted.
+    pub async fn deleting(&self, hash: &ChunkHash) -> RwLockWriteGuard<'_, ()> {
+        self.locks[Self::index(hash)].write().await
+    }
+}
+
+/// Adds a reference to a chunk that is being stored. Answers the logical bytes that it adds.
+pub fn add_ref(
+    txn: &mut Txn<'_>,
+    hash: &ChunkHash,
+    len: u32,
+    tag: RefTag,
+    name: &ContentName,
+) -> ApiResult<u64> {
+    if !txn.has(Key::Chunk(hash))? {
+        txn.put(Key::Chunk(hash), &ChunkValue { len });
+    }
+    link(txn, hash, len, tag, name)
+}
+
+fn link(txn: &mut Txn<'_>, hash: &ChunkHash, len: u32, tag: RefTag, name: &ContentName) -> ApiResult<u64> {
+    let key = Key::ChunkRef(hash, tag, name);
+    if txn.has(key)? {
+        return Ok(0);
+    }
+    txn.put_empty(key);
+    if txn.has(Key::UnreferencedChunk(hash))? {
+        txn.delete(Key::UnreferencedChunk(hash));
+    }
+    Ok(u64::from(len))
+}
+
+/// Adds a reference to each of `present` (chunks that the store has). Answers those without a row, which count
+/// as missing, and the logical bytes added.
+pub fn claim(
+    txn: &mut Txn<'_>,
+    present: &[ChunkHash],
+    tag: RefTag,
+    name: &ContentName,
+) -> ApiResult<(Vec<ChunkHash>, u64)> {
+    let (mut missing, mut bytes) = (Vec::new(), 0);
+    for hash in present {
+        match txn.get::<ChunkValue>(Key::Chunk(hash))? {
+            Some(chunk) => bytes += link(txn, hash, chunk.len, tag, name)?,
+            None => missing.push(*hash),
+        }
+    }
+    Ok((missing, bytes))
+}
+
+/// Removes a holding's references; chunks left without any wait for deletion. Answers the logical bytes that go.
+pub fn release(
+    txn: &mut Txn<'_>,
+    hashes: &[ChunkHash],
+    tag: RefTag,
+    name: &ContentName,
+    now: UnixMillis,
+) -> ApiResult<u64> {
+    let mut bytes = 0;
+    for hash in hashes {
+        let key = Key::ChunkRef(hash, tag, name);
+        if !txn.has(key)? {
+            continue;
+        }
+        txn.delete(key);
+        bytes += txn.get::<ChunkValue>(Key::Chunk(hash))?.map_or(0, |chunk| u64::from(chunk.len));
+        if txn.is_empty(&key::chunk_refs(hash))? {
+            txn.put(Key::UnreferencedChunk(hash), &Since(now));
+        }
+    }
+    Ok(bytes)
+}
+
+/// Forgets a chunk that the store no longer has, unless it is referred to.
+pub fn forget(txn: &mut Txn<'_>, hash: &ChunkHash) -> ApiResult<()> {
+    if txn.is_empty(&key::chunk_refs(hash))? {
+        txn.delete(Key::Chunk(hash));
+    }
+    txn.delete(Key::UnreferencedChunk(hash));
+    Ok(())
+}
+
+/// Sum of the lengths of referenced chunks, each as often as it is referred to: one walk over all references.
+pub fn logical_bytes(rows: &(impl Rows + ?Sized)) -> ApiResult<u64> {
+    let (mut sum, mut last) = (0u64, None::<(ChunkHash, u64)>);
+    rows.scan(&key::all(Tag::ChunkRef), &mut |key, _| {
+        let Some(hash) = key::chunk_hash(key) else { return Ok(ControlFlow::Continue(())) };
+        let len = match last {
+            Some((same, len)) if same == hash => len,
+            _ => rows.get::<ChunkValue>(Key::Chunk(&hash))?.map_or(0, |chunk| u64::from(chunk.len)),
+        };
+        last = Some((hash, len));
+        sum += len;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(sum)
+}
+
+/// What a failure of the store is to the caller.
+pub fn store_error(error: &StoreError) -> ApiError {
+    let (code, message) = match error {
+        StoreError::NotFound => (ErrorCode::ChunkNotFound, "this node does not have the chunk"),
+        StoreError::Full { .. } => (ErrorCode::NodeFull, "the node is full; delete contents or add a node"),
+        StoreError::Damaged { .. } => (ErrorCode::Damaged, "the stored chunk is damaged"),
+        StoreError::Stopped => (ErrorCode::Unavailable, "the node's store has stopped"),
+        _ => (ErrorCode::Unavailable, "the node's store failed"),
+    };
+    ApiError::new(code, message).with_cause(error)
+}

@@ -1,0 +1,74 @@
+//! Closes deliveries that nobody ends any more, and numbers those whose outcome waited for the record epoch.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::error::{ApiResult, chain};
+use common::id::DeliveryId;
+use common::time::UnixMillis;
+
+use crate::catalog::key::{self, Tag};
+use crate::catalog::rows::{OpenDelivery, Row};
+use crate::catalog::txn::Rows;
+use crate::deliveries::{self, Deadlines};
+use crate::node::Node;
+
+/// Deliveries that are closed in one commit.
+const PIECE_LEN: usize = 256;
+
+/// Looks again and again for deliveries whose deadline has passed.
+pub async fn close(node: Arc<Node>, started: UnixMillis) {
+    let deadlines = Deadlines {
+        join_window: node.limits.delivery_join_window,
+        open_max: node.limits.delivery_open_max,
+        started,
+    };
+    let shortest = deadlines.join_window.min(deadlines.open_max);
+    let mut ticks =
+        tokio::time::interval((shortest / 10).clamp(Duration::from_millis(50), Duration::from_secs(5)));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = close_due(&node, &deadlines).await {
+            tracing::warn!(node = %node.id, error = chain(&error), "silent deliveries are not closed");
+        }
+    }
+}
+
+async fn close_due(node: &Arc<Node>, deadlines: &Deadlines) -> ApiResult<()> {
+    let now = node.clock.now();
+    let (reader, limits) = (node.clone(), *deadlines);
+    let is_numbered = node.signals.head.borrow().epoch > 0;
+    let listed = tokio::task::spawn_blocking(move || due(&reader, &limits, now, is_numbered)).await;
+    let due = listed.map_err(|error| common::error::ApiError::internal(&error))??;
+    for piece in due.chunks(PIECE_LEN) {
+        let (piece, recorder, limits) = (piece.to_vec(), node.recorder(), *deadlines);
+        let ends = node
+            .catalog
+            .commit(move |txn| {
+                piece
+                    .iter()
+                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, now))
+                    .collect::<ApiResult<Vec<_>>>()
+            })
+            .await?;
+        node.report_ends(&ends);
+    }
+    Ok(())
+}
+
+/// Open deliveries to be closed now. Those whose outcome waits for an epoch wait on while there is none.
+fn due(node: &Node, deadlines: &Deadlines, now: UnixMillis, is_numbered: bool) -> ApiResult<Vec<DeliveryId>> {
+    node.catalog.read(|rows| {
+        let mut due = Vec::new();
+        rows.scan(&key::all(Tag::OpenDelivery), &mut |_, value| {
+            let open = OpenDelivery::decode(value)?;
+            if deadlines.has_passed(&open, now) && (is_numbered || open.outcome.is_none()) {
+                due.push(open.delivery);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(due)
+    })
+}

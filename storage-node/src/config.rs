@@ -1,0 +1,94 @@
+//! What a storage node is told at its start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::id::{ServerName, SiteId};
+use serde::Deserialize;
+
+/// Configuration of a storage node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the node, unique in its site and kept for the node's life.
+    pub name: ServerName,
+    /// Site that the node belongs to.
+    pub site: SiteId,
+    /// Zone of the site; sites of one zone count as near to each other.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Base address of search, `http://host:port`.
+    pub search: String,
+    /// Where the chunks are kept: `file:/path?size=20GiB`, `device:/dev/…`, `dir:/path`, `s3://…` or `memory:`.
+    pub store: String,
+    /// Folder for the index, the map and, for stores that are not devices, the log.
+    pub data_dir: PathBuf,
+    /// Service listener, for gateways and other nodes. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Health, metrics and status; keep it off public networks.
+    #[serde(default = "loopback")]
+    pub admin: SocketAddr,
+    /// Base address under which others reach the service listener; that of `listen` if absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// Memory for the catalog's index, in bytes.
+    #[serde(default = "index_cache_bytes")]
+    pub index_cache_bytes: usize,
+    /// How long after its last bytes a delivery waits for a later range of the same content.
+    #[serde(default = "delivery_join_window_ms")]
+    pub delivery_join_window_ms: u64,
+    /// How long a delivery may go on without a word from its gateway.
+    #[serde(default = "delivery_open_max_ms")]
+    pub delivery_open_max_ms: u64,
+    /// How long a chunk that nothing refers to is kept: deliveries in flight may still read it.
+    #[serde(default = "chunk_grace_ms")]
+    pub chunk_grace_ms: u64,
+    /// How long a new owner of slots may take before the old one takes them back.
+    #[serde(default = "slot_move_ms")]
+    pub slot_move_ms: u64,
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn index_cache_bytes() -> usize {
+    64 << 20
+}
+
+fn delivery_join_window_ms() -> u64 {
+    30 * 60_000
+}
+
+fn delivery_open_max_ms() -> u64 {
+    6 * 3_600_000
+}
+
+fn chunk_grace_ms() -> u64 {
+    10 * 60_000
+}
+
+fn slot_move_ms() -> u64 {
+    10_000
+}
+
+/// The node's time limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub delivery_join_window: Duration,
+    pub delivery_open_max: Duration,
+    pub chunk_grace: Duration,
+    pub slot_move: Duration,
+}
+
+impl Config {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            delivery_join_window: Duration::from_millis(self.delivery_join_window_ms),
+            delivery_open_max: Duration::from_millis(self.delivery_open_max_ms),
+            chunk_grace: Duration::from_millis(self.chunk_grace_ms),
+            slot_move: Duration::from_millis(self.slot_move_ms),
+        }
+    }
+}

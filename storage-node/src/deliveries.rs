@@ -1,0 +1,326 @@
+//! Deliveries: from begin to the numbered, chained record.
+//!
+//! ```text
+//! begin ──▶ open ──end, all bytes──────────────▶ complete
+//!            │  ├──end, no byte ever───────────▶ void (what begin changed is taken back)
+//!            │  ├──idle for the join window────▶ partial
+//!            │  └──no word for too long────────▶ partial if bytes are known to have gone out, else recovered
+//!            ◀── a later range of the same version joins
+//! ```
+//! Begin is durable before the first byte. The outcome gets its number and chain link in the same commit that
+//! closes the delivery; while the node has no record epoch, the decided outcome waits in the open row.
+
+use std::time::Duration;
+
+use common::api::node::{BeginRequest, EndRequest, LibraryRow};
+use common::error::ApiResult;
+use common::hash::RecordDigest;
+use common::id::{DeliveryId, NodeId, SiteId};
+use common::record::{ChainedRecord, DeliveryClass, DeliveryRecord, DeliveryStatus, RecordNumber};
+use common::time::UnixMillis;
+
+use crate::catalog::key::Key;
+use crate::catalog::rows::{ChainHead, LibraryValue, OpenDelivery};
+use crate::catalog::txn::{Rows, Txn};
+
+/// Who records.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    pub node: NodeId,
+    pub home: SiteId,
+}
+
+/// What a begin led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    pub delivery: DeliveryId,
+    pub class: DeliveryClass,
+    /// A row was opened: false when it joined, or was repeated.
+    pub opened: bool,
+}
+
+/// What became of an open delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Final before, never begun here, or told before.
+    Unknown,
+    /// Stays open for later ranges.
+    Open,
+    /// Decided; waits for the record epoch.
+    Waiting,
+    Recorded(RecordNumber),
+}
+
+/// Records the begin of a delivery and its library row.
+pub fn begin(
+    txn: &mut Txn<'_>,
+    request: &BeginRequest,
+    now: UnixMillis,
+    join_window: Duration,
+) -> ApiResult<Begun> {
+    if let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(&request.delivery))? {
+        return Ok(Begun { delivery: open.delivery, class: open.class, opened: false });
+    }
+    let library = Key::Library(&request.client, &request.name);
+    let row = txn.get::<LibraryValue>(library)?;
+    if request.range_start > 0
+        && let Some(open) = joinable(txn, row.as_ref(), request, now, join_window)?
+    {
+        return Ok(join(txn, open, request, now));
+    }
+    let (class, row) = deliver_to(row, request, now);
+    txn.put(library, &row);
+    let open = OpenDelivery {
+        delivery: request.delivery,
+        client: request.client.clone(),
+        name: request.name.clone(),
+        hash: request.hash,
+        provider: request.provider.clone(),
+        class,
+        path: request.path,
+        source: request.source.clone(),
+        searched: request.searched,
+        surrogate: request.surrogate.clone(),
+        mobile_access: request.mobile_access.clone(),
+        bytes_total: request.bytes_total,
+        bytes_sent: 0,
+        begin: now,
+        touched: now,
+        in_flight: vec![request.delivery],
+        ended: Vec::new(),
+        outcome: None,
+    };
+    txn.put(Key::OpenDelivery(&request.delivery), &open);
+    Ok(Begun { delivery: request.delivery, class, opened: true })
+}
+
+/// The client's newest delivery of this version, if a later range may still join it.
+fn joinable(
+    txn: &Txn<'_>,
+    row: Option<&LibraryValue>,
+    request: &BeginRequest,
+    now: UnixMillis,
+    join_window: Duration,
+) -> ApiResult<Option<OpenDelivery>> {
+    let Some((newest, _)) = row.and_then(|row| row.newest) else { return Ok(None) };
+    let open = txn.get::<OpenDelivery>(Key::OpenDelivery(&newest))?;
+    Ok(open.filter(|open| {
+        open.hash == request.hash && open.outcome.is_none() && now.since(open.touched) <= join_window
+    }))
+}
+
+fn join(txn: &mut Txn<'_>, mut open: OpenDelivery, request: &BeginRequest, now: UnixMillis) -> Begun {
+    let begun = Begun { delivery: open.delivery, class: open.class, opened: false };
+    if open.add_request(request.delivery) {
+        open.touched = now;
+        txn.put(Key::OpenDelivery(&open.delivery), &open);
+    }
+    begun
+}
+
+/// The library row with this delivery in it, and whether the delivery is the purchase.
+fn deliver_to(
+    row: Option<LibraryValue>,
+    request: &BeginRequest,
+    now: UnixMillis,
+) -> (DeliveryClass, LibraryValue) {
+    let (class, mut row) = match row {
+        None => {
+            let row = LibraryValue {
+                hash: request.hash,
+                len: request.bytes_total,
+                provider: request.provider.clone(),
+                since: now,
+                deliveries: 0,
+                recent: Vec::new(),
+                newest: None,
+                made_by: Some(request.delivery),
+                purchase_owed: false,
+            };
+            (DeliveryClass::Purchase, row)
+        }
+        // The slot came from another node, which recorded this begin already; its answer was lost.
+        Some(row) if row.newest.is_some_and(|(newest, _)| newest == request.delivery) => {
+            let class = row.newest.map_or(DeliveryClass::Reference, |(_, class)| class);
+            return (class, row);
+        }
+        Some(row) if row.purchase_owed => (DeliveryClass::Purchase, row),
+        Some(row) => (DeliveryClass::Reference, row),
+    };
+    row.hash = request.hash;
+    row.len = request.bytes_total;
+    row.provider = request.provider.clone();
+    row.deliveries += 1;
+    if row.recent.len() >= LibraryRow::RECENT_MAX {
+        row.recent.remove(0);
+    }
+    row.recent.push(now);
+    row.newest = Some((request.delivery, class));
+    row.purchase_owed = false;
+    (class, row)
+}
+
+/// Adds the bytes of one request to its delivery, and closes the delivery if that decides it.
+pub fn end(
+    txn: &mut Txn<'_>,
+    recorder: &Recorder,
+    request: &EndRequest,
+    now: UnixMillis,
+) -> ApiResult<Ended> {
+    let Some(mut open) = txn.get::<OpenDelivery>(Key::OpenDelivery(&request.delivery))? else {
+        return Ok(Ended::Unknown);
+    };
+    if open.outcome.is_some() || !open.end_request(request.request) {
+        return Ok(Ended::Unknown);
+    }
+    open.bytes_sent = open.bytes_sent.saturating_add(request.bytes_sent);
+    open.touched = now;
+    if open.bytes_sent >= open.bytes_total {
+        return close(txn, recorder, open, DeliveryStatus::Complete, now);
+    }
+    if open.bytes_sent == 0 && open.is_idle() {
+        return close(txn, recorder, open, DeliveryStatus::Void, now);
+    }
+    txn.put(Key::OpenDelivery(&open.delivery), &open);
+    Ok(Ended::Open)
+}
+
+/// When a delivery that stays silent is given up.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    pub join_window: Duration,
+    pub open_max: Duration,
+    /// Start of this process: gateways that asked before it may be gone.
+    pub started: UnixMillis,
+}
+
+impl Deadlines {
+    pub fn has_passed(&self, open: &OpenDelivery, now: UnixMillis) -> bool {
+        let deadline = if open.outcome.is_some() {
+            open.touched
+        } else if open.is_idle() {
+            open.touched.saturating_add(self.join_window)
+        } else if open.touched < self.started {
+            self.started.saturating_add(self.join_window)
+        } else {
+            open.touched.saturating_add(self.open_max)
+        };
+        now >= deadline
+    }
+}
+
+/// Closes a delivery whose deadline has passed, or whose outcome waited for the record epoch.
+pub fn expire(
+    txn: &mut Txn<'_>,
+    recorder: &Recorder,
+    delivery: &DeliveryId,
+    deadlines: &Deadlines,
+    now: UnixMillis,
+) -> ApiResult<Ended> {
+    let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(delivery))? else { return Ok(Ended::Unknown) };
+    if !deadlines.has_passed(&open, now) {
+        return Ok(Ended::Open);
+    }
+    if let Some(outcome) = open.outcome {
+        let end = open.touched;
+        return number(txn, recorder, open, outcome, end);
+    }
+    let status = if open.bytes_sent > 0 { DeliveryStatus::Partial } else { DeliveryStatus::Recovered };
+    let end = open.touched;
+    close(txn, recorder, open, status, end)
+}
+
+fn close(
+    txn: &mut Txn<'_>,
+    recorder: &Recorder,
+    open: OpenDelivery,
+    status: DeliveryStatus,
+    end: UnixMillis,
+) -> ApiResult<Ended> {
+    if status == DeliveryStatus::Void {
+        take_back(txn, &open)?;
+    }
+    number(txn, recorder, open, status, end)
+}
+
+/// A void delivery leaves the library as if it had not been; a purchase that later deliveries built on is owed.
+fn take_back(txn: &mut Txn<'_>, open: &OpenDelivery) -> ApiResult<()> {
+    let library = Key::Library(&open.client, &open.name);
+    // Dropped since, or dropped and made anew: then nothing of this delivery is left.
+    let Some(mut row) = txn.get::<LibraryValue>(library)?.filter(|row| row.since <= open.begin) else {
+        return Ok(());
+    };
+    row.deliveries = row.deliveries.saturating_sub(1);
+    if let Some(index) = row.recent.iter().rposition(|time| *time == open.begin) {
+        row.recent.remove(index);
+    }
+    if row.deliveries == 0 && row.made_by == Some(open.delivery) {
+        txn.delete(library);
+        return Ok(());
+    }
+    if open.class == DeliveryClass::Purchase && row.made_by.is_some() {
+        row.purchase_owed = true;
+    }
+    txn.put(library, &row);
+    Ok(())
+}
+
+/// Gives the outcome its number and link, or lets it wait for the record epoch.
+fn number(
+    txn: &mut Txn<'_>,
+    recorder: &Recorder,
+    mut open: OpenDelivery,
+    status: DeliveryStatus,
+    end: UnixMillis,
+) -> ApiResult<Ended> {
+    let Some(head) = txn.get::<ChainHead>(Key::ChainHead)? else {
+        open.outcome = Some(status);
+        open.touched = end;
+        txn.put(Key::OpenDelivery(&open.delivery), &open);
+        return Ok(Ended::Waiting);
+    };
+    let delivery = open.delivery;
+    let record = DeliveryRecord {
+        delivery,
+        begin: open.begin,
+        end,
+        client: open.client,
+        content: open.name,
+        hash: open.hash,
+        provider: open.provider,
+        class: open.class,
+        path: open.path,
+        home: recorder.home.clone(),
+        source: open.source,
+        searched: open.searched,
+        surrogate: open.surrogate,
+        mobile_access: open.mobile_access,
+        status,
+        bytes_total: open.bytes_total,
+        bytes_sent: open.bytes_sent,
+    };
+    let chained = ChainedRecord::append(&recorder.node, head.epoch, head.seq, head.digest, record);
+    let number = RecordNumber { epoch: head.epoch, seq: chained.seq };
+    txn.put(Key::Record(number), &chained);
+    txn.put(Key::ChainHead, &ChainHead { epoch: head.epoch, seq: chained.seq, digest: chained.digest });
+    txn.delete(Key::OpenDelivery(&delivery));
+    Ok(Ended::Recorded(number))
+}
+
+/// Takes the record epoch that search gave: a greater one starts a new chain. Answers the chain's head.
+pub fn set_epoch(txn: &mut Txn<'_>, epoch: u64) -> ApiResult<ChainHead> {
+    match txn.get::<ChainHead>(Key::ChainHead)? {
+        Some(head) if head.epoch >= epoch => Ok(head),
+        before => {
+            let head = ChainHead { epoch, seq: 0, digest: RecordDigest::ZERO };
+            txn.put(Key::ChainHead, &head);
+            if before.is_some() {
+                crate::outbox::announcements::renumber(txn, 1)?;
+            }
+            Ok(head)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Opening what a block store lives on, a file or a raw device, and choosing the engine for it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{BlockIo, ThreadedIo, UringIo};
+
+/// How requests reach the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// io_uring, or threads where it cannot be set up (containers often forbid it); the reason is logged.
+    #[default]
+    Auto,
+    Uring,
+    Threads,
+}
+
+/// A file or device, opened and locked against other processes.
+pub struct Target {
+    file: Arc<File>,
+    size_bytes: u64,
+    path: PathBuf,
+}
+
+impl Target {
+    /// Opens a file, or makes one of `size_bytes` that takes space only as it is written. An existing file keeps
+    /// its length.
+    pub fn file(path: &Path, size_bytes: u64) -> io::Result<Self> {
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent)?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = open_direct(&options, 0, path)?;
+        lock(&file)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file; is `device:` meant?"));
+        }
+        let mut found_bytes = file.metadata()?.len();
+        if found_bytes == 0 {
+            file.set_len(size_bytes)?;
+            file.sync_all()?;
+            if let Some(parent) = path.parent() {
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+                File::open(parent)?.sync_all()?;
+            }
+            found_bytes = size_bytes;
+        } else if found_bytes != size_bytes {
+            tracing::warn!(path = %path.display(), found_bytes, asked_bytes = size_bytes,
+                "the store keeps the size it was made with");
+        }
+        Ok(Self { file: Arc::new(file), size_bytes: found_bytes, path: path.into() })
+    }
+
+    /// Opens a raw block device that nothing else (a mounted file system, say) uses.
+    pub fn device(path: &Path) -> io::Result<Self> {
+        if !std::fs::metadata(path)?.file_type().is_block_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a block device; is `file:` meant?"));
+        }
+        let mut file = open_direct(OpenOptions::new().read(true).write(true), libc::O_EXCL, path)?;
+        lock(&file)?;
+        let size_bytes = file.seek(SeekFrom::End(0))?;
+        Ok(Self { file: Arc::new(file), size_bytes, path: path.into() })
+    }
+
+    /// Starts the engine that does its requests.
+    pub fn start(self, engine: Engine) -> io::Result<Arc<dyn BlockIo>> {
+        let Self { file, size_bytes, path } = self;
+        if engine != Engine::Threads {
+            match UringIo::start(Arc::clone(&file), size_bytes) {
+                Ok(io) => return Ok(Arc::new(io)),
+                Err(e) if engine == Engine::Uring => return Err(e),
+                Err(e) => tracing::warn!(path = %path.display(), reason = %e,
+                    "io_uring cannot be set up here: disk requests go through threads, at more cost each"),
+            }
+        }
+        Ok(Arc::new(ThreadedIo::start(file, size_bytes)?))
+    }
+}
+
+/// Opens past the page cache where the file system allows it.
+fn open_direct(options: &OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
+    match options.clone().custom_flags(flags | libc::O_DIRECT).open(path) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            tracing::warn!(path = %path.display(),
+                "the file system refuses O_DIRECT: bytes are cached twice, writes are durable all the same");
+            options.clone().custom_flags(flags).open(path)
+        }
+        opened => opened,
+    }
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(|e| match e {
+        TryLockError::WouldBlock => {
+            io::Error::new(io::ErrorKind::ResourceBusy, "another process (or server) has it open")
+        }
+        TryLockError::Error(e) => e,
+    })
+}
+
+/// Takes space from the file system for a range of a file; devices and file systems without the call have it,
+/// or find out when they write.
+pub(super) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    // SAFETY: a call on a descriptor that `file` keeps open.
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS) => Ok(()),
+        _ => Err(error),
+    }
+}

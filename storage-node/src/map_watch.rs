@@ -1,0 +1,141 @@
+//! Keeps the cluster map: from search by long poll, in a file beside the catalog, and for whoever asks this node.
+//!
+//! Also tells search that the node is there (registration and heartbeat), which gives the record epoch.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::api::search::{NodeFacts, Registered, Registration};
+use common::backoff::Backoff;
+use common::cluster::ClusterMap;
+use common::error::{ApiResult, chain};
+use common::record::RecordNumber;
+
+use crate::deliveries;
+use crate::node::Node;
+
+pub const FILE_NAME: &str = "map.json";
+/// How long search may hold a question for the next map.
+const POLL_WAIT: Duration = Duration::from_secs(25);
+
+/// The map that was kept last; an empty one if there is none yet.
+pub fn load(path: &Path) -> std::io::Result<ClusterMap> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(std::io::Error::other),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(ClusterMap::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces the kept map: after a crash the old or the new one is there, whole.
+pub fn save(path: &Path, map: &ClusterMap) -> std::io::Result<()> {
+    let text = serde_json::to_vec(map).map_err(std::io::Error::other)?;
+    let new = path.with_extension("json.new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    match path.parent() {
+        Some(folder) => std::fs::File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Follows search's map for ever.
+pub async fn follow(node: Arc<Node>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let before = node.slots.epoch();
+        match node.search.map(before, POLL_WAIT).await {
+            Ok(map) if map.epoch > before => match node.adopt(map).await {
+                Ok(()) => {
+                    backoff.reset();
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(node = %node.id, error = chain(&error), "the map cannot be kept")
+                }
+            },
+            Ok(_) => {}
+            Err(error) => tracing::debug!(node = %node.id, error = chain(&error), "search gives no map"),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// What the node tells of itself, beside its store's figures.
+pub struct Identity {
+    pub registration: Registration,
+    pub log_id: String,
+}
+
+/// Registers, and says again and again that the node is there.
+pub async fn register(node: Arc<Node>, identity: Identity) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut was_reached = true;
+    loop {
+        let stats = node.chunks.stats();
+        let facts = NodeFacts {
+            log_id: identity.log_id.clone(),
+            capacity_bytes: stats.capacity_bytes,
+            used_bytes: stats.used_bytes,
+        };
+        let registration = Registration { node: Some(facts), ..identity.registration.clone() };
+        let delay = match node.search.register(&registration).await {
+            Ok(registered) => {
+                if !std::mem::replace(&mut was_reached, true) {
+                    tracing::info!(node = %node.id, "search is reached again");
+                }
+                match take_epoch(&node, &registered).await {
+                    Ok(()) => {
+                        backoff.reset();
+                        Duration::from_millis(registered.heartbeat_ms.max(100))
+                    }
+                    Err(error) => {
+                        tracing::warn!(node = %node.id, error = chain(&error), "the record epoch is not kept");
+                        backoff.next_delay()
+                    }
+                }
+            }
+            Err(error) => {
+                if std::mem::replace(&mut was_reached, false) {
+                    tracing::warn!(node = %node.id, error = chain(&error), "search does not take the registration; trying on");
+                }
+                backoff.next_delay()
+            }
+        };
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// Keeps the record epoch: records are numbered only within one that search gave.
+async fn take_epoch(node: &Node, registered: &Registered) -> ApiResult<()> {
+    let known = node.signals.head.borrow().epoch;
+    let Some(epoch) = registered.record_epoch else { return Ok(()) };
+    if epoch < known {
+        tracing::error!(node = %node.id, given = epoch, known, "search gave an older record epoch; the node goes on in its own");
+    }
+    if epoch > known {
+        let head = node.catalog.commit(move |txn| deliveries::set_epoch(txn, epoch)).await?;
+        node.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::cluster::MapEpoch;
+
+    #[test]
+    fn a_kept_map_survives_and_a_missing_one_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        assert_eq!(load(&path).unwrap(), ClusterMap::default());
+        let map = ClusterMap { epoch: MapEpoch(7), ..ClusterMap::default() };
+        save(&path, &map).unwrap();
+        assert_eq!(load(&path).unwrap(), map);
+    }
+}

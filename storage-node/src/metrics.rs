@@ -1,0 +1,139 @@
+//! The node's figures. Handles are made once; nothing looks a metric up by name later.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use common::telemetry::MetricsRegistry;
+use metrics::{Counter, Gauge, counter, gauge};
+
+use crate::catalog::key::Fee;
+
+/// Operations as they are counted, by the route's method and path.
+const OPERATIONS: &[(&str, &str, &str)] = &[
+    ("POST", "/v1/holdings/resolve", "resolve"),
+    ("POST", "/v1/holdings/hold", "hold"),
+    ("POST", "/v1/holdings/withdraw", "withdraw"),
+    ("POST", "/v1/holdings/release", "release"),
+    ("POST", "/v1/holdings/counts", "counts"),
+    ("GET", "/v1/holdings/clients", "clients"),
+    ("POST", "/v1/chunks/claim", "claim"),
+    ("POST", "/v1/chunks/refs", "chunk_refs"),
+    ("POST", "/v1/chunks/release", "chunk_release"),
+    ("PUT", "/v1/chunks/{hash}", "put_chunk"),
+    ("GET", "/v1/chunks/{hash}", "get_chunk"),
+    ("POST", "/v1/deliveries/begin", "begin"),
+    ("POST", "/v1/deliveries/end", "end"),
+    ("POST", "/v1/library/add", "library_add"),
+    ("POST", "/v1/library/drop", "library_drop"),
+    ("GET", "/v1/library", "library"),
+    ("GET", "/v1/library/row", "library_row"),
+    ("POST", "/v1/slots/export", "export"),
+    ("GET", "/v1/map", "map"),
+];
+
+struct Outcomes {
+    ok: Counter,
+    /// Answered 4xx.
+    refused: Counter,
+    /// Answered 5xx.
+    failed: Counter,
+}
+
+impl Outcomes {
+    fn new(op: &'static str) -> Self {
+        let of =
+            |outcome: &'static str| counter!("dozo_node_requests_total", "op" => op, "outcome" => outcome);
+        Self { ok: of("ok"), refused: of("refused"), failed: of("failed") }
+    }
+}
+
+pub struct Metrics {
+    /// In the order of [`OPERATIONS`].
+    requests: Vec<Outcomes>,
+    pub used_bytes: Gauge,
+    pub capacity_bytes: Gauge,
+    pub chunks: Gauge,
+    logical_bytes: Gauge,
+    /// No chunk moves by itself yet, so this stays 0.
+    pub moves_pending_bytes: Gauge,
+    deliveries_open: Gauge,
+    pub announcements_pending: Gauge,
+    service: OutboxMetrics,
+    content: OutboxMetrics,
+    logical: AtomicU64,
+    open: AtomicI64,
+}
+
+/// Figures of one billing outbox.
+pub struct OutboxMetrics {
+    pub pending_records: Gauge,
+    /// 1 once the receiver contradicted this node's records: an operator must look.
+    pub stopped: Gauge,
+}
+
+impl OutboxMetrics {
+    fn new(fee: Fee) -> Self {
+        let fee = fee.as_str();
+        let stopped = gauge!("dozo_node_outbox_stopped", "fee" => fee);
+        stopped.set(0.0);
+        Self { pending_records: gauge!("dozo_node_outbox_pending_records", "fee" => fee), stopped }
+    }
+}
+
+impl Metrics {
+    pub fn new(registry: &MetricsRegistry) -> Self {
+        registry.scope(|| {
+            let metrics = Self {
+                requests: OPERATIONS.iter().map(|(_, _, op)| Outcomes::new(op)).collect(),
+                used_bytes: gauge!("dozo_node_used_bytes"),
+                capacity_bytes: gauge!("dozo_node_capacity_bytes"),
+                chunks: gauge!("dozo_node_chunks"),
+                logical_bytes: gauge!("dozo_node_logical_bytes"),
+                moves_pending_bytes: gauge!("dozo_node_moves_pending_bytes"),
+                deliveries_open: gauge!("dozo_node_deliveries_open"),
+                announcements_pending: gauge!("dozo_node_announcements_pending"),
+                service: OutboxMetrics::new(Fee::Service),
+                content: OutboxMetrics::new(Fee::Content),
+                logical: AtomicU64::new(0),
+                open: AtomicI64::new(0),
+            };
+            metrics.moves_pending_bytes.set(0.0);
+            metrics.logical_bytes.set(0.0);
+            metrics.deliveries_open.set(0.0);
+            metrics.announcements_pending.set(0.0);
+            metrics
+        })
+    }
+
+    /// Counts an answer by the route that gave it.
+    pub fn count_request(&self, method: &http::Method, path: &str, status: http::StatusCode) {
+        let index = OPERATIONS.iter().position(|(m, p, _)| *p == path && *m == method.as_str());
+        let Some(outcomes) = index.and_then(|index| self.requests.get(index)) else { return };
+        match status.as_u16() {
+            ..400 => outcomes.ok.increment(1),
+            400..500 => outcomes.refused.increment(1),
+            _ => outcomes.failed.increment(1),
+        }
+    }
+
+    pub fn outbox(&self, fee: Fee) -> &OutboxMetrics {
+        match fee {
+            Fee::Service => &self.service,
+            Fee::Content => &self.content,
+        }
+    }
+
+    /// Bytes of contents that refer to this node's chunks.
+    pub fn logical_bytes(&self) -> u64 {
+        self.logical.load(Ordering::Relaxed)
+    }
+
+    pub fn add_logical_bytes(&self, change: i64) {
+        let before = self.logical.fetch_add(change as u64, Ordering::Relaxed);
+        self.logical_bytes.set(before.wrapping_add(change as u64) as f64);
+    }
+
+    pub fn add_open_deliveries(&self, change: i64) {
+        let before = self.open.fetch_add(change, Ordering::Relaxed);
+        self.deliveries_open.set((before + change) as f64);
+    }
+}

@@ -1,0 +1,125 @@
+//! Announcements to search: what the site holds, and no longer holds. An announcement is deleted once search has it.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::api::search::{AnnounceBatch, Announcement, Announcer};
+use common::backoff::Backoff;
+use common::error::{ApiResult, chain};
+
+use crate::catalog::key::{self, Key, Tag};
+use crate::catalog::rows::{AnnouncementHead, Row};
+use crate::catalog::txn::{Rows, Txn};
+use crate::node::Node;
+
+/// Most announcements in one batch.
+const BATCH_LEN: usize = 512;
+
+fn head(rows: &(impl Rows + ?Sized)) -> ApiResult<AnnouncementHead> {
+    let first = AnnouncementHead { next_seq: 1 };
+    Ok(rows.get::<AnnouncementHead>(Key::AnnouncementHead)?.unwrap_or(first))
+}
+
+/// Queues an announcement behind all others; answers its number.
+pub fn enqueue(txn: &mut Txn<'_>, announcement: &Announcement) -> ApiResult<u64> {
+    let seq = head(txn)?.next_seq;
+    txn.put(Key::Announcement(seq), announcement);
+    txn.put(Key::AnnouncementHead, &AnnouncementHead { next_seq: seq + 1 });
+    Ok(seq)
+}
+
+/// The oldest announcements that wait, with the number of the first.
+fn waiting(rows: &(impl Rows + ?Sized), max: usize) -> ApiResult<Option<(u64, Vec<Announcement>)>> {
+    let (mut first, mut items) = (None, Vec::new());
+    rows.scan(&key::all(Tag::Announcement), &mut |key, value| {
+        if items.len() == max {
+            return Ok(ControlFlow::Break(()));
+        }
+        first = first.or_else(|| key::announcement_seq(key));
+        items.push(Announcement::decode(value)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(first.map(|first| (first, items)))
+}
+
+/// Numbers what waits from `first` on: a new epoch counts from 1, and a search that lost announcements cannot be
+/// given them again.
+pub fn renumber(txn: &mut Txn<'_>, first: u64) -> ApiResult<()> {
+    let Some((old, items)) = waiting(txn, usize::MAX)? else {
+        txn.put(Key::AnnouncementHead, &AnnouncementHead { next_seq: first });
+        return Ok(());
+    };
+    for offset in 0..items.len() as u64 {
+        txn.delete(Key::Announcement(old + offset));
+    }
+    for (seq, item) in (first..).zip(&items) {
+        txn.put(Key::Announcement(seq), item);
+    }
+    txn.put(Key::AnnouncementHead, &AnnouncementHead { next_seq: first + items.len() as u64 });
+    Ok(())
+}
+
+/// Deletes what search has: everything before `next_seq`.
+fn acknowledge(txn: &mut Txn<'_>, first: u64, sent: usize, next_seq: u64) -> ApiResult<()> {
+    for seq in first..next_seq.min(first + sent as u64) {
+        txn.delete(Key::Announcement(seq));
+    }
+    Ok(())
+}
+
+/// Sends announcements as they come, for ever.
+pub async fn send(node: Arc<Node>) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    let mut epochs = node.signals.head.subscribe();
+    loop {
+        // The sender lives as long as the node, which this task holds.
+        let Ok(epoch) = epochs.wait_for(|head| head.epoch > 0).await.map(|head| head.epoch) else { return };
+        match step(&node, epoch).await {
+            Ok(Step::Idle) => node.signals.announcement_queued.notified().await,
+            Ok(Step::Sent) => backoff.reset(),
+            Ok(Step::Unreached) => tokio::time::sleep(backoff.next_delay()).await,
+            Err(error) => {
+                tracing::warn!(node = %node.id, error = chain(&error), "announcements cannot be sent");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+enum Step {
+    Idle,
+    Sent,
+    Unreached,
+}
+
+async fn step(node: &Node, epoch: u64) -> ApiResult<Step> {
+    let (batch, next) = node.catalog.read(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)))?;
+    let Some((first, items)) = batch else {
+        node.metrics.announcements_pending.set(0.0);
+        return Ok(Step::Idle);
+    };
+    node.metrics.announcements_pending.set((next - first) as f64);
+    let sent = items.len();
+    let announcer = Announcer::Node(node.id.clone());
+    let answer =
+        match node.search.announce(&AnnounceBatch { announcer, epoch, first_seq: first, items }).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(node = %node.id, error = chain(&error), "search takes no announcements");
+                return Ok(Step::Unreached);
+            }
+        };
+    if answer.next_seq < first {
+        tracing::warn!(node = %node.id, expected = answer.next_seq, first, "search has lost announcements of this node");
+        node.catalog.commit(move |txn| renumber(txn, answer.next_seq)).await?;
+        return Ok(Step::Sent);
+    }
+    if answer.next_seq == first {
+        return Ok(Step::Unreached);
+    }
+    // Whoever waits may go on before the queue is tidied up.
+    node.signals.announced.send_replace(answer.next_seq - 1);
+    node.catalog.commit(move |txn| acknowledge(txn, first, sent, answer.next_seq)).await?;
+    Ok(Step::Sent)
+}

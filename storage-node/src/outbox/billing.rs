@@ -1,0 +1,153 @@
+//! Delivery records to one billing server: a durable cursor into this node's records, batches behind it. Each
+//! of the two servers has its own; one that is down does not hold up the other.
+
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::api::billing::{BATCH_RECORDS_MAX, BatchAnswer, BillingClient, RecordBatch};
+use common::auth::Role;
+use common::backoff::Backoff;
+use common::error::{ApiResult, chain};
+use common::record::{ChainedRecord, RecordNumber};
+
+use crate::catalog::key::{self, Fee, Key};
+use crate::catalog::rows::Row;
+use crate::catalog::txn::Rows;
+use crate::node::Node;
+
+/// How long records gather before they are sent.
+const GATHER: Duration = Duration::from_millis(200);
+
+const START: RecordNumber = RecordNumber { epoch: 0, seq: 0 };
+
+/// Sends records as they come, until the receiver contradicts them.
+pub async fn send(node: Arc<Node>, fee: Fee) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let mut was_reached = true;
+    loop {
+        match step(&node, fee).await {
+            Ok(Step::Idle) => {}
+            Ok(Step::Booked) => {
+                backoff.reset();
+                if !std::mem::replace(&mut was_reached, true) {
+                    tracing::info!(node = %node.id, fee = fee.as_str(), "the billing server is reached again");
+                }
+            }
+            Ok(Step::Unreached(reason)) => {
+                if std::mem::replace(&mut was_reached, false) {
+                    tracing::warn!(node = %node.id, fee = fee.as_str(), reason, "the billing server takes no records; they wait");
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            Ok(Step::Stopped(reason)) => {
+                node.metrics.outbox(fee).stopped.set(1.0);
+                tracing::error!(node = %node.id, fee = fee.as_str(), reason, "the billing server contradicts this node's records; nothing more is sent to it until the node is restarted");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(node = %node.id, fee = fee.as_str(), error = chain(&error), "records cannot be sent");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+enum Step {
+    /// Nothing was waiting; something may be now.
+    Idle,
+    Booked,
+    Unreached(String),
+    Stopped(String),
+}
+
+async fn step(node: &Node, fee: Fee) -> ApiResult<Step> {
+    let mut heads = node.signals.head.subscribe();
+    let head = *heads.borrow_and_update();
+    let cursor = node.catalog.read(|rows| cursor(rows, fee))?;
+    if node.catalog.read(|rows| behind(rows, cursor, head, 1))?.is_none() {
+        node.metrics.outbox(fee).pending_records.set(0.0);
+        // The sender lives as long as the node, so this ends with a new head.
+        let _changed = heads.changed().await;
+        return Ok(Step::Idle);
+    }
+    let Some(client) = receiver(node, fee) else {
+        return Ok(Step::Unreached("it is not in the map".into()));
+    };
+    let is_full = |head: &RecordNumber| head.seq.saturating_sub(cursor.seq) >= BATCH_RECORDS_MAX as u64;
+    // Full or not, it goes out when the time is over.
+    drop(tokio::time::timeout(GATHER, heads.wait_for(is_full)).await);
+    let head = *heads.borrow();
+    let Some((epoch, records)) = node.catalog.read(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX))?
+    else {
+        return Ok(Step::Idle);
+    };
+    let first = records[0].seq;
+    let last = records[records.len() - 1].seq;
+    let batch = RecordBatch { node: node.id.clone(), epoch, records };
+    let through = match client.send_batch(&batch).await {
+        Ok(BatchAnswer::Booked { through }) => through.min(last),
+        Ok(BatchAnswer::Gap { expected }) if expected == first => {
+            return Ok(Step::Unreached(format!("it does not take record {first}, which it expects")));
+        }
+        Ok(BatchAnswer::Gap { expected }) if (1..=last).contains(&expected) => expected - 1,
+        Ok(BatchAnswer::Gap { expected }) => {
+            return Ok(Step::Stopped(format!(
+                "it expects record {expected} of epoch {epoch}, the last is {last}"
+            )));
+        }
+        Ok(BatchAnswer::Fork { seq, reason }) => {
+            return Ok(Step::Stopped(format!("record {seq} of epoch {epoch}: {reason}")));
+        }
+        Err(error) => return Ok(Step::Unreached(chain(&error))),
+    };
+    let number = RecordNumber { epoch, seq: through };
+    node.catalog
+        .commit(move |txn| {
+            txn.put(Key::BillingCursor(fee), &number);
+            Ok(())
+        })
+        .await?;
+    let left = if epoch == head.epoch { head.seq.saturating_sub(through) } else { head.seq };
+    node.metrics.outbox(fee).pending_records.set(left as f64);
+    Ok(Step::Booked)
+}
+
+fn cursor(rows: &(impl Rows + ?Sized), fee: Fee) -> ApiResult<RecordNumber> {
+    Ok(rows.get::<RecordNumber>(Key::BillingCursor(fee))?.unwrap_or(START))
+}
+
+/// The next records behind `cursor`, at most `max`, all of one epoch.
+fn behind(
+    rows: &(impl Rows + ?Sized),
+    cursor: RecordNumber,
+    head: RecordNumber,
+    max: usize,
+) -> ApiResult<Option<(u64, Vec<ChainedRecord>)>> {
+    for epoch in cursor.epoch..=head.epoch {
+        let after = if epoch == cursor.epoch { cursor } else { RecordNumber { epoch, seq: 0 } };
+        let mut records = Vec::new();
+        rows.scan_raw(
+            &key::records(epoch),
+            Bound::Excluded(&Key::Record(after).encode()),
+            &mut |_, value| {
+                records.push(ChainedRecord::decode(value)?);
+                let full = records.len() == max;
+                Ok(if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            },
+        )?;
+        if !records.is_empty() {
+            return Ok(Some((epoch, records)));
+        }
+    }
+    Ok(None)
+}
+
+fn receiver(node: &Node, fee: Fee) -> Option<BillingClient> {
+    let view = node.slots.view();
+    let (entry, role) = match fee {
+        Fee::Service => (&view.map.service_billing, Role::ServiceBilling),
+        Fee::Content => (&view.map.content_billing, Role::ContentBilling),
+    };
+    entry.as_ref().map(|entry| BillingClient::new(node.client.clone(), &entry.http, role))
+}

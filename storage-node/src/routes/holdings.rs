@@ -1,0 +1,123 @@
+//! `/v1/holdings/…`: the content list, at the owner of the name's slot.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use common::api::extract::{ApiJson, ApiQuery};
+use common::api::node::{
+    CountsAnswer, CountsRequest, HoldAnswer, HoldRequest, Holding, HoldingClients, ReleaseAnswer,
+    ReleaseRequest, ResolveAnswer, ResolveRequest,
+};
+use common::error::{ApiError, ApiResult, ErrorCode};
+use common::name::ContentName;
+use common::placement::Slot;
+
+use crate::catalog::key::{self, Key};
+use crate::catalog::txn::Rows;
+use crate::holdings::{self, is_current};
+use crate::node::Node;
+
+type Shared = State<Arc<Node>>;
+
+pub async fn resolve(
+    State(node): Shared,
+    ApiJson(request): ApiJson<ResolveRequest>,
+) -> ApiResult<ApiJson<ResolveAnswer>> {
+    let ResolveRequest { name, client } = request;
+    let slot = Slot::of_name(&name);
+    let (holding, is_noted) = node.read_in(slot, |rows| {
+        let holding = rows.get::<Holding>(Key::Holding(&name))?;
+        let is_noted = match (&holding, &client) {
+            (Some(holding), Some(client)) if is_current(holding) => {
+                rows.has(Key::HoldingClient(&name, client))?
+            }
+            _ => true,
+        };
+        Ok((holding, is_noted))
+    })?;
+    let Some(client) = client.filter(|_| !is_noted) else { return Ok(ApiJson(ResolveAnswer { holding })) };
+    let now = node.clock.now();
+    let holding = node
+        .commit_in(slot, move |txn| {
+            let holding = txn.get::<Holding>(Key::Holding(&name))?;
+            if holding.as_ref().is_some_and(is_current) {
+                holdings::add_client(txn, &name, &client, now)?;
+            }
+            Ok(holding)
+        })
+        .await?;
+    Ok(ApiJson(ResolveAnswer { holding }))
+}
+
+pub async fn hold(
+    State(node): Shared,
+    ApiJson(request): ApiJson<HoldRequest>,
+) -> ApiResult<ApiJson<HoldAnswer>> {
+    request.manifest.check().map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))?;
+    let (now, wait_ms) = (node.clock.now(), request.announce_wait_ms);
+    let held =
+        node.commit_in(Slot::of_name(&request.name), move |txn| holdings::hold(txn, &request, now)).await?;
+    node.signals.reap_queued.notify_one();
+    let announced = node.wait_announced(held.announcement, wait_ms).await;
+    Ok(ApiJson(HoldAnswer { version: held.version, replaced: held.replaced, announced }))
+}
+
+pub async fn withdraw(
+    State(node): Shared,
+    ApiJson(request): ApiJson<ReleaseRequest>,
+) -> ApiResult<ApiJson<ReleaseAnswer>> {
+    let wait_ms = request.announce_wait_ms;
+    let gone =
+        node.commit_in(Slot::of_name(&request.name), move |txn| holdings::withdraw(txn, &request)).await?;
+    answer_let(&node, gone, wait_ms).await
+}
+
+pub async fn release(
+    State(node): Shared,
+    ApiJson(request): ApiJson<ReleaseRequest>,
+) -> ApiResult<ApiJson<ReleaseAnswer>> {
+    let wait_ms = request.announce_wait_ms;
+    let gone =
+        node.commit_in(Slot::of_name(&request.name), move |txn| holdings::release(txn, &request)).await?;
+    answer_let(&node, gone, wait_ms).await
+}
+
+async fn answer_let(node: &Node, gone: holdings::Let, wait_ms: u64) -> ApiResult<ApiJson<ReleaseAnswer>> {
+    node.signals.reap_queued.notify_one();
+    // Search learns it from the outbox in any case; who asked for it waits a moment so that lists show it.
+    node.wait_announced(gone.announcement, wait_ms).await;
+    Ok(ApiJson(ReleaseAnswer { released: gone.released }))
+}
+
+pub async fn counts(
+    State(node): Shared,
+    ApiJson(request): ApiJson<CountsRequest>,
+) -> ApiResult<ApiJson<CountsAnswer>> {
+    let clients = node.catalog.read(|rows| {
+        request
+            .names
+            .iter()
+            .map(|name| rows.count(&key::holding_clients(name)))
+            .collect::<ApiResult<Vec<_>>>()
+    })?;
+    for name in &request.names {
+        node.slots.check(Slot::of_name(name))?;
+    }
+    Ok(ApiJson(CountsAnswer { clients }))
+}
+
+#[derive(serde::Deserialize)]
+pub struct NameQuery {
+    name: ContentName,
+}
+
+pub async fn clients(
+    State(node): Shared,
+    ApiQuery(query): ApiQuery<NameQuery>,
+) -> ApiResult<ApiJson<HoldingClients>> {
+    let answer = node.read_in(Slot::of_name(&query.name), |rows| {
+        let holding = rows.get::<Holding>(Key::Holding(&query.name))?;
+        Ok(HoldingClients { holding, clients: holdings::clients(rows, &query.name)? })
+    })?;
+    Ok(ApiJson(answer))
+}

@@ -1,0 +1,68 @@
+//! The node's HTTP routes: one file per resource. Each handler checks what it was sent, runs one rule in one
+//! commit, and answers when it is durable.
+
+mod chunks;
+mod deliveries;
+mod holdings;
+mod library;
+mod slots;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use common::auth::{Guard, require_server};
+
+use crate::node::Node;
+
+/// Longest JSON body: a claim or release of all chunks of the largest content.
+const JSON_BYTES_MAX: usize = 16 << 20;
+
+/// The service listener: for servers of the cluster alone.
+pub fn service(node: Arc<Node>, guard: Guard) -> Router {
+    let json = Router::new()
+        .route("/v1/holdings/resolve", post(holdings::resolve))
+        .route("/v1/holdings/hold", post(holdings::hold))
+        .route("/v1/holdings/withdraw", post(holdings::withdraw))
+        .route("/v1/holdings/release", post(holdings::release))
+        .route("/v1/holdings/counts", post(holdings::counts))
+        .route("/v1/holdings/clients", get(holdings::clients))
+        .route("/v1/chunks/claim", post(chunks::claim))
+        .route("/v1/chunks/refs", post(chunks::refs))
+        .route("/v1/chunks/release", post(chunks::release))
+        .route("/v1/deliveries/begin", post(deliveries::begin))
+        .route("/v1/deliveries/end", post(deliveries::end))
+        .route("/v1/library/add", post(library::add))
+        .route("/v1/library/drop", post(library::drop_row))
+        .route("/v1/library", get(library::page))
+        .route("/v1/library/row", get(library::row))
+        .route("/v1/slots/export", post(slots::export))
+        .route("/v1/map", get(status::map))
+        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
+    let bytes = Router::new()
+        .route("/v1/chunks/{hash}", get(chunks::read).put(chunks::store))
+        .layer(DefaultBodyLimit::max(common::chunker::CHUNK_LEN_MAX));
+    json.merge(bytes)
+        .route_layer(middleware::from_fn_with_state(node.clone(), count))
+        .layer(middleware::from_fn_with_state(guard, require_server))
+        .with_state(node)
+}
+
+/// The admin listener, beside health and metrics.
+pub fn admin(node: Arc<Node>) -> Router {
+    Router::new().route("/v1/node", get(status::node)).route("/v1/map", get(status::map)).with_state(node)
+}
+
+async fn count(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let response = next.run(request).await;
+    if let Some(path) = path {
+        node.metrics.count_request(&method, path.as_str(), response.status());
+    }
+    response
+}

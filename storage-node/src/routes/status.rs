@@ -1,0 +1,35 @@
+//! `/v1/map` and `/v1/node`: what this node knows of the cluster, and how it is.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use common::api::extract::ApiJson;
+use common::api::node::NodeStatus;
+use common::cluster::NodeState;
+
+use crate::node::Node;
+
+pub async fn map(State(node): State<Arc<Node>>) -> Response {
+    axum::Json(&node.slots.view().map).into_response()
+}
+
+pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
+    let (stats, view) = (node.chunks.stats(), node.slots.view());
+    let state = match view.me().map(|me| me.state) {
+        None => "joining",
+        Some(NodeState::Active) => "active",
+        Some(NodeState::Down) => "down",
+    };
+    ApiJson(NodeStatus {
+        node: node.id.clone(),
+        state: state.to_owned(),
+        store: node.store.clone(),
+        capacity_bytes: stats.capacity_bytes,
+        used_bytes: stats.used_bytes,
+        logical_bytes: node.metrics.logical_bytes(),
+        chunks: stats.chunks,
+        moves_pending_bytes: 0,
+        epoch: view.map.epoch,
+    })
+}

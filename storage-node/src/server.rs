@@ -1,0 +1,155 @@
+//! Puts a storage node together: store and log, catalog, routes, workers; and takes it apart in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::api::search::{Registration, SearchClient};
+use common::auth::{ClusterSecret, Guard, Role};
+use common::client::{HttpClient, ServerClient};
+use common::error::{ApiResult, chain};
+use common::id::NodeId;
+use common::record::RecordNumber;
+use common::server::{Listen, Running, Server, StartError};
+use common::time::Clock;
+use tokio::sync::Mutex;
+
+use crate::catalog::Catalog;
+use crate::catalog::key::{self, Fee, Key, Tag};
+use crate::catalog::rows::ChainHead;
+use crate::catalog::txn::Rows;
+use crate::chunks::{self, ChunkLocks};
+use crate::config::Config;
+use crate::map_watch::{self, Identity};
+use crate::metrics::Metrics;
+use crate::node::{Node, Signals};
+use crate::slots::Slots;
+use crate::store::{self, StoreUrl};
+use crate::{closing, feed, outbox, reaper, routes, slot_moves};
+
+/// How often the store's figures are shown.
+const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Starts a storage node. It answers at once, and is ready when it is in the cluster map.
+pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
+    let id = NodeId::of(&config.site, &config.name);
+    let listen = Listen { listen: config.listen, admin: config.admin };
+    let server = Server::bind(Role::StorageNode, id.as_str(), &listen).await?;
+    let failed = |what: &str| {
+        let what = format!("{what} of storage node {id}");
+        move |error: Box<dyn std::error::Error + Send + Sync>| StartError::Failed { what, source: error }
+    };
+    let url: StoreUrl =
+        config.store.parse().map_err(|error| failed("the store's address")(Box::new(error)))?;
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|error| StartError::failed(format!("data folder {}", config.data_dir.display()), error))?;
+    let opened = store::open(&url, &config.data_dir, &server.metrics)
+        .await
+        .map_err(|error| failed("the store")(Box::new(error)))?;
+    tracing::info!(node = %id, store = %url, io = opened.io_engine, log = opened.log_id, "store opened");
+    let catalog =
+        Catalog::open(&config.data_dir, opened.log.clone(), &opened.log_id, config.index_cache_bytes)
+            .await
+            .map_err(|error| failed("the catalog")(Box::new(error)))?;
+    let map_path = config.data_dir.join(map_watch::FILE_NAME);
+    let map = map_watch::load(&map_path).map_err(|error| failed("the kept map")(Box::new(error)))?;
+
+    let clock = Clock::System;
+    let http = HttpClient::new();
+    let client = ServerClient::new(http, secret.clone(), &server.name, clock.clone());
+    let node = Arc::new(Node {
+        slots: Arc::new(Slots::new(id.clone(), config.site.clone(), map)),
+        site: config.site.clone(),
+        store: url.to_string(),
+        clock: clock.clone(),
+        limits: config.limits(),
+        catalog: catalog.clone(),
+        chunks: opened.chunks,
+        chunk_locks: ChunkLocks::default(),
+        search: SearchClient::new(client.clone(), &config.search),
+        client,
+        metrics: Metrics::new(&server.metrics),
+        signals: Signals::default(),
+        health: server.health.clone(),
+        map_path,
+        map_writing: Mutex::new(()),
+        id,
+    });
+    recall(&node).map_err(|error| StartError::failed("reading the catalog", error))?;
+    let identity = Identity { registration: registration(&config, &server), log_id: opened.log_id };
+    spawn_workers(&server, &node, identity);
+
+    let guard = Guard { secret, audience: Role::StorageNode, clock };
+    let (service, admin) = (routes::service(node.clone(), guard), routes::admin(node));
+    let log = opened.log;
+    Ok(server.run(service, admin, async move {
+        catalog.close().await;
+        log.close().await;
+    }))
+}
+
+fn registration(config: &Config, server: &Server) -> Registration {
+    Registration {
+        role: Role::StorageNode,
+        name: config.name.clone(),
+        site: Some(config.site.clone()),
+        zone: config.zone.clone(),
+        http: config.advertise.clone().unwrap_or_else(|| server.http_url()),
+        s3: None,
+        admin: server.admin_url(),
+        node: None,
+    }
+}
+
+/// Brings back what is kept beside the rows for speed.
+fn recall(node: &Node) -> ApiResult<()> {
+    node.catalog.read(|rows| {
+        node.slots.restore(rows)?;
+        if let Some(head) = rows.get::<ChainHead>(Key::ChainHead)? {
+            node.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
+        }
+        node.metrics.add_open_deliveries(rows.count(&key::all(Tag::OpenDelivery))? as i64);
+        node.metrics.add_logical_bytes(chunks::logical_bytes(rows)? as i64);
+        Ok(())
+    })?;
+    node.report_map();
+    node.health.set("catalog", Ok(()));
+    Ok(())
+}
+
+fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
+    let started = node.clock.now();
+    server.spawn_worker(map_watch::register(node.clone(), identity));
+    server.spawn_worker(map_watch::follow(node.clone()));
+    server.spawn_worker(feed::follow(node.clone()));
+    server.spawn_worker(outbox::announcements::send(node.clone()));
+    server.spawn_worker(outbox::billing::send(node.clone(), Fee::Service));
+    server.spawn_worker(outbox::billing::send(node.clone(), Fee::Content));
+    server.spawn_worker(slot_moves::take_over(node.clone()));
+    server.spawn_worker(slot_moves::settle(node.clone()));
+    server.spawn_worker(closing::close(node.clone(), started));
+    server.spawn_worker(reaper::release(node.clone()));
+    server.spawn_worker(reaper::delete(node.clone()));
+    server.spawn_worker(show_figures(node.clone()));
+    server.spawn_worker(watch_catalog(node.clone()));
+}
+
+async fn show_figures(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(FIGURES_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let stats = node.chunks.stats();
+        node.metrics.capacity_bytes.set(stats.capacity_bytes as f64);
+        node.metrics.used_bytes.set(stats.used_bytes as f64);
+        node.metrics.chunks.set(stats.chunks as f64);
+    }
+}
+
+/// A node whose catalog stopped is not ready.
+async fn watch_catalog(node: Arc<Node>) {
+    let mut stopped = node.catalog.stopped();
+    let reason = match stopped.wait_for(Option::is_some).await {
+        Ok(reason) => reason.clone().unwrap_or_default(),
+        Err(error) => chain(&error),
+    };
+    node.health.set("catalog", Err(reason));
+}

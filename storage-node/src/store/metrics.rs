@@ -1,0 +1,31 @@
+//! Handles of the metrics that stores and the log keep.
+
+use common::telemetry::MetricsRegistry;
+use metrics::{Counter, Histogram};
+
+#[derive(Clone)]
+pub struct StoreMetrics {
+    /// Bytes of chunks read.
+    pub read_bytes: Counter,
+    /// Bytes written: frames of the log, objects.
+    pub written_bytes: Counter,
+    /// Durable group commits of the log.
+    pub commits: Counter,
+    pub commit_seconds: Histogram,
+    pub commit_entries: Histogram,
+    /// Reads that found other bytes than the chunk's.
+    pub damaged_chunks: Counter,
+}
+
+impl StoreMetrics {
+    pub fn new(registry: &MetricsRegistry) -> Self {
+        registry.scope(|| Self {
+            read_bytes: metrics::counter!("dozo_node_disk_read_bytes_total"),
+            written_bytes: metrics::counter!("dozo_node_disk_written_bytes_total"),
+            commits: metrics::counter!("dozo_node_commits_total"),
+            commit_seconds: metrics::histogram!("dozo_node_commit_duration_seconds"),
+            commit_entries: metrics::histogram!("dozo_node_commit_entries"),
+            damaged_chunks: metrics::counter!("dozo_node_damaged_chunks_total"),
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! Where a node keeps chunks: one trait, three kinds of place, one conformance test that all of them run.
+//!
+//! | `--store` | chunks | log |
+//! |---|---|---|
+//! | `device:`, `file:` | [`BlockStore`] | the same device |
+//! | `memory:` | [`BlockStore`] on memory | the same memory; gone with the process |
+//! | `dir:`, `s3:` | [`ObjectChunkStore`] | a file `log` in the node's data directory |
+
+mod block;
+mod metrics;
+mod object;
+mod url;
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::hash::ChunkHash;
+use common::telemetry::MetricsRegistry;
+use futures_util::future::BoxFuture;
+
+use crate::io::{BlockIo, Engine, MemIo, Target};
+use crate::log::{Log, LogError, OpenLogError, SEGMENT_BYTES, SEGMENTS_START, device_bytes};
+
+pub use block::BlockStore;
+pub use metrics::StoreMetrics;
+pub use object::ObjectChunkStore;
+pub use url::{InvalidStoreUrl, StoreUrl};
+
+pub use crate::log::PutOutcome;
+
+/// A log file beside an object store may grow to this many segments (64 GiB); it takes space as it is written.
+const LOG_FILE_SEGMENTS: u64 = 1024;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    #[error("no such chunk")]
+    NotFound,
+    #[error("the store is full: its capacity is {capacity_bytes} bytes")]
+    Full { capacity_bytes: u64 },
+    /// What is stored under this hash are other bytes.
+    #[error("chunk {hash} is damaged")]
+    Damaged { hash: ChunkHash },
+    #[error("the store cannot be read or written")]
+    Io { source: Arc<dyn Error + Send + Sync> },
+    /// Closed, or stopped after a failed write: nothing more is stored until the node is started anew.
+    #[error("the store has stopped")]
+    Stopped,
+}
+
+impl From<io::Error> for StoreError {
+    fn from(error: io::Error) -> Self {
+        Self::Io { source: Arc::new(error) }
+    }
+}
+
+impl From<LogError> for StoreError {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Full { capacity_bytes } => Self::Full { capacity_bytes },
+            LogError::Stopped => Self::Stopped,
+            other => Self::Io { source: Arc::new(other) },
+        }
+    }
+}
+
+/// Figures of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreStats {
+    /// Bytes that can be used before chunks are refused.
+    pub capacity_bytes: u64,
+    /// Bytes taken, deleted chunks not counted. A block store counts the rows of the catalog and its own headers.
+    pub used_bytes: u64,
+    pub chunks: u64,
+}
+
+/// Keeps chunks by their hash.
+pub trait ChunkStore: Send + Sync + 'static {
+    /// Stores a chunk whose hash the caller has verified. Equal puts at the same time are fine.
+    ///
+    /// # Durability
+    /// The chunk survives a power cut when this resolves, whatever the outcome says.
+    /// # Cancel safety
+    /// Dropped before it resolves, the chunk may or may not come to be stored; it is never stored in part.
+    /// # Errors
+    /// `Full`, `Io`, `Stopped`; nothing is stored then.
+    fn put(&self, hash: ChunkHash, bytes: Bytes) -> BoxFuture<'_, Result<PutOutcome, StoreError>>;
+
+    /// The bytes of a chunk, verified against its hash.
+    ///
+    /// # Errors
+    /// `NotFound`; `Damaged` if other bytes are in its place; `Io`. A store that has stopped still reads.
+    fn get<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<Bytes, StoreError>>;
+
+    /// Removes a chunk; says whether it was there.
+    ///
+    /// # Durability
+    /// A block store never shows the chunk again once this resolves. In a directory it may be back after a power
+    /// cut, as a surplus.
+    fn delete<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Whether the chunk is there; its bytes are not verified.
+    fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    fn stats(&self) -> StoreStats;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} cannot be opened", path = .path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("the log in {place} cannot be opened")]
+    Log { place: String, source: OpenLogError },
+    #[error("the object store {url} cannot be used")]
+    Object { url: String, source: object_store::Error },
+    #[error("the thread that opened the store ended early")]
+    Interrupted,
+}
+
+/// A node's store and log. The log is closed when its last handle and the store are dropped.
+pub struct Opened {
+    pub chunks: Arc<dyn ChunkStore>,
+    pub log: Log,
+    /// 32 hexadecimal digits, drawn when the log was made.
+    pub log_id: String,
+    /// How disk requests of the log (and of a block store) reach the kernel.
+    pub io_engine: &'static str,
+}
+
+/// Opens the store and the log of a node, making them if they are not there.
+pub async fn open(url: &StoreUrl, data_dir: &Path, metrics: &MetricsRegistry) -> Result<Opened, OpenError> {
+    open_with(url, data_dir, metrics, Engine::Auto).await
+}
+
+pub(crate) async fn open_with(
+    url: &StoreUrl,
+    data_dir: &Path,
+    metrics: &MetricsRegistry,
+    engine: Engine,
+) -> Result<Opened, OpenError> {
+    let metrics = StoreMetrics::new(metrics);
+    let objects = ObjectChunkStore::open(url, metrics.clone()).await?;
+    let (url, log_file) = (url.clone(), data_dir.join("log"));
+    let log_metrics = metrics.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let io = block_io(&url, &log_file, engine)?;
+        let io_engine = io.engine();
+        let place = if objects.is_some() { log_file.display().to_string() } else { url.to_string() };
+        let log =
+            Log::open(io, SEGMENT_BYTES, log_metrics).map_err(|source| OpenError::Log { place, source })?;
+        let chunks: Arc<dyn ChunkStore> = match objects {
+            Some(objects) => Arc::new(objects),
+            None => Arc::new(BlockStore::new(log.clone())),
+        };
+        Ok(Opened { chunks, log_id: log.id(), log, io_engine })
+    });
+    opening.await.unwrap_or(Err(OpenError::Interrupted))
+}
+
+/// The device of the log.
+fn block_io(url: &StoreUrl, log_file: &Path, engine: Engine) -> Result<Arc<dyn BlockIo>, OpenError> {
+    let (path, target) = match url {
+        StoreUrl::Memory { size_bytes } => {
+            let bytes = usize::try_from(*size_bytes).unwrap_or(usize::MAX);
+            return Ok(Arc::new(MemIo::new(bytes)));
+        }
+        StoreUrl::File { path, size_bytes } => (path.as_path(), Target::file(path, *size_bytes)),
+        StoreUrl::Device { path } => (path.as_path(), Target::device(path)),
+        StoreUrl::Dir { .. } | StoreUrl::S3 { .. } => {
+            (log_file, Target::file(log_file, device_bytes(LOG_FILE_SEGMENTS, SEGMENT_BYTES)))
+        }
+    };
+    target
+        .and_then(|target| target.start(engine))
+        .map_err(|source| OpenError::Open { path: path.into(), source })
+}
+
+/// The smallest file or memory that a block store fits in.
+pub(crate) const SIZE_BYTES_MIN: u64 = SEGMENTS_START + crate::log::MIN_SEGMENTS * SEGMENT_BYTES;
+
+#[cfg(test)]
+mod tests;
