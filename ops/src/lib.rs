@@ -1,1 +1,26 @@
-//! Being written.
+//! The operator's tool and the servers' launcher, as a library: what the binary `dozo` does.
+//!
+//! | looking for | module |
+//! |---|---|
+//! | the command line | [`cli`] |
+//! | a whole system in one process | [`up`], [`demo`] |
+//! | one server alone | [`roles`] |
+//! | what commands do | [`commands`] |
+//! | where servers and keys are found | [`endpoints`], [`secret`], [`session`] |
+//!
+//! This crate only starts servers and asks them; what they do is in their own crates.
+
+pub mod cli;
+pub mod commands;
+pub mod demo;
+pub mod endpoints;
+pub mod error;
+mod files;
+mod http;
+mod output;
+mod progress;
+pub mod roles;
+pub mod secret;
+pub mod session;
+mod signals;
+pub mod up;

@@ -1,0 +1,139 @@
+//! The command line: every command with its flags, and where it goes.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use common::telemetry::{self, LogFormat};
+
+use crate::commands::{billing, config, content, directory, status, usage, who_holds};
+use crate::error::Failure;
+use crate::roles::{self, RoleCommand};
+use crate::up::{self, UpOptions};
+
+/// Dozo keeps contents on always-on storage, delivers them from the nearest holder, and bills every delivery once.
+#[derive(Debug, Parser)]
+#[command(name = "dozo", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What is logged to standard error, as in `info` or `warn,gateway=debug`; RUST_LOG says it too
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    /// Log lines as text or as JSON
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", value_parser = log_format)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole system on this machine, in one process
+    Up(UpOptions),
+    #[command(flatten)]
+    Role(RoleCommand),
+    /// Show sites, gateways and nodes
+    Status(status::StatusArgs),
+    /// Storage nodes
+    #[command(subcommand)]
+    Node(status::NodeCommand),
+    /// Clients
+    #[command(subcommand)]
+    Client(directory::ClientCommand),
+    /// Buckets
+    #[command(subcommand)]
+    Bucket(directory::BucketCommand),
+    /// Publish a file
+    Put(content::PutArgs),
+    /// Get a content
+    Get(content::GetArgs),
+    /// List a bucket's contents
+    Ls(content::LsArgs),
+    /// List what a client holds
+    Library(content::LibraryArgs),
+    /// Withdraw a content, or drop it from the client's library
+    Rm(content::RmArgs),
+    /// Show where a content is: sites, nodes, clients, shared chunks
+    WhoHolds(who_holds::WhoHoldsArgs),
+    /// Show what a client holds, was delivered and is charged
+    Usage(usage::UsageArgs),
+    /// Ask the billing servers
+    #[command(subcommand)]
+    Billing(billing::BillingCommand),
+    /// Check or show a server's configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => Err(format!("{other:?} is not text or json")),
+    }
+}
+
+impl Cli {
+    /// Servers tell what they do; commands only what goes wrong. `up` prints its own summary.
+    fn default_filter(&self) -> &'static str {
+        if matches!(self.command, Command::Role(_)) { "info" } else { "warn" }
+    }
+
+    fn init_logs(&self) {
+        let variable = std::env::var("RUST_LOG").ok();
+        let filter = self.log.as_deref().or(variable.as_deref()).unwrap_or(self.default_filter());
+        telemetry::init_logs(self.log_format, filter);
+        std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
+    }
+
+    /// Carries the command out; what goes wrong is told on standard error.
+    pub async fn run(self) -> ExitCode {
+        self.init_logs();
+        match self.command.run().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                tell(&failure);
+                ExitCode::from(failure.exit.code())
+            }
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own error text")]
+fn tell(failure: &Failure) {
+    eprintln!("dozo: {failure}");
+    if let Some(next_step) = &failure.next_step {
+        eprintln!("  next: {next_step}");
+    }
+}
+
+impl Command {
+    async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Up(options) => up::run(options).await,
+            Self::Role(role) => roles::run(role).await,
+            Self::Status(args) => status::status(args).await,
+            Self::Node(command) => status::node(command).await,
+            Self::Client(command) => directory::client(command).await,
+            Self::Bucket(command) => directory::bucket(command).await,
+            Self::Put(args) => content::put(args).await,
+            Self::Get(args) => content::get(args).await,
+            Self::Ls(args) => content::ls(args).await,
+            Self::Library(args) => content::library(args).await,
+            Self::Rm(args) => content::rm(args).await,
+            Self::WhoHolds(args) => who_holds::who_holds(args).await,
+            Self::Usage(args) => usage::usage(args).await,
+            Self::Billing(command) => billing::billing(command).await,
+            Self::Config(command) => config::config(command),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

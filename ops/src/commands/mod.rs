@@ -1,0 +1,9 @@
+//! What each command does. One file per thing that is worked on.
+
+pub mod billing;
+pub mod config;
+pub mod content;
+pub mod directory;
+pub mod status;
+pub mod usage;
+pub mod who_holds;

@@ -1,0 +1,200 @@
+//! `status` and `node list`: the sites as search's map has them, with what each node says of itself. A node that does
+//! not answer is shown with its reason; the rest is shown all the same.
+
+use std::time::Duration;
+
+use common::api::node::NodeStatus;
+use common::auth::Role;
+use common::client::ServerClient;
+use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, SiteEntry};
+use common::config::show_bytes;
+use common::error::chain;
+use common::id::SiteId;
+use futures_util::future::join_all;
+use serde::Serialize;
+
+use crate::error::Failure;
+use crate::output::{self, Align, OutputArgs, Table};
+use crate::session::OperatorArgs;
+
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum NodeCommand {
+    /// List the storage nodes of all sites
+    List(StatusArgs),
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    epoch: MapEpoch,
+    sites: Vec<SiteStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct SiteStatus {
+    name: SiteId,
+    gateways: Vec<GatewayEntry>,
+    nodes: Vec<NodeLine>,
+}
+
+/// One node: what the map says, and its own figures if it answers.
+#[derive(Debug, Serialize)]
+struct NodeLine {
+    site: SiteId,
+    name: String,
+    /// `active` or `down` as search sees it; or what the node says of itself.
+    state: String,
+    http: String,
+    admin: String,
+    /// Slots of names and clients that the node decides for.
+    slots: usize,
+    store: Option<String>,
+    capacity_bytes: Option<u64>,
+    used_bytes: Option<u64>,
+    logical_bytes: Option<u64>,
+    chunks: Option<u64>,
+    /// Logical over used bytes; `null` while nothing is stored.
+    dedup_ratio: Option<f64>,
+    moves_pending_bytes: Option<u64>,
+    /// Why the node's own figures are missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+pub async fn status(args: StatusArgs) -> Result<(), Failure> {
+    let status = collect(&args.operator).await?;
+    if args.output.json {
+        return output::json(&status);
+    }
+    let mut text = String::new();
+    for site in &status.sites {
+        text.push_str(&format!("site {}\n", site.name));
+        for gateway in &site.gateways {
+            let state = if gateway.alive { "active" } else { "down" };
+            text.push_str(&format!("  gateway {}  {state}  {}\n", gateway.name, gateway.http));
+        }
+        text.push_str(&node_table(&site.nodes, false).render(2));
+        text.push_str(&summary(&site.nodes));
+    }
+    output::text_block(&text)
+}
+
+pub async fn node(command: NodeCommand) -> Result<(), Failure> {
+    let NodeCommand::List(args) = command;
+    let nodes: Vec<NodeLine> =
+        collect(&args.operator).await?.sites.into_iter().flat_map(|site| site.nodes).collect();
+    if args.output.json {
+        return output::json(&nodes);
+    }
+    output::text_block(&node_table(&nodes, true).render(0))
+}
+
+async fn collect(operator: &OperatorArgs) -> Result<Status, Failure> {
+    let session = operator.connect()?;
+    let map: ClusterMap = session.search().map(MapEpoch(0), Duration::ZERO).await?;
+    let mut sites = Vec::new();
+    for site in &map.sites {
+        let mut nodes = join_all(site.nodes.iter().map(|node| ask(&session.server, site, node))).await;
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        sites.push(SiteStatus { name: site.id.clone(), gateways: site.gateways.clone(), nodes });
+    }
+    // The map has them in the order in which they came.
+    sites.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Status { epoch: map.epoch, sites })
+}
+
+async fn ask(server: &ServerClient, site: &SiteEntry, node: &NodeEntry) -> NodeLine {
+    let answer: Result<NodeStatus, _> =
+        server.get_json(&node.admin, Role::StorageNode, "/v1/node", ANSWER_TIME_MAX).await;
+    let (own, problem) = match answer {
+        Ok(own) => (Some(own), None),
+        Err(error) => (None, Some(chain(&error))),
+    };
+    let state = match (node.state, &own) {
+        (NodeState::Down, _) => "down".to_owned(),
+        (NodeState::Active, Some(own)) => own.state.clone(),
+        (NodeState::Active, None) => "active".to_owned(),
+    };
+    let ratio =
+        |own: &NodeStatus| (own.used_bytes > 0).then(|| own.logical_bytes as f64 / own.used_bytes as f64);
+    NodeLine {
+        site: site.id.clone(),
+        name: node.id.name().to_owned(),
+        state,
+        http: node.http.clone(),
+        admin: node.admin.clone(),
+        slots: site.slots_owned_by(&node.id).count(),
+        dedup_ratio: own.as_ref().and_then(ratio),
+        capacity_bytes: own.as_ref().map(|o| o.capacity_bytes),
+        used_bytes: own.as_ref().map(|o| o.used_bytes),
+        logical_bytes: own.as_ref().map(|o| o.logical_bytes),
+        chunks: own.as_ref().map(|o| o.chunks),
+        moves_pending_bytes: own.as_ref().map(|o| o.moves_pending_bytes),
+        store: own.map(|o| o.store),
+        problem,
+    }
+}
+
+fn node_table(nodes: &[NodeLine], with_site: bool) -> Table {
+    let mut columns = vec![
+        ("node", Align::Left),
+        ("state", Align::Left),
+        ("used", Align::Right),
+        ("capacity", Align::Right),
+        ("chunks", Align::Right),
+        ("dedup", Align::Right),
+        ("moving", Align::Right),
+        ("slots", Align::Right),
+        ("store", Align::Left),
+    ];
+    if with_site {
+        columns.insert(0, ("site", Align::Left));
+    }
+    let mut table = Table::new(&columns);
+    let bytes = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), show_bytes);
+    for node in nodes {
+        let mut cells = vec![
+            node.name.clone(),
+            node.state.clone(),
+            bytes(node.used_bytes),
+            bytes(node.capacity_bytes),
+            node.chunks.map_or_else(|| "-".to_owned(), |c| c.to_string()),
+            show_ratio(node.dedup_ratio),
+            bytes(node.moves_pending_bytes),
+            node.slots.to_string(),
+            node.store.clone().or_else(|| node.problem.clone()).unwrap_or_default(),
+        ];
+        if with_site {
+            cells.insert(0, node.site.to_string());
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn show_ratio(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |r| format!("{r:.2}x"))
+}
+
+/// The site in one line.
+fn summary(nodes: &[NodeLine]) -> String {
+    let sum = |figure: fn(&NodeLine) -> Option<u64>| nodes.iter().filter_map(figure).sum::<u64>();
+    let (used, capacity) = (sum(|n| n.used_bytes), sum(|n| n.capacity_bytes));
+    let (logical, chunks) = (sum(|n| n.logical_bytes), sum(|n| n.chunks));
+    let ratio = (used > 0).then(|| logical as f64 / used as f64);
+    format!(
+        "  in all: {} of {} used, {chunks} chunks, dedup {}\n\n",
+        show_bytes(used),
+        show_bytes(capacity),
+        show_ratio(ratio)
+    )
+}

@@ -1,0 +1,381 @@
+//! One server, alone in this process: the flags of each role, its configuration, its start and stop. `dozo up` starts
+//! its servers through the same [`start`], from the same tables of settings.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use common::auth::ClusterSecret;
+use common::auth::Role;
+use common::config::{self, ConfigError};
+use common::server::{Running, StartError};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::error::Failure;
+use crate::secret::{SECRET_VARIABLE, SecretArgs};
+use crate::signals::Signals;
+
+/// Flags of every server. A flag wins over `DOZO__SECTION__KEY` in the environment, and that over the file.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ServerArgs {
+    /// TOML file with the server's configuration
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the service listens; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where health and metrics listen; keep it off public networks
+    #[arg(long, value_name = "HOST:PORT")]
+    pub admin: Option<SocketAddr>,
+    #[command(flatten)]
+    pub secret: SecretArgs,
+}
+
+/// Flags of servers that register with search.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct MemberArgs {
+    /// Short name, unique in its site or, without a site, in the cluster
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Address of search
+    #[arg(long, value_name = "URL")]
+    pub search: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct SiteArgs {
+    /// The site that it belongs to
+    #[arg(long)]
+    pub site: Option<String>,
+    /// Where the site is: breaks ties between sources that are equally near
+    #[arg(long)]
+    pub zone: Option<String>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    member: MemberArgs,
+    #[command(flatten)]
+    site: SiteArgs,
+    /// Memory for hot chunks, as in 256MiB
+    #[arg(long, value_name = "BYTES", value_parser = config::parse_bytes)]
+    cache_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct StorageNodeArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    member: MemberArgs,
+    #[command(flatten)]
+    site: SiteArgs,
+    /// Where chunks are kept: file:/path?size=20GiB, dir:/path, s3://bucket/prefix?endpoint=URL&region=R, memory:
+    #[arg(long)]
+    store: Option<String>,
+    /// Folder for the catalog, the map and, beside an object store, the log
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct SearchArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Folder for the directory's database
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct OriginArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    member: MemberArgs,
+    /// Folder for what the origin knows of its sources
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A source of contents: BUCKET,PROVIDER,URL, where URL is dir:/folder or s3://bucket/prefix?endpoint=URL&region=R; may be repeated
+    #[arg(long = "source", value_name = "BUCKET,PROVIDER,URL")]
+    sources: Vec<SourceArg>,
+    /// Milliseconds between two looks at the sources
+    #[arg(long)]
+    rescan_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+struct SourceArg {
+    bucket: String,
+    provider: String,
+    url: String,
+}
+
+impl std::str::FromStr for SourceArg {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.splitn(3, ',').map(str::to_owned);
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(bucket), Some(provider), Some(url)) => Ok(Self { bucket, provider, url }),
+            _ => Err("a source is BUCKET,PROVIDER,URL"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct BillingArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    member: MemberArgs,
+    /// Folder for the books' database
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// TOML file with tariffs, splits and parties to store at the start, unless they are stored
+    #[arg(long, value_name = "FILE")]
+    tariff_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum RoleCommand {
+    /// Run a gateway: it takes clients' requests, delivers what the site holds and collects the rest
+    Gateway(GatewayArgs),
+    /// Run a storage node: it keeps chunks, libraries and delivery records of its site
+    StorageNode(StorageNodeArgs),
+    /// Run search: the directory of contents, clients and servers, and the cluster map
+    Search(SearchArgs),
+    /// Run an origin: it registers contents of a folder or an object store, and sends them
+    Origin(OriginArgs),
+    /// Run the billing server for the service fee
+    ServiceBilling(BillingArgs),
+    /// Run the billing server for the content fee
+    ContentBilling(BillingArgs),
+}
+
+/// Settings as keys and values; what is not given is not in it.
+#[derive(Default)]
+struct Flags(Vec<(String, Value)>);
+
+impl Flags {
+    fn set(&mut self, key: &str, value: Option<impl ToString>) {
+        self.0.extend(value.map(|v| (key.to_owned(), Value::String(v.to_string()))));
+    }
+
+    /// TOML's integers have 63 bits; greater values are refused by the server's own checks.
+    fn set_number(&mut self, key: &str, value: Option<u64>) {
+        self.0.extend(value.map(|v| (key.to_owned(), Value::Integer(i64::try_from(v).unwrap_or(i64::MAX)))));
+    }
+
+    fn server(&mut self, args: &ServerArgs) {
+        self.set("listen", args.listen);
+        self.set("admin", args.admin);
+    }
+
+    fn member(&mut self, args: &MemberArgs) {
+        self.set("name", args.name.as_ref());
+        self.set("search", args.search.as_ref());
+    }
+
+    fn site(&mut self, args: &SiteArgs) {
+        self.set("site", args.site.as_ref());
+        self.set("zone", args.zone.as_ref());
+    }
+
+    fn folder(&mut self, data_dir: Option<&PathBuf>) {
+        self.set("data_dir", data_dir.map(|d| d.display()));
+    }
+
+    fn sources(&mut self, sources: &[SourceArg]) {
+        if !sources.is_empty() {
+            let tables = sources.iter().map(|s| source_table(&s.bucket, &s.provider, &s.url));
+            self.0.push(("sources".to_owned(), Value::Array(tables.map(Value::Table).collect())));
+        }
+    }
+}
+
+/// One entry of an origin's `sources`.
+pub fn source_table(bucket: &str, provider: &str, url: &str) -> Table {
+    [("bucket", bucket), ("provider", provider), ("url", url)]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), Value::String(value.to_owned())))
+        .collect()
+}
+
+impl RoleCommand {
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Gateway(_) => Role::Gateway,
+            Self::StorageNode(_) => Role::StorageNode,
+            Self::Search(_) => Role::Search,
+            Self::Origin(_) => Role::Origin,
+            Self::ServiceBilling(_) => Role::ServiceBilling,
+            Self::ContentBilling(_) => Role::ContentBilling,
+        }
+    }
+
+    fn server_args(&self) -> &ServerArgs {
+        match self {
+            Self::Gateway(args) => &args.server,
+            Self::StorageNode(args) => &args.server,
+            Self::Search(args) => &args.server,
+            Self::Origin(args) => &args.server,
+            Self::ServiceBilling(args) | Self::ContentBilling(args) => &args.server,
+        }
+    }
+
+    fn flags(&self) -> Flags {
+        let mut flags = Flags::default();
+        flags.server(self.server_args());
+        match self {
+            Self::Gateway(args) => {
+                flags.member(&args.member);
+                flags.site(&args.site);
+                flags.set_number("cache_bytes", args.cache_bytes);
+            }
+            Self::StorageNode(args) => {
+                flags.member(&args.member);
+                flags.site(&args.site);
+                flags.set("store", args.store.as_ref());
+                flags.folder(args.data_dir.as_ref());
+            }
+            Self::Search(args) => flags.folder(args.data_dir.as_ref()),
+            Self::Origin(args) => {
+                flags.member(&args.member);
+                flags.folder(args.data_dir.as_ref());
+                flags.sources(&args.sources);
+                flags.set_number("rescan_ms", args.rescan_ms);
+            }
+            Self::ServiceBilling(args) | Self::ContentBilling(args) => {
+                flags.member(&args.member);
+                flags.folder(args.data_dir.as_ref());
+                flags.set("tariff_file", args.tariff_file.as_ref().map(|f| f.display()));
+            }
+        }
+        flags
+    }
+
+    /// The server's settings: file, then environment, then flags. Not yet checked.
+    pub fn settings(&self) -> Result<Settings, ConfigError> {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name != SECRET_VARIABLE);
+        let file = self.server_args().config.as_deref();
+        let mut table: Table = config::load(file, environment, self.flags().0)?;
+        // The section that is not the server's own: where its process finds the secret.
+        let cluster = match table.remove("cluster") {
+            Some(section) => {
+                config::load(None, [], [("cluster".to_owned(), section)]).map(|s: ClusterFile| s.cluster)?
+            }
+            None => ClusterSection::default(),
+        };
+        Ok(Settings { role: self.role(), table, secret_file: cluster.secret_file })
+    }
+
+    /// The secret from flag, environment or configuration.
+    pub fn secret(&self, settings: &Settings) -> Result<ClusterSecret, Failure> {
+        self.server_args().secret.read(settings.secret_file.as_deref())
+    }
+}
+
+#[derive(Deserialize)]
+struct ClusterFile {
+    cluster: ClusterSection,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterSection {
+    /// File with the cluster's secret.
+    secret_file: Option<PathBuf>,
+}
+
+/// What a server is to be started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub role: Role,
+    pub table: Table,
+    pub secret_file: Option<PathBuf>,
+}
+
+/// Why a server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Config(error) => error.into(),
+            RunError::Start(error) => error.into(),
+        }
+    }
+}
+
+impl Settings {
+    /// Checks the settings without starting anything.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        match self.role {
+            Role::Gateway => self.parse::<gateway::Config>().map(drop),
+            Role::StorageNode => self.parse::<storage_node::Config>().map(drop),
+            Role::Search => self.parse::<search::Config>().map(drop),
+            Role::Origin => self.parse::<origin::Config>().map(drop),
+            Role::ServiceBilling | Role::ContentBilling => self.parse::<billing::Config>().map(drop),
+            Role::MobileAccess => Err(no_mobile_access()),
+        }
+    }
+
+    /// Starts the server.
+    pub async fn start(self, secret: ClusterSecret) -> Result<Running, RunError> {
+        Ok(match self.role {
+            Role::Gateway => gateway::start(self.parse()?, secret).await?,
+            Role::StorageNode => storage_node::start(self.parse()?, secret).await?,
+            Role::Search => search::start(self.parse()?, secret).await?,
+            Role::Origin => origin::start(self.parse()?, secret).await?,
+            Role::ServiceBilling | Role::ContentBilling => billing::start(self.parse()?, secret).await?,
+            Role::MobileAccess => return Err(no_mobile_access().into()),
+        })
+    }
+
+    fn parse<C: DeserializeOwned>(&self) -> Result<C, ConfigError> {
+        let mut table = self.table.clone();
+        // The billing servers share one configuration; which of the two it is follows from the command.
+        let fee = match self.role {
+            Role::ServiceBilling => Some("service"),
+            Role::ContentBilling => Some("content"),
+            _ => None,
+        };
+        table.extend(fee.map(|fee| ("role".to_owned(), Value::String(fee.to_owned()))));
+        config::load(None, [], table)
+    }
+}
+
+fn no_mobile_access() -> ConfigError {
+    ConfigError::Invalid("this build has no mobile access server".to_owned())
+}
+
+/// Runs one server until a signal stops it.
+pub async fn run(command: RoleCommand) -> Result<(), Failure> {
+    let settings = command.settings()?;
+    let secret = command.secret(&settings)?;
+    let mut signals = Signals::install()?;
+    let running = settings.start(secret).await?;
+    signals.next().await;
+    signals.stop(running.stop()).await;
+    Ok(())
+}
+
+/// A path as text for a setting; other than UTF-8 has no form in TOML.
+pub fn path_text(path: &Path) -> Result<String, Failure> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::usage(format!("{} is not UTF-8: choose another folder", path.display())))
+}

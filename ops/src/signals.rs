@@ -1,0 +1,43 @@
+//! SIGINT and SIGTERM: the first asks for an orderly stop, the second ends the process at once.
+
+use std::future::Future;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::Failure;
+
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From now on the two signals no longer end the process by themselves.
+    pub fn install() -> Result<Self, Failure> {
+        let install =
+            |kind| signal(kind).map_err(|e| Failure::new(format!("signals cannot be watched: {e}")));
+        Ok(Self {
+            interrupt: install(SignalKind::interrupt())?,
+            terminate: install(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next of them.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Runs an orderly stop; another signal meanwhile ends the process.
+    pub async fn stop<T>(&mut self, stop: impl Future<Output = T>) -> T {
+        tokio::select! {
+            stopped = stop => stopped,
+            () = self.next() => {
+                tracing::warn!("second signal: exiting without an orderly stop");
+                std::process::exit(1);
+            }
+        }
+    }
+}

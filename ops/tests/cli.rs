@@ -1,0 +1,108 @@
+//! The command line where no server is needed: exit statuses, and errors that tell the next step.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn dozo(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dozo"));
+    command.current_dir(folder).args(args).env_remove("DOZO_ENDPOINTS").env_remove("RUST_LOG");
+    command.output().expect("cargo builds the binary for this test")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong: &[&[&str]] = &[
+        &["no-such-command"],
+        &["status", "--no-such-flag"],
+        &["get"],
+        &["get", "alice/x"],
+        &["get", "not a name", "--as", "alice"],
+        &["put", "x", "alice/x", "--as", "Not A Client"],
+        &["up", "--sites", "0"],
+        &["up", "--sites", "5"],
+        &["up", "--nodes", "9"],
+        &["up", "--port-base", "80"],
+        &["up", "--port-base", "65500"],
+        &["up", "--node-size", "much"],
+        &["gateway", "--listen", "nowhere"],
+        &["gateway"],
+        &["--log-format", "xml", "status"],
+    ];
+    for args in wrong {
+        let output = dozo(folder.path(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(!stderr(&output).is_empty(), "{args:?} says nothing");
+    }
+}
+
+#[test]
+fn help_and_version_exit_with_0() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [&["--help"][..], &["--version"], &["up", "--help"], &["storage-node", "--help"]] {
+        let output = dozo(folder.path(), args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn commands_without_a_system_fail_with_the_next_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands: &[&[&str]] = &[
+        &["status"],
+        &["node", "list", "--json"],
+        &["client", "list"],
+        &["bucket", "list", "--json"],
+        &["ls", "alice", "--as", "alice"],
+        &["library", "--as", "alice"],
+        &["who-holds", "alice/x"],
+        &["usage", "alice"],
+        &["billing", "totals"],
+    ];
+    for args in commands {
+        let output = dozo(folder.path(), args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("dozo-data/endpoints.json"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("dozo up"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_configuration_is_checked_without_starting_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("node.toml");
+    let good = "name = \"n3\"\nsite = \"tokyo\"\nsearch = \"http://127.0.0.1:1\"\nstore = \"memory:\"\n\
+                data_dir = \"n3\"\nlisten = \"127.0.0.1:0\"\n[cluster]\nsecret_file = \"cluster-secret\"\n";
+    std::fs::write(&file, good).unwrap();
+    let check = ["config", "check", "storage-node", "--config", "node.toml"];
+    let output = dozo(folder.path(), &check);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+
+    let show = ["config", "show", "storage-node", "--config", "node.toml", "--name", "n4"];
+    let output = dozo(folder.path(), &show);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("name = \"n4\""), "a flag wins over the file: {}", stdout(&output));
+    assert!(!stdout(&output).contains("secret"), "{}", stdout(&output));
+
+    std::fs::write(&file, good.replace("site =", "sitte =")).unwrap();
+    let output = dozo(folder.path(), &check);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("did you mean site?"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_server_without_the_clusters_secret_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["search", "--listen", "127.0.0.1:0", "--data-dir", "search"];
+    let output = dozo(folder.path(), &args);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("DOZO__CLUSTER__SECRET"), "{}", stderr(&output));
+}
