@@ -1,1 +1,33 @@
-//! Being written.
+//! The load harness: drives a running Dozo over HTTP, checks every byte it receives, and checks that what was
+//! delivered is what was billed.
+//!
+//! - Latency is measured from the *intended* start of a request (response time) and from its sending (service
+//!   time). In an open loop the two differ by the time a request had to wait because the system was slow; a
+//!   harness that shows only the second hides stalls.
+//! - Contents are a function of (seed, id, length), so any byte can be checked at any time without keeping it.
+//! - After a run the deliveries that were received are compared with the books of both billing servers.
+//!
+//! | looking for | module |
+//! |---|---|
+//! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
+//! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
+//! | what was measured | [`measure`], [`process`], [`slo`] |
+//! | deliveries against bookings | [`books`] |
+//! | a whole run, and how it is told | [`run`], [`report`] |
+//! | a node's chunk store without the network | [`device`] |
+
+pub mod books;
+pub mod content;
+pub mod device;
+pub mod exchange;
+pub mod load;
+pub mod measure;
+pub mod pacer;
+pub mod plan;
+pub mod process;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod slo;
+pub mod target;
+pub mod wire;

@@ -1,1 +1,278 @@
-fn main() {}
+//! The command line of the load harness. Exit 0: all checks held; 1: the run could not be done; 2: wrong bytes,
+//! wrong bookings or a broken promise (or wrong usage).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bench::device::{self, DeviceOp, DevicePlan};
+use bench::plan::{Mix, Pace, Plan, Verify, parse_duration, parse_sizes};
+use bench::report::Report;
+use bench::run::{Options, run};
+use bench::schedule::Arrivals;
+use bench::slo::Slo;
+use bench::target::{Endpoints, Target};
+use clap::{Parser, Subcommand, ValueEnum};
+use common::config::parse_bytes;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Loads a running Dozo, checks every byte and every booking, and says how fast it was.
+#[derive(Parser)]
+#[command(name = "bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Drives PUT and GET over HTTP/1.1.
+    Run(Box<RunArgs>),
+    /// Drives a node's chunk store directly, without the network.
+    Device(DeviceArgs),
+}
+
+/// Starting points for common measurements; every flag given beside one wins over it.
+#[derive(Clone, Copy, ValueEnum)]
+enum Preset {
+    /// GET of 4 KiB over 64 connections.
+    #[value(name = "get-4k")]
+    Get4k,
+    /// GET of 1 MiB over 16 connections.
+    #[value(name = "get-1m")]
+    Get1m,
+    /// PUT of 4 KiB over 16 connections.
+    #[value(name = "put-4k")]
+    Put4k,
+    /// PUT of 1 MiB over 16 connections.
+    #[value(name = "put-1m")]
+    Put1m,
+    /// Four GETs for each PUT, 4 KiB to 4 MiB, over 32 connections.
+    Mixed,
+}
+
+struct Defaults {
+    mix: Mix,
+    sizes_bytes: Vec<u64>,
+    objects: u64,
+    connections: usize,
+}
+
+impl Preset {
+    fn defaults(self) -> Defaults {
+        let (mix, sizes_bytes, objects, connections) = match self {
+            Self::Get4k => (Mix::Get, vec![4 << 10], 1000, 64),
+            Self::Get1m => (Mix::Get, vec![1 << 20], 200, 16),
+            Self::Put4k => (Mix::Put, vec![4 << 10], 1000, 16),
+            Self::Put1m => (Mix::Put, vec![1 << 20], 200, 16),
+            Self::Mixed => (Mix::Mixed, vec![4 << 10, 64 << 10, 1 << 20, 4 << 20], 400, 32),
+        };
+        Defaults { mix, sizes_bytes, objects, connections }
+    }
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    preset: Option<Preset>,
+    /// The `endpoints.json` of the system to load.
+    #[arg(
+        long,
+        env = "DOZO_ENDPOINTS",
+        default_value = "dozo-data/endpoints.json",
+        conflicts_with = "endpoint"
+    )]
+    endpoints: PathBuf,
+    /// A gateway's address instead; billing is then not compared.
+    #[arg(long, value_name = "URL", requires = "token")]
+    endpoint: Option<String>,
+    /// The client's bearer token, with --endpoint.
+    #[arg(long)]
+    token: Option<String>,
+    /// The client to act as, at its home site.
+    #[arg(long = "as", value_name = "CLIENT", default_value = "bob")]
+    client: String,
+    #[arg(long = "op")]
+    mix: Option<Mix>,
+    /// One size, or a list that objects take in turn: 4KiB,1MiB.
+    #[arg(long = "size", value_parser = parse_sizes)]
+    sizes: Option<Sizes>,
+    /// Objects that are prepared, and that GETs choose from.
+    #[arg(long)]
+    objects: Option<u64>,
+    #[arg(long)]
+    connections: Option<usize>,
+    /// Open loop: requests a second, whatever the answers do. Without it, each connection sends its next
+    /// request when it has its answer.
+    #[arg(long)]
+    rate: Option<f64>,
+    #[arg(long, default_value = "poisson", requires = "rate")]
+    arrivals: Arrivals,
+    /// Open loop: most requests waiting or being served; more are dropped and counted.
+    #[arg(long, default_value_t = 10_000)]
+    in_flight: u64,
+    /// Share of GETs in mixed load.
+    #[arg(long, default_value_t = 0.8)]
+    get_share: f64,
+    #[arg(long, value_parser = parse_duration, default_value = "10s")]
+    duration: Duration,
+    #[arg(long, value_parser = parse_duration, default_value = "2s")]
+    warmup: Duration,
+    /// Longest time for one request.
+    #[arg(long, value_parser = parse_duration, default_value = "60s")]
+    request_time: Duration,
+    #[arg(long, default_value = "full", default_missing_value = "full", num_args = 0..=1)]
+    verify: Verify,
+    /// Repeats a run exactly. By default each run has its own, so that no content was there before.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads of the load generator; by default half the cores.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// A process to account for; by default those that listen on the system's ports.
+    #[arg(long = "pid")]
+    pids: Vec<u32>,
+    /// A promise, as in get.p99<50ms, put.rate>500 or all.errors<1; exit 2 if it is not kept.
+    #[arg(long = "slo")]
+    slos: Vec<Slo>,
+    /// Leave the contents of the run in the bucket.
+    #[arg(long)]
+    keep: bool,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// An alias, so that clap takes the whole list as one value.
+type Sizes = Vec<u64>;
+
+#[derive(clap::Args)]
+struct DeviceArgs {
+    /// file:/path?size=20GiB, device:/dev/nvme1n1, dir:/path, memory: or s3://bucket/prefix?endpoint=URL
+    #[arg(long)]
+    store: String,
+    #[arg(long, value_parser = |text: &str| parse_bytes(text), default_value = "64KiB")]
+    block: u64,
+    /// Operations in flight.
+    #[arg(long, default_value_t = 32)]
+    depth: usize,
+    #[arg(long, default_value = "randread")]
+    op: DeviceOp,
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Bytes written before random reads begin.
+    #[arg(long, value_parser = |text: &str| parse_bytes(text), default_value = "1GiB")]
+    span: u64,
+    /// Where the store keeps what is not in it; a temporary folder by default.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// One JSON object instead of a line of text.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let done = match cli.command {
+        Command::Run(args) => runtime.block_on(run_load(*args)),
+        Command::Device(args) => runtime.block_on(run_device(args)),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
+        Err(error) => fail(&*error),
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("bench: {}", common::error::chain(error));
+    ExitCode::FAILURE
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+async fn run_load(args: RunArgs) -> Result<bool, Failure> {
+    let target = match (&args.endpoint, &args.token) {
+        (Some(url), Some(token)) => Target::at(url, &args.client, token),
+        _ => Target::of(&Endpoints::read(&args.endpoints)?, &args.client)?,
+    };
+    let plan = plan_of(&args)?;
+    let options = Options { slos: args.slos.clone(), pids: args.pids.clone(), keep: args.keep };
+    let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
+    let report = Report::of(outcome);
+    match &args.json {
+        Some(path) if path.as_os_str() == "-" => {
+            eprintln!("{}", report.to_text());
+            println!("{}", serde_json::to_string(&report)?);
+        }
+        Some(path) => {
+            std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+            println!("{}", report.to_text());
+        }
+        None => println!("{}", report.to_text()),
+    }
+    Ok(report.passed)
+}
+
+fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
+    let defaults = args.preset.unwrap_or(Preset::Get4k).defaults();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut seed = [0u8; 8];
+    common::auth::fill_random(&mut seed);
+    let plan = Plan {
+        mix: args.mix.unwrap_or(defaults.mix),
+        get_share: args.get_share,
+        sizes_bytes: args.sizes.clone().unwrap_or(defaults.sizes_bytes),
+        objects: args.objects.unwrap_or(defaults.objects),
+        connections: args.connections.unwrap_or(defaults.connections),
+        threads: args.threads.unwrap_or((cores / 2).max(1)),
+        pace: match args.rate {
+            Some(rate) => Pace::Open { rate, arrivals: args.arrivals },
+            None => Pace::Closed,
+        },
+        in_flight_max: args.in_flight,
+        warmup: args.warmup,
+        duration: args.duration,
+        request_time_max: args.request_time,
+        verify: args.verify,
+        // Numbers in JSON are exact up to 53 bits in every reader.
+        seed: args.seed.unwrap_or(u64::from_le_bytes(seed) >> 11),
+    };
+    let positive = |what: &str, good: bool| {
+        if good { Ok(()) } else { Err(format!("{what} must be above 0")) }
+    };
+    positive("--objects", plan.objects > 0)?;
+    positive("--connections", plan.connections > 0)?;
+    positive("--duration", !plan.duration.is_zero())?;
+    positive("--rate", args.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()))?;
+    Ok(plan)
+}
+
+#[expect(clippy::print_stdout, reason = "the result is what the command is for")]
+async fn run_device(args: DeviceArgs) -> Result<bool, Failure> {
+    let plan = DevicePlan {
+        store: args.store,
+        block: args.block,
+        depth: args.depth,
+        op: args.op,
+        duration: Duration::try_from_secs_f64(args.seconds)?,
+        span: args.span,
+        data_dir: args.data_dir,
+    };
+    let result = device::run(&plan).await?;
+    if args.json {
+        println!("{}", serde_json::to_string(&result)?);
+    } else {
+        println!(
+            "{:.0} operations/s, {:.1} MiB/s, p50 {:.0} us, p99 {:.0} us",
+            result.ops_per_s, result.mib_per_s, result.p50_us, result.p99_us
+        );
+    }
+    Ok(true)
+}

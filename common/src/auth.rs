@@ -5,6 +5,7 @@
 //! role or after [`TOKEN_AGE_MAX`]. Clients' bearer tokens are random; only their hashes are stored.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -80,7 +81,7 @@ impl fmt::Display for Role {
 #[derive(Clone)]
 pub struct ClusterSecret {
     call_key: [u8; 32],
-    admin_token: String,
+    admin_token: Arc<str>,
 }
 
 /// A secret too short to be one.
@@ -112,7 +113,7 @@ impl ClusterSecret {
             return Err(WeakSecret { len: text.len() });
         }
         let call_key = blake3::derive_key("dozo server call token v1", text.as_bytes());
-        let admin_token = hex(&blake3::derive_key("dozo admin token v1", text.as_bytes()));
+        let admin_token = hex(&blake3::derive_key("dozo admin token v1", text.as_bytes())).into();
         Ok(Self { call_key, admin_token })
     }
 

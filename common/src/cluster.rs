@@ -50,8 +50,13 @@ impl SiteEntry {
 
     /// The node that decides for a slot; `None` while the site has no node.
     pub fn slot_owner(&self, slot: Slot) -> Option<&NodeEntry> {
-        let index = self.slot_owners.get(usize::from(slot.0))?;
-        self.nodes.get(usize::from(*index))
+        self.slot_owner_index(slot).map(|index| &self.nodes[index])
+    }
+
+    /// Place of that node in [`SiteEntry::nodes`].
+    pub fn slot_owner_index(&self, slot: Slot) -> Option<usize> {
+        let index = usize::from(*self.slot_owners.get(usize::from(slot.0))?);
+        (index < self.nodes.len()).then_some(index)
     }
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeEntry> {

@@ -38,21 +38,23 @@ impl Slot {
     }
 }
 
-/// The site's nodes for a chunk, best first. Nodes without weight (draining) come last.
-pub fn rank_for_chunk<'a>(site: &'a SiteEntry, hash: &ChunkHash) -> Vec<&'a NodeEntry> {
+/// The site's nodes for a chunk, best first, as places in [`SiteEntry::nodes`]. Nodes without weight (draining)
+/// come last.
+pub fn rank_for_chunk(site: &SiteEntry, hash: &ChunkHash) -> Vec<usize> {
     rank(site, hash.as_bytes())
 }
 
 /// The node that should own a slot: the owner differs only while slots are on the move.
 pub fn preferred_owner(site: &SiteEntry, slot: Slot) -> Option<&NodeEntry> {
-    rank(site, &slot.0.to_le_bytes()).into_iter().next()
+    rank(site, &slot.0.to_le_bytes()).first().map(|index| &site.nodes[*index])
 }
 
-fn rank<'a>(site: &'a SiteEntry, key: &[u8]) -> Vec<&'a NodeEntry> {
-    let mut scored: Vec<(f64, &NodeEntry)> =
-        site.nodes.iter().map(|node| (score(&node.id, node.weight, key), node)).collect();
-    scored.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.id.cmp(&y.id)));
-    scored.into_iter().map(|(_, node)| node).collect()
+fn rank(site: &SiteEntry, key: &[u8]) -> Vec<usize> {
+    let scores = site.nodes.iter().map(|node| score(&node.id, node.weight, key));
+    let mut scored: Vec<(f64, usize)> = scores.zip(0..).collect();
+    let id = |index: usize| &site.nodes[index].id;
+    scored.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| id(*x).cmp(id(*y))));
+    scored.into_iter().map(|(_, index)| index).collect()
 }
 
 /// `-weight / ln(u)` with `u` uniform in (0, 1) from the hash of node and key.
@@ -96,8 +98,7 @@ mod tests {
         let site = site(&[100, 100, 200]);
         let mut counts = [0u32; 3];
         for key in keys(20_000) {
-            let first = rank_for_chunk(&site, &key)[0].id.name()[1..].parse::<usize>().unwrap();
-            counts[first] += 1;
+            counts[rank_for_chunk(&site, &key)[0]] += 1;
         }
         for (count, share) in counts.iter().zip([0.25, 0.25, 0.5]) {
             let got = f64::from(*count) / 20_000.0;
@@ -110,9 +111,9 @@ mod tests {
         let (before, after) = (site(&[100; 3]), site(&[100; 4]));
         let mut moved = 0;
         for key in keys(20_000) {
-            let (old, new) = (&rank_for_chunk(&before, &key)[0].id, &rank_for_chunk(&after, &key)[0].id);
+            let (old, new) = (rank_for_chunk(&before, &key)[0], rank_for_chunk(&after, &key)[0]);
             if old != new {
-                assert_eq!(new.name(), "n3");
+                assert_eq!(new, 3);
                 moved += 1;
             }
         }

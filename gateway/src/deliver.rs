@@ -324,7 +324,7 @@ impl Gateway {
     async fn begin(&self, wish: &Wish, held: &Held, part: &Part) -> ApiResult<(DeliveryClass, EndGuard)> {
         let delivery = DeliveryId::generate(self.clock.now());
         let slot = Slot::of_client(&wish.client);
-        let owner = self.site.owner(slot).ok_or_else(|| {
+        let (owner, _) = self.site.owner(slot).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NodeUnavailable,
                 "the site has no storage node yet; start one and try again",

@@ -10,7 +10,7 @@ use common::api::node::NodeClient;
 use common::api::search::SearchClient;
 use common::backoff::Backoff;
 use common::client::{CallError, ServerClient};
-use common::cluster::{ClusterMap, MapEpoch, NodeEntry, SiteEntry};
+use common::cluster::{ClusterMap, MapEpoch, SiteEntry};
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::{NodeId, SiteId};
@@ -25,28 +25,37 @@ const MAP_WAIT: Duration = Duration::from_secs(20);
 
 pub struct SiteView {
     pub id: SiteId,
-    map: watch::Sender<Arc<ClusterMap>>,
+    view: watch::Sender<View>,
     server: ServerClient,
     patience: Duration,
     metrics: Arc<Metrics>,
 }
 
+/// A map, and clients of the site's nodes made ready for use, in the map's order.
+#[derive(Default)]
+struct View {
+    map: Arc<ClusterMap>,
+    nodes: Vec<NodeClient>,
+}
+
 impl SiteView {
     pub fn new(id: SiteId, server: ServerClient, patience: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { id, map: watch::Sender::new(Arc::new(ClusterMap::default())), server, patience, metrics }
+        Self { id, view: watch::Sender::new(View::default()), server, patience, metrics }
     }
 
     pub fn map(&self) -> Arc<ClusterMap> {
-        self.map.borrow().clone()
+        self.view.borrow().map.clone()
     }
 
     /// Takes a map if it is newer than the one in use.
     pub fn adopt(&self, map: ClusterMap) {
         let epoch = map.epoch;
-        let newer = self.map.send_if_modified(|current| {
-            let newer = epoch > current.epoch;
+        let newer = self.view.send_if_modified(|current| {
+            let newer = epoch > current.map.epoch;
             if newer {
-                *current = Arc::new(map);
+                let nodes = map.site(&self.id).map_or(&[][..], |site| &site.nodes);
+                let nodes = nodes.iter().map(|n| NodeClient::new(self.server.clone(), &n.http)).collect();
+                *current = View { map: Arc::new(map), nodes };
             }
             newer
         });
@@ -59,14 +68,14 @@ impl SiteView {
     pub async fn follow(self: Arc<Self>, search: SearchClient, health: Health) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            let epoch = self.map.borrow().epoch;
+            let epoch = self.view.borrow().map.epoch;
             let wait = if epoch == MapEpoch::default() { Duration::ZERO } else { MAP_WAIT };
             match search.map(epoch, wait).await {
                 Ok(map) => {
                     backoff.reset();
                     self.adopt(map);
                     let has_nodes =
-                        self.map.borrow().site(&self.id).is_some_and(|s| !s.slot_owners.is_empty());
+                        self.view.borrow().map.site(&self.id).is_some_and(|s| !s.slot_owners.is_empty());
                     let state =
                         if has_nodes { Ok(()) } else { Err("the site has no storage node yet".to_owned()) };
                     if state.is_err() {
@@ -83,30 +92,35 @@ impl SiteView {
         }
     }
 
-    pub fn node(&self, entry: &NodeEntry) -> NodeClient {
-        NodeClient::new(self.server.clone(), &entry.http)
-    }
-
-    fn with_site<T>(&self, take: impl FnOnce(&SiteEntry) -> T) -> Option<T> {
-        self.map.borrow().site(&self.id).map(take)
+    /// What `take` finds with the site and its node clients; `None` while there is no map.
+    fn with_site<T>(&self, take: impl FnOnce(&SiteEntry, &[NodeClient]) -> T) -> Option<T> {
+        let view = self.view.borrow();
+        view.map.site(&self.id).map(|site| take(site, &view.nodes))
     }
 
     /// Clients of the site's nodes for a chunk, best first.
     pub fn nodes_for_chunk(&self, hash: &ChunkHash) -> Vec<(NodeId, NodeClient)> {
-        let rank = |site: &SiteEntry| {
-            let nodes = rank_for_chunk(site, hash).into_iter();
-            nodes.map(|n| (n.id.clone(), self.node(n))).collect::<Vec<_>>()
+        let rank = |site: &SiteEntry, clients: &[NodeClient]| {
+            let ranked = rank_for_chunk(site, hash).into_iter();
+            ranked.map(|index| (site.nodes[index].id.clone(), clients[index].clone())).collect::<Vec<_>>()
         };
         self.with_site(rank).unwrap_or_default()
     }
 
     pub fn node_by_id(&self, id: &NodeId) -> Option<NodeClient> {
-        self.with_site(|site| site.node(id).map(|n| self.node(n))).flatten()
+        let find = |site: &SiteEntry, clients: &[NodeClient]| {
+            site.nodes.iter().position(|n| &n.id == id).map(|index| clients[index].clone())
+        };
+        self.with_site(find).flatten()
     }
 
     /// The node that owns a slot, as far as this gateway knows.
-    pub fn owner(&self, slot: Slot) -> Option<NodeId> {
-        self.with_site(|site| site.slot_owner(slot).map(|n| n.id.clone())).flatten()
+    pub fn owner(&self, slot: Slot) -> Option<(NodeId, NodeClient)> {
+        let find = |site: &SiteEntry, clients: &[NodeClient]| {
+            let index = site.slot_owner_index(slot)?;
+            Some((site.nodes[index].id.clone(), clients[index].clone()))
+        };
+        self.with_site(find).flatten()
     }
 
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
@@ -118,8 +132,7 @@ impl SiteView {
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
         loop {
-            let owner = self.with_site(|site| site.slot_owner(slot).map(|n| self.node(n))).flatten();
-            let Some(owner) = owner else {
+            let Some((_, owner)) = self.owner(slot) else {
                 return Err(ApiError::new(
                     ErrorCode::NodeUnavailable,
                     format!("site {} has no storage node yet; start one and try again", self.id),

@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use common::api::node::RefTag;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
@@ -16,9 +17,26 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{ChunkValue, Since};
 use crate::catalog::txn::{Rows, Txn};
+use crate::node::Node;
 use crate::store::StoreError;
 
 const LOCKS: usize = 64;
+
+/// A chunk's bytes, verified. One that is damaged twice in a row is taken out of the store while its references stay:
+/// it counts as missing from then on, so whoever has a good copy can put it again.
+pub async fn read(node: &Node, hash: &ChunkHash) -> ApiResult<Bytes> {
+    match node.chunks.get(hash).await {
+        Err(StoreError::Damaged { .. }) => {}
+        read => return read.map_err(|error| store_error(&error)),
+    }
+    let _alone = node.chunk_locks.deleting(hash).await;
+    let again = node.chunks.get(hash).await;
+    if let Err(StoreError::Damaged { .. }) = &again {
+        tracing::error!(chunk = %hash, "a stored chunk is damaged; it is taken out and waits for a good copy");
+        node.chunks.delete(hash).await.map_err(|error| store_error(&error))?;
+    }
+    again.map_err(|error| store_error(&error))
+}
 
 /// Keeps deletion apart from use, by groups of chunks.
 pub struct ChunkLocks {

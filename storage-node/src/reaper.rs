@@ -136,9 +136,10 @@ async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRe
         return ChunkList::decode(&bytes).map(Some).map_err(unreadable);
     }
     let view = node.slots.view();
+    let nodes = view.site().map_or(&[][..], |site| &site.nodes);
     let ranked = view.site().map(|site| rank_for_chunk(site, &list.hash)).unwrap_or_default();
     let mut all_answered = true;
-    for other in ranked.into_iter().filter(|other| other.id != node.id) {
+    for other in ranked.into_iter().map(|index| &nodes[index]).filter(|other| other.id != node.id) {
         match node.peer(other).get_chunk_bytes(&list.hash).await {
             Ok(bytes) if ChunkHash::of(&bytes) == list.hash => {
                 return ChunkList::decode(&bytes).map(Some).map_err(unreadable);

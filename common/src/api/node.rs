@@ -2,6 +2,7 @@
 //!
 //! Every answer that says a thing is done says that it is durable.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -321,7 +322,7 @@ pub struct NodeStatus {
 #[derive(Clone)]
 pub struct NodeClient {
     server: ServerClient,
-    base: String,
+    base: Arc<str>,
 }
 
 macro_rules! posts {
@@ -335,7 +336,7 @@ macro_rules! posts {
 
 impl NodeClient {
     pub fn new(server: ServerClient, base: &str) -> Self {
-        Self { server, base: base.to_owned() }
+        Self { server, base: base.into() }
     }
 
     pub fn base(&self) -> &str {

@@ -82,7 +82,7 @@ pub async fn store(
 
 /// `GET /v1/chunks/{hash}`
 pub async fn read(State(node): Shared, Path(hash): Path<String>) -> ApiResult<Response> {
-    let bytes = node.chunks.get(&hash_of(&hash)?).await.map_err(|error| store_error(&error))?;
+    let bytes = chunks::read(&node, &hash_of(&hash)?).await?;
     Ok(([(CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 

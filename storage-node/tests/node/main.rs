@@ -3,6 +3,7 @@
 mod fake;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -425,5 +426,33 @@ async fn deliveries_that_nobody_completes_are_booked_as_what_they_were() {
     assert!(books.records.values().flatten().all(|r| r.record.begin > UnixMillis(0)));
     drop(books);
     let _kept: Arc<Fake> = search;
+    node.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_chunk_is_never_sent_and_a_good_copy_takes_its_place() {
+    let (dir, search) = (tempfile::tempdir().unwrap(), Fake::start().await);
+    let file = dir.path().join("store");
+    let node =
+        start(config("n1", &format!("file:{}?size=1GiB", file.display()), dir.path(), &search.url)).await;
+    ready(&node).await;
+    let bytes = Bytes::from(b"not to be found twice ".repeat(500));
+    let (hash, song, tag) = (ChunkHash::of(&bytes), name("alice/song"), RefTag(1));
+    assert!(node.client.put_chunk(&hash, &song, tag, bytes.clone()).await.unwrap());
+
+    // One bit on the disk flips: found by its bytes near the start of the log.
+    let disk = std::fs::OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    let mut start_of_log = vec![0u8; 16 << 20];
+    disk.read_exact_at(&mut start_of_log, 0).unwrap();
+    let at = start_of_log.windows(200).position(|window| window == &bytes[..200]).unwrap();
+    disk.write_all_at(&[bytes[100] ^ 1], at as u64 + 100).unwrap();
+    disk.sync_all().unwrap();
+
+    let read = node.client.get_chunk_bytes(&hash).await.unwrap_err();
+    assert_eq!(read.code(), Some(ErrorCode::Damaged));
+    let again = node.client.get_chunk_bytes(&hash).await.unwrap_err();
+    assert_eq!(again.code(), Some(ErrorCode::ChunkNotFound));
+    assert!(node.client.put_chunk(&hash, &song, tag, bytes.clone()).await.unwrap());
+    assert_eq!(node.client.get_chunk_bytes(&hash).await.unwrap(), bytes);
     node.running.stop().await;
 }

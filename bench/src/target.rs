@@ -1,0 +1,203 @@
+//! What is driven: the gateways, who the client is, the billing servers to compare with, and the ports by which
+//! the servers' processes are found.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// A system that cannot be driven as it was described.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("{path} cannot be read; is `dozo up` running there?", path = .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} does not have the form of endpoints.json", path = .path.display())]
+    Form { path: PathBuf, source: serde_json::Error },
+    #[error("there is no client {client:?}; the clients are {known}")]
+    NoClient { client: String, known: String },
+    #[error("the site {site:?} of client {client:?} has no gateway")]
+    NoGateway { site: String, client: String },
+    #[error("{url} is not an address of the form http://HOST:PORT")]
+    Address { url: String },
+}
+
+/// The part of `endpoints.json` that matters here.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Endpoints {
+    pub search: ServerAddress,
+    #[serde(default)]
+    pub origin: Option<ServerAddress>,
+    #[serde(default)]
+    pub service_billing: Option<ServerAddress>,
+    #[serde(default)]
+    pub content_billing: Option<ServerAddress>,
+    pub admin_token: String,
+    pub sites: Vec<Site>,
+    pub clients: Vec<Client>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct ServerAddress {
+    #[serde(default)]
+    pub name: String,
+    pub http: String,
+    pub admin: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Site {
+    pub name: String,
+    pub gateways: Vec<ServerAddress>,
+    pub nodes: Vec<ServerAddress>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Client {
+    pub name: String,
+    pub site: String,
+    pub token: String,
+}
+
+impl Endpoints {
+    pub fn read(path: &Path) -> Result<Self, TargetError> {
+        let text =
+            std::fs::read(path).map_err(|source| TargetError::Read { path: path.to_owned(), source })?;
+        serde_json::from_slice(&text).map_err(|source| TargetError::Form { path: path.to_owned(), source })
+    }
+}
+
+/// The two billing servers.
+#[derive(Debug, Clone)]
+pub struct Books {
+    pub service: String,
+    pub content: String,
+    pub admin_token: String,
+}
+
+/// A server whose process is watched.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// As in `tokyo.g1`.
+    pub server: String,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Addresses of the gateways, `http://host:port`; connections are spread over them.
+    pub gateways: Vec<String>,
+    pub client: String,
+    pub token: String,
+    pub bucket: String,
+    pub books: Option<Books>,
+    pub watched: Vec<Watched>,
+}
+
+impl Target {
+    /// The gateways of a client's home site, as `endpoints.json` has them.
+    pub fn of(endpoints: &Endpoints, client: &str) -> Result<Self, TargetError> {
+        let found = endpoints.clients.iter().find(|c| c.name == client).ok_or_else(|| {
+            let known: Vec<&str> = endpoints.clients.iter().map(|c| c.name.as_str()).collect();
+            TargetError::NoClient { client: client.to_owned(), known: known.join(", ") }
+        })?;
+        let site = endpoints.sites.iter().find(|s| s.name == found.site && !s.gateways.is_empty());
+        let site = site
+            .ok_or_else(|| TargetError::NoGateway { site: found.site.clone(), client: client.to_owned() })?;
+        let books = match (&endpoints.service_billing, &endpoints.content_billing) {
+            (Some(service), Some(content)) => Some(Books {
+                service: service.http.clone(),
+                content: content.http.clone(),
+                admin_token: endpoints.admin_token.clone(),
+            }),
+            _ => None,
+        };
+        Ok(Self {
+            gateways: site.gateways.iter().map(|g| g.http.clone()).collect(),
+            client: client.to_owned(),
+            token: found.token.clone(),
+            bucket: format!("bench-{client}"),
+            books,
+            watched: watched(endpoints),
+        })
+    }
+
+    /// A gateway alone: nothing is known of billing, and of processes only the gateway's.
+    pub fn at(url: &str, client: &str, token: &str) -> Self {
+        let watched = authority(url).ok().and_then(|(_, port)| port.parse().ok());
+        Self {
+            gateways: vec![url.trim_end_matches('/').to_owned()],
+            client: client.to_owned(),
+            token: token.to_owned(),
+            bucket: format!("bench-{client}"),
+            books: None,
+            watched: watched.map(|port| Watched { server: "gateway".into(), port }).into_iter().collect(),
+        }
+    }
+}
+
+fn watched(endpoints: &Endpoints) -> Vec<Watched> {
+    let mut servers: Vec<(String, &str)> = vec![("search".into(), &endpoints.search.http)];
+    let single = [
+        ("origin", &endpoints.origin),
+        ("service-billing", &endpoints.service_billing),
+        ("content-billing", &endpoints.content_billing),
+    ];
+    for (name, address) in single {
+        servers.extend(address.as_ref().map(|a| (name.to_owned(), a.http.as_str())));
+    }
+    for site in &endpoints.sites {
+        let members = site.gateways.iter().chain(&site.nodes);
+        servers
+            .extend(members.map(|server| (format!("{}.{}", site.name, server.name), server.http.as_str())));
+    }
+    let port = |url: &str| authority(url).ok().and_then(|(_, port)| port.parse().ok());
+    servers.into_iter().filter_map(|(server, url)| port(url).map(|port| Watched { server, port })).collect()
+}
+
+/// Host and port of `http://host:port`.
+fn authority(url: &str) -> Result<(&str, &str), TargetError> {
+    url.trim_end_matches('/')
+        .strip_prefix("http://")
+        .filter(|rest| !rest.contains('/'))
+        .and_then(|rest| rest.rsplit_once(':'))
+        .ok_or_else(|| TargetError::Address { url: url.to_owned() })
+}
+
+/// The address to connect to, and the value of the `Host` header.
+pub async fn resolve(url: &str) -> Result<(SocketAddr, String), TargetError> {
+    let (host, port) = authority(url)?;
+    let name = format!("{host}:{port}");
+    let found = tokio::net::lookup_host(&name).await.ok().and_then(|mut found| found.next());
+    let address = found.ok_or_else(|| TargetError::Address { url: url.to_owned() })?;
+    Ok((address, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_driven_at_the_gateways_of_its_home() {
+        let text = r#"{
+            "search": {"http": "http://127.0.0.1:8000", "admin": "http://127.0.0.1:8001"},
+            "service_billing": {"http": "http://127.0.0.1:8004", "admin": "http://127.0.0.1:8005"},
+            "content_billing": {"http": "http://127.0.0.1:8006", "admin": "http://127.0.0.1:8007"},
+            "console": null, "admin_token": "t",
+            "sites": [{"name": "tokyo", "gateways": [
+                {"name": "g1", "http": "http://127.0.0.1:8010", "s3": null, "admin": "http://127.0.0.1:8011"}],
+                "nodes": [{"name": "n1", "http": "http://127.0.0.1:8012", "admin": "http://127.0.0.1:8013"}]}],
+            "clients": [{"name": "bob", "site": "tokyo", "access_key": "a", "secret_key": "s", "token": "b"},
+                {"name": "carol", "site": "osaka", "access_key": "a", "secret_key": "s", "token": "c"}]}"#;
+        let endpoints: Endpoints = serde_json::from_str(text).unwrap();
+        let target = Target::of(&endpoints, "bob").unwrap();
+        assert_eq!(target.gateways, ["http://127.0.0.1:8010"]);
+        assert_eq!(target.bucket, "bench-bob");
+        let ports: Vec<u16> = target.watched.iter().map(|w| w.port).collect();
+        assert_eq!(ports, [8000, 8004, 8006, 8010, 8012]);
+        assert!(target.books.is_some());
+        let error = Target::of(&endpoints, "zoe").unwrap_err().to_string();
+        assert!(error.contains("bob, carol"), "{error}");
+        assert!(Target::of(&endpoints, "carol").is_err());
+        assert!(authority("https://x").is_err() && authority("http://x:1/p").is_err());
+    }
+}

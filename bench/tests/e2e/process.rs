@@ -1,0 +1,84 @@
+//! Processes of a test: the binary they run, the ports they take, and that none of them stays behind.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use crate::cluster::lock;
+
+/// The `dozo` binary beside this test's own, built once.
+pub fn dozo() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        // target/PROFILE/deps/e2e-…: the binary lies one folder up.
+        let own = std::env::current_exe().expect("this test has a path");
+        let profile_dir = own.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "ops", "--bin", "dozo"]);
+        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace"));
+        if profile_dir.file_name().is_some_and(|name| name == "release") {
+            build.arg("--release");
+        }
+        if let Some(target_dir) = profile_dir.parent() {
+            build.env("CARGO_TARGET_DIR", target_dir);
+        }
+        assert!(build.status().expect("cargo runs").success(), "the dozo binary does not build");
+        profile_dir.join("dozo")
+    })
+}
+
+/// Kills the processes and removes the folders that were reported to it when this process ends, however it ends.
+pub fn watch(kind: &str, what: &str) {
+    static WATCHER: OnceLock<Mutex<Child>> = OnceLock::new();
+    const SCRIPT: &str = r#"trap '' INT TERM HUP
+pids=; dirs=
+while read -r kind what; do
+  case "$kind" in pid) pids="$pids $what";; dir) dirs="$dirs $what";; esac
+done
+for pid in $pids; do
+  if [ "$(cat /proc/$pid/comm 2>/dev/null)" = dozo ]; then kill -9 "$pid"; fi
+done
+for dir in $dirs; do rm -rf "$dir"; done"#;
+    let watcher = WATCHER.get_or_init(|| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Mutex::new(shell.spawn().expect("sh runs"))
+    });
+    let mut watcher = lock(watcher);
+    let input = watcher.stdin.as_mut().expect("it was asked for");
+    writeln!(input, "{kind} {what}").expect("the watcher reads");
+}
+
+/// One process.
+pub struct Process {
+    pub child: Child,
+    /// As given to `dozo`, so it can be started again.
+    pub arguments: Vec<String>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A base of 100 ports of which those that a cluster takes are free now. Below the range that the system hands out
+/// for outgoing connections, so they stay free.
+pub fn free_ports() -> u16 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..200 {
+        // Test processes that run at the same time begin at different places.
+        let place = u64::from(std::process::id()) * 7 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = 12_000 + (place % 190) as u16 * 100;
+        if (0..100).all(|offset| TcpListener::bind(("127.0.0.1", base + offset)).is_ok()) {
+            return base;
+        }
+    }
+    panic!("no 100 free ports were found");
+}

@@ -1,0 +1,301 @@
+//! The ledger: one database, one writer task, any number of readers.
+//!
+//! Everything that changes the books goes through the writer's queue and is answered after its transaction has
+//! committed and is durable (`synchronous=FULL`). A caller that goes away does not undo what it asked for; the
+//! same batch again is recognised and changes nothing.
+
+mod booking;
+mod close;
+mod writer;
+
+use std::path::Path;
+
+use common::api::billing::{BatchAnswer, Totals, Usage};
+use common::id::{ClientId, DeliveryId, NodeId};
+use common::time::Clock;
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::Sqlite;
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::SqlitePool;
+use tokio::sync::{mpsc, oneshot};
+
+pub use crate::sql::LedgerError;
+pub use crate::sql::terms::StoredVersion;
+pub use close::{CloseReport, CloseRequest};
+pub use writer::Writer;
+
+use crate::chain::CheckedBatch;
+use crate::config::Fee;
+use crate::metrics::Metrics;
+use crate::period::Period;
+use crate::sql;
+use crate::sql::events::StoredEvent;
+use crate::sql::invoices::InvoiceQuery;
+use crate::sql::terms::Table;
+use crate::tariff::{Party, Split, Tariff, Terms, canonical, canonical_split, canonical_tariff};
+use crate::verify::{VerifyReport, verify};
+
+/// Changes that may wait for the writer; more make their callers wait.
+const QUEUE_LEN: usize = 64;
+
+/// What became of a batch, for the caller and for the metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchReport {
+    pub answer: BatchAnswer,
+    /// Records booked now: charged, free or unbilled.
+    pub booked: u64,
+    /// Records that were booked before.
+    pub duplicates: u64,
+    /// Records booked now without money, because they cannot be rated yet.
+    pub exceptions: u64,
+    /// Records of a batch that is a fork.
+    pub refused: u64,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, LedgerError>>;
+
+/// What the writer can be asked to do.
+enum Command {
+    Book(CheckedBatch, Reply<BatchReport>),
+    AddVersion { table: Table, document: Value, reply: Reply<i64> },
+    AddParty { document: Value, reply: Reply<()> },
+    Close(Period, Reply<()>),
+}
+
+/// A booked record as it is shown to auditors.
+#[derive(Debug, Clone, Serialize)]
+pub struct RecordView {
+    /// Number of the booking, for paging.
+    pub id: i64,
+    pub node: NodeId,
+    pub epoch: u64,
+    pub seq: u64,
+    pub digest: String,
+    #[serde(flatten)]
+    pub record: common::record::DeliveryRecord,
+    pub usage_period: Period,
+    pub booked_period: Period,
+    /// `charged`, `free`, `unbilled` or `exception`.
+    pub outcome: String,
+    /// Why the record was an exception when it arrived.
+    pub reason: Option<String>,
+    pub charge_micros: Option<i64>,
+    pub currency: Option<String>,
+}
+
+impl From<StoredEvent> for RecordView {
+    fn from(event: StoredEvent) -> Self {
+        Self {
+            id: event.id,
+            node: event.node,
+            epoch: event.epoch,
+            seq: event.seq,
+            digest: event.digest.to_string(),
+            record: event.record,
+            usage_period: event.usage_period,
+            booked_period: event.booked_period,
+            outcome: event.outcome,
+            reason: event.reason,
+            charge_micros: event.charge,
+            currency: event.currency,
+        }
+    }
+}
+
+/// Handle of one ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    fee: Fee,
+    commands: mpsc::Sender<Command>,
+    readers: SqlitePool,
+    clock: Clock,
+}
+
+impl Ledger {
+    /// Opens or makes the ledger at `path`. Nothing is written until the [`Writer`] runs.
+    pub async fn open(path: &Path, fee: Fee, clock: Clock) -> Result<(Self, Writer), LedgerError> {
+        Self::open_metered(path, fee, clock, Metrics::new(fee)).await
+    }
+
+    pub(crate) async fn open_metered(
+        path: &Path,
+        fee: Fee,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<(Self, Writer), LedgerError> {
+        let mut connection = sql::open_writer(path).await?;
+        let rates = sql::terms::rate_book(&mut connection, fee).await?;
+        let (commands, queue) = mpsc::channel(QUEUE_LEN);
+        let writer = Writer::new(connection, rates, queue, clock.clone(), metrics);
+        Ok((Self { fee, commands, readers: sql::open_readers(path), clock }, writer))
+    }
+
+    pub fn fee(&self) -> Fee {
+        self.fee
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| LedgerError::Stopping)?;
+        answer.await.map_err(|_| LedgerError::Stopping)?
+    }
+
+    pub(crate) async fn read(&self) -> Result<PoolConnection<Sqlite>, LedgerError> {
+        Ok(self.readers.acquire().await?)
+    }
+
+    /// Books a batch; durable when it answers.
+    pub async fn book(&self, batch: CheckedBatch) -> Result<BatchReport, LedgerError> {
+        self.ask(|reply| Command::Book(batch, reply)).await
+    }
+
+    /// Stores a version of the tariff and rates open exceptions anew. Answers with the version's number.
+    pub async fn put_tariff(&self, document: Value) -> Result<i64, LedgerError> {
+        self.ask(|reply| Command::AddVersion { table: Table::Tariffs, document, reply }).await
+    }
+
+    /// Stores a version of the split and rates open exceptions anew. Answers with the version's number.
+    pub async fn put_split(&self, document: Value) -> Result<i64, LedgerError> {
+        self.ask(|reply| Command::AddVersion { table: Table::Splits, document, reply }).await
+    }
+
+    pub async fn put_party(&self, document: Value) -> Result<(), LedgerError> {
+        self.ask(|reply| Command::AddParty { document, reply }).await
+    }
+
+    /// Stores this fee's part of `terms`. Versions that contradict stored ones are logged and left out: what is
+    /// stored holds.
+    pub async fn put_terms(&self, terms: &Terms) -> Result<(), LedgerError> {
+        let (tariffs, splits) = match self.fee {
+            Fee::Service => (documents(&terms.service.tariffs)?, documents(&terms.service.splits)?),
+            Fee::Content => (documents(&terms.content.tariffs)?, documents(&terms.content.splits)?),
+        };
+        for document in splits {
+            kept(self.put_split(document).await.map(drop))?;
+        }
+        for document in tariffs {
+            kept(self.put_tariff(document).await.map(drop))?;
+        }
+        for document in documents(&terms.parties)? {
+            kept(self.put_party(document).await)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn versions(&self, table: Table) -> Result<Vec<StoredVersion>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::terms::list(&mut connection, table).await
+    }
+
+    pub(crate) async fn parties(&self, after: &str, limit: i64) -> Result<Vec<Value>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::terms::parties(&mut connection, after, limit).await
+    }
+
+    pub async fn usage(&self, client: &ClientId, period: Period) -> Result<Usage, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::usage::of_client(&mut connection, client, period).await
+    }
+
+    pub async fn totals(&self) -> Result<Totals, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::usage::totals(&mut connection).await
+    }
+
+    pub(crate) async fn imbalance_micros(&self) -> Result<i64, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::journals::imbalance(&mut connection).await
+    }
+
+    /// The issued invoice of this number.
+    pub async fn invoice(&self, number: i64) -> Result<Option<Value>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::invoices::document(&mut connection, number).await
+    }
+
+    pub(crate) async fn invoices(&self, query: InvoiceQuery<'_>) -> Result<Vec<Value>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::invoices::documents(&mut connection, &query).await
+    }
+
+    pub(crate) async fn invoice_deliveries(
+        &self,
+        number: i64,
+        after: i64,
+        limit: i64,
+    ) -> Result<Option<Vec<RecordView>>, LedgerError> {
+        let mut connection = self.read().await?;
+        let events = sql::invoices::deliveries(&mut connection, number, after, limit).await?;
+        Ok(events.map(|events| events.into_iter().map(RecordView::from).collect()))
+    }
+
+    /// The records booked for one delivery.
+    pub async fn records_of_delivery(&self, delivery: DeliveryId) -> Result<Vec<RecordView>, LedgerError> {
+        let mut connection = self.read().await?;
+        let query = sqlx::query(sql::events::select("WHERE e.delivery = ? ORDER BY e.id LIMIT 100"))
+            .bind(&delivery.as_bytes()[..]);
+        views(query.fetch_all(&mut *connection).await?)
+    }
+
+    /// Records of a node's chain, by number from after `after`.
+    pub async fn records_of_node(
+        &self,
+        node: &NodeId,
+        epoch: u64,
+        after: u64,
+        limit: i64,
+    ) -> Result<Vec<RecordView>, LedgerError> {
+        let mut connection = self.read().await?;
+        let conditions = "WHERE e.chain = (SELECT id FROM chains WHERE node = ? AND epoch = ?) \
+             AND e.seq > ? ORDER BY e.seq LIMIT ?";
+        let query = sqlx::query(sql::events::select(conditions))
+            .bind(node.as_str())
+            .bind(epoch.cast_signed())
+            .bind(i64::try_from(after).unwrap_or(i64::MAX))
+            .bind(limit);
+        views(query.fetch_all(&mut *connection).await?)
+    }
+
+    /// Computes everything anew and compares; reads the whole ledger.
+    pub async fn verify(&self) -> Result<VerifyReport, LedgerError> {
+        let mut connection = self.read().await?;
+        verify(&mut connection, self.fee).await
+    }
+}
+
+fn views(rows: Vec<sqlx::sqlite::SqliteRow>) -> Result<Vec<RecordView>, LedgerError> {
+    rows.iter().map(|row| StoredEvent::from_row(row).map(RecordView::from)).collect()
+}
+
+fn documents<T: Serialize>(terms: &[T]) -> Result<Vec<Value>, LedgerError> {
+    terms.iter().map(|t| serde_json::to_value(t).map_err(LedgerError::corrupt)).collect()
+}
+
+/// What is stored holds against what a configuration file says.
+fn kept(result: Result<(), LedgerError>) -> Result<(), LedgerError> {
+    match result {
+        Err(LedgerError::Conflict(message)) => {
+            tracing::warn!(message, "configured terms differ from the stored ones, which hold");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// A checked document with the time it holds from and its stored text.
+fn checked_version(
+    fee: Fee,
+    table: Table,
+    document: &Value,
+) -> Result<(common::time::UnixMillis, String), LedgerError> {
+    Ok(match table {
+        Table::Tariffs => (Tariff::from_json(fee, document)?.valid_from, canonical_tariff(fee, document)?),
+        Table::Splits => (Split::from_json(fee, document)?.valid_from, canonical_split(fee, document)?),
+    })
+}
+
+fn checked_party(document: &Value) -> Result<(Party, common::time::UnixMillis, String), LedgerError> {
+    let (party, valid_from) = Party::from_json(document)?;
+    Ok((party, valid_from, canonical::<Party>(document)?))
+}

@@ -1,0 +1,151 @@
+//! Chains of records, ledgers to book them in, and the whole of the books as text.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use billing::chain::CheckedBatch;
+use billing::ledger::{BatchReport, Ledger};
+use billing::{Fee, demo_tariffs};
+use common::api::billing::RecordBatch;
+use common::hash::{ContentHash, RecordDigest};
+use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
+use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryRecord, DeliveryStatus, Source};
+use common::time::{Clock, UnixMillis};
+use sqlx::{ConnectOptions, Row, SqliteConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// 2026-10-15 in Tokyo.
+pub const OCTOBER: u64 = 1_792_000_000_000;
+/// 2026-11-15 in Tokyo.
+pub const NOVEMBER: u64 = OCTOBER + 31 * 86_400_000;
+
+/// A ledger with its writer running.
+pub struct Books {
+    pub ledger: Ledger,
+    pub dir: tempfile::TempDir,
+    stop: CancellationToken,
+    writer: JoinHandle<()>,
+    fee: Fee,
+}
+
+impl Books {
+    /// An empty ledger with the demonstration's terms, in December 2026.
+    pub async fn open(fee: Fee) -> Self {
+        let books = Self::open_in(tempfile::tempdir().unwrap(), fee).await;
+        books.ledger.put_terms(&demo_tariffs()).await.unwrap();
+        books
+    }
+
+    pub async fn open_in(dir: tempfile::TempDir, fee: Fee) -> Self {
+        let clock = Clock::Manual(Arc::new(AtomicU64::new(NOVEMBER + 31 * 86_400_000)));
+        let (ledger, writer) = Ledger::open(&dir.path().join("books.db"), fee, clock).await.unwrap();
+        let stop = CancellationToken::new();
+        let writer = tokio::spawn(writer.run(stop.clone()));
+        Self { ledger, dir, stop, writer, fee }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("books.db")
+    }
+
+    /// Stops the writer in order and opens the ledger anew.
+    pub async fn reopen(self) -> Self {
+        self.stop.cancel();
+        self.writer.await.unwrap();
+        Self::open_in(self.dir, self.fee).await
+    }
+
+    pub async fn book(&self, node: &str, epoch: u64, records: &[ChainedRecord]) -> BatchReport {
+        let batch = RecordBatch { node: NodeId::new(node).unwrap(), epoch, records: records.to_vec() };
+        self.ledger.book(CheckedBatch::new(batch).unwrap()).await.unwrap()
+    }
+
+    /// A connection past all of our code.
+    pub async fn raw(&self) -> SqliteConnection {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.path());
+        options.connect().await.unwrap()
+    }
+
+    pub async fn assert_verifies(&self) {
+        let report = self.ledger.verify().await.unwrap();
+        assert!(report.ok, "{:#?}", report.findings);
+        assert_eq!(self.ledger.totals().await.unwrap().imbalance_micros, 0);
+    }
+
+    /// Everything that the books say, without the order in which it arrived.
+    pub async fn dump(&self) -> Vec<String> {
+        let statements = [
+            "SELECT 'head ' || node || ' ' || epoch || ' ' || last_seq || ' ' || hex(last_digest) FROM chains",
+            "SELECT 'balance ' || a.name || ' ' || a.currency || ' ' || b.amount FROM balances b \
+             JOIN accounts a ON a.id = b.account",
+            "SELECT 'usage ' || client || ' ' || booked_period || ' ' || usage_period || ' ' || outcome || ' ' || \
+             status || ' ' || class || ' ' || path || ' ' || currency || ' ' || deliveries || ' ' || bytes_sent || \
+             ' ' || amount FROM usage",
+            "SELECT 'posting ' || c.node || ' ' || c.epoch || ' ' || e.seq || ' ' || p.line || ' ' || a.name || ' ' \
+             || p.role || ' ' || p.amount FROM postings p JOIN journals j ON j.id = p.journal \
+             JOIN events e ON e.id = j.event JOIN chains c ON c.id = e.chain JOIN accounts a ON a.id = p.account",
+        ];
+        let mut raw = self.raw().await;
+        let mut lines = Vec::new();
+        for statement in statements {
+            let rows = sqlx::query(statement).fetch_all(&mut raw).await.unwrap();
+            lines.extend(rows.iter().map(|row| row.get::<String, _>(0)));
+        }
+        lines.sort();
+        lines
+    }
+}
+
+/// The `n`th record of some node; kinds, parties and sizes vary with `n`.
+pub fn record(n: u64) -> DeliveryRecord {
+    let client = ["bob", "carol", "dave"][(n % 3) as usize];
+    let (path, source) = match n % 5 {
+        0 | 1 => (DeliveryPath::Hit, None),
+        2 | 3 => (DeliveryPath::Peer, Some(Source::Site(SiteId::new("osaka").unwrap()))),
+        _ => (DeliveryPath::Origin, Some(Source::Origin(ServerName::new("o1").unwrap()))),
+    };
+    let status = match n % 11 {
+        7 => DeliveryStatus::Void,
+        8 => DeliveryStatus::Recovered,
+        9 => DeliveryStatus::Partial,
+        _ => DeliveryStatus::Complete,
+    };
+    let mut delivery = [0u8; 16];
+    delivery[..8].copy_from_slice(&n.to_be_bytes());
+    DeliveryRecord {
+        delivery: DeliveryId::from_bytes(delivery),
+        begin: UnixMillis(OCTOBER + n),
+        end: UnixMillis(OCTOBER + n + 5),
+        client: ClientId::new(client).unwrap(),
+        content: format!("alice/track-{}.wav", n % 7).parse().unwrap(),
+        hash: ContentHash::of(&n.to_le_bytes()),
+        provider: ClientId::new(if n.is_multiple_of(4) { "carol" } else { "alice" }).unwrap(),
+        class: if n.is_multiple_of(2) { DeliveryClass::Purchase } else { DeliveryClass::Reference },
+        path,
+        home: SiteId::new("tokyo").unwrap(),
+        source,
+        searched: path != DeliveryPath::Hit,
+        surrogate: (n % 6 == 5).then(|| SiteId::new("osaka").unwrap()),
+        mobile_access: (n % 12 == 5).then(|| ServerName::new("m1").unwrap()),
+        status,
+        bytes_total: n * 7919 % 5_000_000,
+        bytes_sent: n * 7919 % 5_000_000,
+    }
+}
+
+/// `records` as the chain of a node's epoch.
+pub fn chain(
+    node: &str,
+    epoch: u64,
+    records: impl IntoIterator<Item = DeliveryRecord>,
+) -> Vec<ChainedRecord> {
+    let node = NodeId::new(node).unwrap();
+    let mut chain: Vec<ChainedRecord> = Vec::new();
+    for record in records {
+        let previous = chain.last().map_or(RecordDigest::ZERO, |r| r.digest);
+        chain.push(ChainedRecord::append(&node, epoch, chain.len() as u64, previous, record));
+    }
+    chain
+}
