@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -82,6 +83,19 @@ impl fmt::Display for Role {
 pub struct ClusterSecret {
     call_key: [u8; 32],
     admin_token: Arc<str>,
+    nonces: Arc<Nonces>,
+}
+
+/// Makes every token another one: a random start, then a counter.
+struct Nonces {
+    start: u64,
+    count: AtomicU64,
+}
+
+impl Nonces {
+    fn next(&self) -> String {
+        format!("{:016x}-{:x}", self.start, self.count.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// A secret too short to be one.
@@ -114,7 +128,10 @@ impl ClusterSecret {
         }
         let call_key = blake3::derive_key("dozo server call token v1", text.as_bytes());
         let admin_token = hex(&blake3::derive_key("dozo admin token v1", text.as_bytes())).into();
-        Ok(Self { call_key, admin_token })
+        let mut start = [0u8; 8];
+        fill_random(&mut start);
+        let nonces = Arc::new(Nonces { start: u64::from_le_bytes(start), count: AtomicU64::new(0) });
+        Ok(Self { call_key, admin_token, nonces })
     }
 
     /// The operator's bearer token: derived from the secret, so that every server knows it.
@@ -124,9 +141,7 @@ impl ClusterSecret {
 
     /// The `Authorization` header of one call.
     pub fn sign(&self, caller: &str, audience: Role, method: &str, path: &str, now: UnixMillis) -> String {
-        let mut nonce = [0u8; 8];
-        fill_random(&mut nonce);
-        let nonce = hex(&nonce);
+        let nonce = self.nonces.next();
         let mac = self.mac(caller, audience, method, path, now.0, &nonce);
         format!("{SCHEME}{caller} {} {nonce} {}", now.0, mac.to_hex())
     }

@@ -245,7 +245,7 @@ impl Gateway {
         match holding {
             Some(holding) if holding.state == HoldingState::Complete => self.held(holding).await,
             Some(holding) if holding.state == HoldingState::Superseded => {
-                match self.collect(name, None, note.then_some(client)).await {
+                match Box::pin(self.collect(name, None, note.then_some(client))).await {
                     // Withdrawn, or nobody answers: who holds it keeps it; to others it is not to be had.
                     Err(error) if self.holds(client, name).await? => {
                         tracing::debug!(content = %name, %error, "serving the version that the client holds");
@@ -254,7 +254,7 @@ impl Gateway {
                     collected => collected,
                 }
             }
-            unfinished => self.collect(name, unfinished, note.then_some(client)).await,
+            unfinished => Box::pin(self.collect(name, unfinished, note.then_some(client))).await,
         }
     }
 

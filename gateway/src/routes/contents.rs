@@ -45,7 +45,8 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
         match op {
             Op::Put => {
                 let publication = publication(name, &parts.headers)?;
-                let outcome = gateway.publish(&client, publication, body).await?;
+                // The branches' futures are boxed: otherwise every request moves the largest of them.
+                let outcome = Box::pin(gateway.publish(&client, publication, body)).await?;
                 let status = if outcome.replaced { StatusCode::OK } else { StatusCode::CREATED };
                 let mut response = (status, Json(&outcome.published)).into_response();
                 if let Ok(etag) = HeaderValue::from_str(&format!("\"{}\"", outcome.published.hash)) {
@@ -55,15 +56,15 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
             }
             Op::Delete => {
                 let precondition = precondition(&parts.headers)?;
-                gateway.withdraw(&client, &name, precondition).await?;
+                Box::pin(gateway.withdraw(&client, &name, precondition)).await?;
                 Ok(StatusCode::NO_CONTENT.into_response())
             }
             _ => {
                 let wish = wish_of(client.client.clone(), name, op == Op::Head, &parts.headers)?;
                 let response = if client.site == gateway.site.id {
-                    gateway.deliver(wish).await?
+                    Box::pin(gateway.deliver(wish)).await?
                 } else {
-                    gateway.deliver_visited(wish, &client.site).await?
+                    Box::pin(gateway.deliver_visited(wish, &client.site)).await?
                 };
                 // Error answers to HEAD keep their head alone; hyper drops the body.
                 Ok(if op == Op::Head { response.map(|_| Body::empty()) } else { response })

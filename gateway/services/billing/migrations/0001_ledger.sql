@@ -44,8 +44,9 @@ CREATE TABLE events (
     usage_period  INTEGER NOT NULL,
     booked_period INTEGER NOT NULL,
     outcome       TEXT    NOT NULL CHECK (outcome IN ('charged', 'free', 'unbilled', 'exception')),
-    -- The journal of a charge; NULL for every other outcome.
-    journal       INTEGER REFERENCES journals (id) DEFERRABLE INITIALLY DEFERRED,
+    -- The journal of a charge; NULL for every other outcome. Journals are inserted before their events: a
+    -- deferred reference without an index would scan this table for each new journal.
+    journal       INTEGER REFERENCES journals (id),
     CHECK ((outcome = 'charged') = (journal IS NOT NULL)),
     UNIQUE (chain, seq)
 ) STRICT;
@@ -63,7 +64,8 @@ CREATE TABLE accounts (
 CREATE TABLE journals (
     id        INTEGER PRIMARY KEY,
     kind      TEXT    NOT NULL CHECK (kind IN ('delivery', 'invoice')),
-    event     INTEGER REFERENCES events (id) DEFERRABLE INITIALLY DEFERRED,
+    -- The event that is charged; checked by `GET /v1/verify`.
+    event     INTEGER,
     period    INTEGER NOT NULL,
     currency  TEXT    NOT NULL,
     -- Versions that the charge was computed under.

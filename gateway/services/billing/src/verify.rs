@@ -62,7 +62,10 @@ pub(crate) async fn verify(connection: &mut SqliteConnection, fee: Fee) -> Resul
 }
 
 /// Checks that are one statement each: it selects the faults, as text.
-const BOOKS: [&str; 6] = [
+const BOOKS: [&str; 7] = [
+    "SELECT 'journal ' || j.id || ' is not the journal of its event ' || j.event FROM journals j \
+     LEFT JOIN events e ON e.id = j.event LEFT JOIN exceptions x ON x.event = j.event \
+     WHERE j.event IS NOT NULL AND coalesce(e.journal, x.journal) IS NOT j.id",
     "SELECT 'journal ' || p.journal || ' sums to ' || sum(p.amount) || ' ' || a.currency FROM postings p \
      JOIN accounts a ON a.id = p.account GROUP BY p.journal, a.currency HAVING sum(p.amount) <> 0",
     "SELECT 'account ' || a.name || ' has balance ' || coalesce(b.amount, 0) || ', its postings sum to ' || \

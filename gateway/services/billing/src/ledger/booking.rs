@@ -165,8 +165,8 @@ impl<'a> Booking<'a> {
             let outcome = rating.outcome();
             new_events.push(NewEvent { id, chain, link, usage_period, booked_period, outcome, journal });
         }
-        events::insert(self.connection, &new_events).await?;
         journals::insert(self.connection, self.accounts, &new_journals).await?;
+        events::insert(self.connection, &new_events).await?;
         exceptions::insert(self.connection, &new_exceptions).await?;
         usage.apply(self.connection).await?;
         if let Some((event, reason)) = new_exceptions.first() {
