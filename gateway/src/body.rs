@@ -39,6 +39,13 @@ pub enum Supply {
 }
 
 impl Supply {
+    fn open_cached(&self, slice: &ChunkSlice) -> Option<OpenChunk> {
+        match self {
+            Self::Site { chunks, .. } | Self::Home { chunks, .. } => chunks.open_cached(&slice.chunk),
+            Self::Collection { .. } => None,
+        }
+    }
+
     async fn open(&self, slice: &ChunkSlice) -> Result<OpenChunk, ApiError> {
         match self {
             Self::Site { chunks, collector, name } => match chunks.open(&slice.chunk).await {
@@ -76,7 +83,7 @@ impl Supply {
         loop {
             match self.open(slice).await {
                 Ok(chunk) => {
-                    return Ok(OpenSlice { chunk, skip: slice.wanted.start, left: slice.wanted.len() });
+                    return Ok(OpenSlice::new(chunk, slice));
                 }
                 Err(error) if error.code.is_retryable() && attempt < ATTEMPTS_MAX => {
                     attempt += 1;
@@ -97,6 +104,10 @@ struct OpenSlice {
 }
 
 impl OpenSlice {
+    fn new(chunk: OpenChunk, slice: &ChunkSlice) -> Self {
+        Self { chunk, skip: slice.wanted.start, left: slice.wanted.len() }
+    }
+
     async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
         while self.left > 0 {
             let mut piece = match self.chunk.next().await {
@@ -147,8 +158,12 @@ impl Opening {
     }
 }
 
-/// Starts opening a slice at once, on a task of its own.
+/// Starts opening a slice at once: on a task of its own, unless it is in memory.
 fn open_ahead(supply: &Supply, slice: &ChunkSlice) -> BoxFuture<'static, Result<OpenSlice, ApiError>> {
+    if let Some(chunk) = supply.open_cached(slice) {
+        let open = OpenSlice::new(chunk, slice);
+        return std::future::ready(Ok(open)).boxed();
+    }
     let (supply, slice) = (supply.clone(), slice.clone());
     let task = tokio::spawn(async move { supply.open_at(&slice).await });
     let task = tokio_util::task::AbortOnDropHandle::new(task);

@@ -102,7 +102,10 @@ impl Gateway {
         if bucket.provider != client.client {
             return Err(ApiError::new(
                 ErrorCode::Forbidden,
-                format!("bucket {} belongs to another client; put into a bucket of your own", bucket.bucket),
+                format!(
+                    "bucket {} belongs to another client; only its provider changes what is in it",
+                    bucket.bucket
+                ),
             ));
         }
         Ok(())

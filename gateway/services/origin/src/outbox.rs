@@ -40,12 +40,14 @@ pub struct Pending {
 }
 
 pub async fn pending(conn: &mut Connection, limit: i64) -> Result<Pending, Failure> {
-    let (epoch, next_seq): (i64, i64) =
-        sqlx::query_as("SELECT epoch, next_seq FROM announcing").fetch_one(&mut *conn).await?;
+    // The items first: what a scan appends between the two reads then counts as waiting, and no item that is sent
+    // is beyond the end.
     let rows: Vec<(i64, String)> = sqlx::query_as("SELECT seq, item FROM outbox ORDER BY seq LIMIT $1")
         .bind(limit)
-        .fetch_all(conn)
+        .fetch_all(&mut *conn)
         .await?;
+    let (epoch, next_seq): (i64, i64) =
+        sqlx::query_as("SELECT epoch, next_seq FROM announcing").fetch_one(conn).await?;
     let first_seq = rows.first().map_or(next_seq, |(seq, _)| *seq);
     let items = rows.iter().map(|(_, item)| serde_json::from_str(item)).collect::<Result<_, _>>()?;
     Ok(Pending { epoch: natural(epoch), first_seq: natural(first_seq), end_seq: natural(next_seq), items })

@@ -7,4 +7,3 @@ mod fixtures;
 mod http;
 mod months;
 mod refusals;
-mod speed;
