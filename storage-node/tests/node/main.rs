@@ -1,5 +1,7 @@
 //! A real storage node over HTTP, with a fake search and fake billing servers.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod fake;
 
 use std::collections::BTreeMap;
