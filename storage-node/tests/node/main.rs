@@ -259,7 +259,7 @@ async fn a_joining_node_takes_its_share_of_slots_and_no_row_is_lost() {
     for name in &names {
         publish(&first.client, name, b"la la la").await;
         let add = AddRequest {
-            client: client_id(&name.key().to_owned()),
+            client: client_id(name.key()),
             name: name.clone(),
             hash: ContentHash::of(b"la la la"),
             len: 8,
@@ -419,15 +419,16 @@ async fn deliveries_that_nobody_completes_are_booked_as_what_they_were() {
     let void = node.client.begin(&begin_request("dave", &song, b"la la la")).await.unwrap();
     node.client.end(&ends(void.delivery, 0)).await.unwrap();
     until("all three are booked", async || search.record_count() == 3).await;
-    let books = search.books.lock().unwrap();
-    let status: BTreeMap<_, _> =
-        books.records.values().flatten().map(|r| (r.record.client.to_string(), r.record.status)).collect();
-    assert_eq!(status["bob"], DeliveryStatus::Partial);
-    assert_eq!(status["carol"], DeliveryStatus::Recovered);
-    assert_eq!(status["dave"], DeliveryStatus::Void);
-    assert!(books.records.values().flatten().all(|r| r.record.begin > UnixMillis(0)));
-    drop(books);
-    let _kept: Arc<Fake> = search;
+    {
+        let books = search.books.lock().unwrap();
+        let records = || books.records.values().flatten();
+        let status: BTreeMap<_, _> =
+            records().map(|r| (r.record.client.to_string(), r.record.status)).collect();
+        assert_eq!(status["bob"], DeliveryStatus::Partial);
+        assert_eq!(status["carol"], DeliveryStatus::Recovered);
+        assert_eq!(status["dave"], DeliveryStatus::Void);
+        assert!(records().all(|r| r.record.begin > UnixMillis(0)));
+    }
     node.running.stop().await;
 }
 
