@@ -30,6 +30,14 @@ both_ways! {
         assert_eq!(third.header("dozo-class"), Some("reference"));
         assert!(third.body == bytes, "the bytes differ");
         cluster.await_billed(&carol, &[("complete", 3)]);
+        for service in [true, false] {
+            let path = format!("/v1/records?delivery={delivery}");
+            let found: serde_json::Value = cluster.billing(service).get(&path).expect(200).json();
+            let records = found["records"].as_array().unwrap();
+            assert_eq!(records.len(), 1, "{found}");
+            assert_eq!(records[0]["home"], "osaka", "{found}");
+            assert_eq!(records[0]["surrogate"], "tokyo", "{found}");
+        }
     }
 
     fn away_from_home_ranges_and_conditions_work_alike(cluster) {
