@@ -153,10 +153,9 @@ async fn import(node: &Node, slots: &[Slot], rows: Vec<RowBytes>, changes_after:
         .commit(move |txn| {
             thawed.iter().for_each(|slot| txn.delete(Key::FrozenSlot(*slot)));
             ours.unfreeze(&thawed);
-            feed::rewind(txn, changes_after)
+            Ok(())
         })
         .await?;
-    node.signals.feed_rewound.notify_one();
     for slot in slots {
         delete_rows(node, *slot, |_| Ok(true)).await?;
     }
@@ -170,6 +169,9 @@ async fn import(node: &Node, slots: &[Slot], rows: Vec<RowBytes>, changes_after:
             })
             .await?;
     }
+    // Only now that all rows are here: the feed would otherwise pass by those that come after it.
+    node.catalog.commit(move |txn| feed::rewind(txn, changes_after)).await?;
+    node.signals.feed_rewound.notify_one();
     Ok(())
 }
 
