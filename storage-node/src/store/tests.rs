@@ -7,10 +7,11 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::io::BLOCK;
-use crate::log::{BoxError, LogPosition};
+use crate::log::{BoxError, LogPosition, SEGMENTS_START};
 
 async fn open_at(url: &str, dir: &Path, engine: Engine) -> Opened {
-    open_with(&url.parse().unwrap(), dir, &MetricsRegistry::new(), engine).await.unwrap()
+    let options = Options { engine, ..Options::default() };
+    open_with(&url.parse().unwrap(), dir, &MetricsRegistry::new(), options).await.unwrap()
 }
 
 fn noise(seed: u64, len: usize) -> Bytes {
@@ -86,10 +87,10 @@ async fn conforms(store: &dyn ChunkStore) -> Vec<(ChunkHash, Bytes)> {
 async fn conforms_and_survives_a_restart(url: &str, dir: &Path, engine: Engine) {
     let opened = open_at(url, dir, engine).await;
     let chunks = conforms(&*opened.chunks).await;
-    let long = noise(9, 32 << 20);
+    let long = noise(9, 12 << 20);
     opened.log.append_rows(Bytes::from_static(b"first")).await.unwrap();
     opened.log.append_rows(long.clone()).await.unwrap();
-    assert!(opened.log.append_rows(noise(9, (32 << 20) + 1)).await.is_err());
+    assert!(opened.log.append_rows(noise(9, (12 << 20) + 1)).await.is_err());
     let (stats, id) = (opened.chunks.stats(), opened.log_id.clone());
     drop(opened);
     let opened = open_at(url, dir, engine).await;
