@@ -60,8 +60,7 @@ fn arrive(place: &mut [u8], bytes: &[u8], mut does: impl FnMut(usize) -> bool) {
 
 impl SimIo {
     pub fn new(image: Vec<u8>, strike: Option<(u64, Fate)>) -> Self {
-        let state =
-            State { image, writes: Vec::new(), strike, dead: false, holds: false, held: Vec::new() };
+        let state = State { image, writes: Vec::new(), strike, dead: false, holds: false, held: Vec::new() };
         Self(Arc::new(Mutex::new(state)))
     }
 

@@ -89,12 +89,7 @@ enum Room {
 }
 
 impl Appender {
-    pub fn new(
-        shared: Arc<Shared>,
-        messages: Sender<Message>,
-        queue: Receiver<Message>,
-        tail: Tail,
-    ) -> Self {
+    pub fn new(shared: Arc<Shared>, messages: Sender<Message>, queue: Receiver<Message>, tail: Tail) -> Self {
         let keep = |(hash, of)| {
             // Nobody waits for it: the next start would only find the same again.
             let (reply, _) = tokio::sync::oneshot::channel();
@@ -373,14 +368,7 @@ impl Appender {
         self.next_segment += 1;
         let end = BLOCK as u64;
         let first_frame = self.next_frame;
-        self.shared.segments.add(Segment {
-            sequence,
-            slot,
-            first_frame,
-            end,
-            chunk_bytes: 0,
-            rows_bytes: 0,
-        });
+        self.shared.segments.add(Segment { sequence, slot, first_frame, end, chunk_bytes: 0, rows_bytes: 0 });
         self.head =
             Some(Head { sequence, slot, end, entries: Vec::new(), rows_bytes: 0, floor: 0, sealed: false });
         self.shared.alarm.ring();
@@ -484,12 +472,7 @@ impl Appender {
     /// Makes a durable frame's changes visible, in order, and tells everyone.
     fn commit(&mut self, batch: Batch, header: &FrameHeader, start: u64, begun: Instant) {
         let (index, segments) = (&self.shared.index, &self.shared.segments);
-        segments.grow(
-            header.segment,
-            u64::from(header.frame_bytes),
-            batch.payload_bytes,
-            batch.rows_bytes,
-        );
+        segments.grow(header.segment, u64::from(header.frame_bytes), batch.payload_bytes, batch.rows_bytes);
         let metrics = &self.shared.metrics;
         metrics.commits.increment(1);
         metrics.written_bytes.increment(u64::from(header.frame_bytes));

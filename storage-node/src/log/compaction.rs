@@ -64,8 +64,7 @@ pub(super) struct Compaction<'a> {
 impl<'a> Compaction<'a> {
     /// Reads what the segment holds.
     pub fn begin(shared: &'a Shared, segment: Segment) -> Result<Self, CompactionError> {
-        let footer =
-            contents_of(&*shared.io, &shared.superblock, &segment).map_err(CompactionError::Read)?;
+        let footer = contents_of(&*shared.io, &shared.superblock, &segment).map_err(CompactionError::Read)?;
         let mut entries = VecDeque::from(footer.entries);
         if footer.floor > 0 {
             entries.push_front(Entry::Floor { position: footer.floor });
@@ -118,11 +117,7 @@ impl<'a> Compaction<'a> {
     }
 
     /// Reads chunks that lie close together in one go.
-    fn take_chunks(
-        &self,
-        step: &mut Step,
-        chunks: &[(ChunkHash, Location)],
-    ) -> Result<(), CompactionError> {
+    fn take_chunks(&self, step: &mut Step, chunks: &[(ChunkHash, Location)]) -> Result<(), CompactionError> {
         let (Some((_, first)), Some((_, last))) = (chunks.first(), chunks.last()) else { return Ok(()) };
         let start = first.offset();
         let len = last.offset() + whole_blocks(last.len() as u64) - start;

@@ -76,7 +76,7 @@ pub(super) struct Victim {
 }
 
 /// The segment that is freed at the least cost, if any is worth it. One whose rows are needed cannot be; if only such
-/// ones are left while slots are few, the catalog is asked for a higher floor.
+/// ones are left, what they would give is noted for the catalog, which may raise the floor.
 pub(super) fn choose(shared: &Shared, is_left_alone: impl Fn(&Segment) -> bool) -> Option<Victim> {
     let segments = shared.segments.all();
     let segment_bytes = shared.superblock.segment_bytes;
@@ -93,8 +93,8 @@ pub(super) fn choose(shared: &Shared, is_left_alone: impl Fn(&Segment) -> bool) 
     let (blocked, movable): (Vec<&Segment>, Vec<&Segment>) =
         worth.partition(|segment| shared.segments.needs_rows_of(segment));
     let best = movable.into_iter().min_by_key(|segment| shared.segments.live_bytes(segment.slot));
-    let wants_floor = is_pressed && best.is_none() && !blocked.is_empty();
-    shared.rows_in_the_way.store(wants_floor, Ordering::Release);
+    let blocked_bytes = if best.is_none() { blocked.into_iter().map(gain).sum() } else { 0 };
+    shared.blocked_bytes.store(blocked_bytes, Ordering::Release);
     best.map(|segment| Victim { segment: *segment, is_pressed })
 }
 

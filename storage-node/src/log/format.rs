@@ -96,7 +96,9 @@ pub(super) enum SlotHeader {
         first_frame: u64,
     },
     /// The segment with this sequence was here; the slot is free.
-    Freed { sequence: u64 },
+    Freed {
+        sequence: u64,
+    },
     /// Never used.
     Empty,
     Unreadable,
@@ -108,8 +110,8 @@ impl SlotHeader {
         if block.iter().all(|b| *b == 0) {
             return Self::Empty;
         }
-        let checks = u64_at(block, 24) == offset
-            && block[32..64] == *blake3::keyed_hash(key, &block[..32]).as_bytes();
+        let checks =
+            u64_at(block, 24) == offset && block[32..64] == *blake3::keyed_hash(key, &block[..32]).as_bytes();
         let sequence = u64_at(block, 8);
         match &block[..8] {
             magic if magic == SEGMENT_MAGIC && checks => {
@@ -437,7 +439,11 @@ mod tests {
         footer.encode(&mut bytes, 1 << 20, &[5; 32]);
         assert_eq!(Footer::announced_entries(&bytes[3 * BLOCK..], 4, 1 << 20), Some(201));
         assert_eq!(Footer::decode(&bytes, 4, 1 << 20, &[5; 32]), Some(footer));
-        assert_eq!(Footer::decode(&bytes, 5, 1 << 20, &[5; 32]), None, "of the segment before it in the slot");
+        assert_eq!(
+            Footer::decode(&bytes, 5, 1 << 20, &[5; 32]),
+            None,
+            "of the segment before it in the slot"
+        );
         for at in [0, 4800, 9647, 3 * BLOCK + 30, 3 * BLOCK + 60, 3 * BLOCK + 80] {
             bytes[at] ^= 1;
             assert_eq!(Footer::decode(&bytes, 4, 1 << 20, &[5; 32]), None, "byte {at}");

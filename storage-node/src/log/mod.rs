@@ -75,7 +75,7 @@ mod recovery;
 mod segments;
 mod walk;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -89,9 +89,9 @@ use crate::store::StoreMetrics;
 use appender::Appender;
 use batch::{Message, Work};
 use compactor::{Alarm, Compactor};
-use format::Superblock;
 #[cfg(test)]
 pub(crate) use format::SEGMENTS_START;
+use format::Superblock;
 pub(crate) use format::{MIN_SEGMENTS, device_bytes};
 use index::ChunkIndex;
 pub(crate) use index::Location;
@@ -206,8 +206,8 @@ pub(crate) struct Shared {
     segments: Segments,
     /// Wakes the compactor.
     alarm: Alarm,
-    /// Set by the compactor when nothing but rows keeps it from freeing segments.
-    rows_in_the_way: AtomicBool,
+    /// Bytes that the compactor could give back if it were not for rows that are needed.
+    blocked_bytes: AtomicU64,
 }
 
 impl Shared {
@@ -268,7 +268,7 @@ impl Log {
             superblock,
             segments: recovered.segments,
             alarm: Alarm::default(),
-            rows_in_the_way: AtomicBool::new(false),
+            blocked_bytes: AtomicU64::new(0),
         });
         let (messages, queue) = channel();
         let appender = Appender::new(Arc::clone(&shared), messages.clone(), queue, recovered.tail);
@@ -307,7 +307,7 @@ impl Log {
     pub fn raise_floor_blocking(&self, position: LogPosition) -> Result<(), LogError> {
         let answer = self.ask(|reply| Work::Floor { position, reply })?;
         let raised = answer.blocking_recv().unwrap_or(Err(LogError::Stopped));
-        self.0.shared.rows_in_the_way.store(false, Ordering::Release);
+        self.0.shared.blocked_bytes.store(0, Ordering::Release);
         self.0.shared.alarm.ring();
         raised
     }
@@ -322,9 +322,13 @@ impl Log {
         self.0.shared.segments.needed_rows_bytes()
     }
 
-    /// Whether a higher floor would let segments be freed that are wanted.
-    pub fn wants_floor(&self) -> bool {
-        self.0.shared.rows_in_the_way.load(Ordering::Acquire)
+    /// Bytes that could be given back if the floor were above them, when nothing else can be.
+    pub fn blocked_bytes(&self) -> u64 {
+        self.0.shared.blocked_bytes.load(Ordering::Acquire)
+    }
+
+    pub fn segment_bytes(&self) -> u64 {
+        self.0.shared.superblock.segment_bytes
     }
 
     /// Visits every rows entry after `after` that was acknowledged before this call, in order. Blocks; must not

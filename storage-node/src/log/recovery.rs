@@ -136,8 +136,7 @@ fn slot_blocks(
     let slots: Vec<u32> = (0..superblock.slots as u32).collect();
     let mut blocks = Vec::with_capacity(slots.len());
     for group in slots.chunks(HEADER_READS) {
-        let read =
-            |slot: &u32| io.read_at(AlignedBuf::heap(BLOCK), superblock.segment_offset(*slot) + at);
+        let read = |slot: &u32| io.read_at(AlignedBuf::heap(BLOCK), superblock.segment_offset(*slot) + at);
         let reads: Vec<Pending> = group.iter().map(read).collect();
         for (slot, read) in group.iter().zip(reads) {
             blocks.push((*slot, read.wait().map_err(failed("a slot"))?));
@@ -252,7 +251,11 @@ fn find_segments(io: &dyn BlockIo, superblock: &Superblock) -> Result<Found, Ope
         found.newest = found.newest.max(freed.unwrap_or(0));
         match lost_header(io, superblock, slot, &first)?.filter(|lost| Some(lost.sequence) > freed) {
             Some(place) => {
-                tracing::warn!(at = offset, sequence = place.sequence, "a segment's header was lost and is made again");
+                tracing::warn!(
+                    at = offset,
+                    sequence = place.sequence,
+                    "a segment's header was lost and is made again"
+                );
                 let header = SlotHeader::Segment { sequence: place.sequence, first_frame: place.first_frame };
                 let mut block = AlignedBuf::heap(BLOCK);
                 header.encode(&mut block, offset, &superblock.key);
@@ -475,7 +478,6 @@ pub(super) fn contents_of(
     superblock: &Superblock,
     segment: &Segment,
 ) -> Result<Footer, OpenLogError> {
-    let place =
-        Place { sequence: segment.sequence, slot: segment.slot, first_frame: segment.first_frame };
+    let place = Place { sequence: segment.sequence, slot: segment.slot, first_frame: segment.first_frame };
     Ok(read_segment(io, superblock, place, false)?.footer)
 }

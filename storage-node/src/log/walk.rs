@@ -125,11 +125,8 @@ impl<'a> Walker<'a> {
         if u64::from(header_bytes) > room {
             return Ok(None);
         }
-        let (device_offset, key, segment) = (
-            self.superblock.segment_offset(self.slot) + offset,
-            self.superblock.key,
-            self.segment,
-        );
+        let (device_offset, key, segment) =
+            (self.superblock.segment_offset(self.slot) + offset, self.superblock.key, self.segment);
         let bytes = self.read(offset, whole_blocks(u64::from(header_bytes)))?;
         let header = FrameHeader::decode(bytes, device_offset, &key)
             .filter(|h| h.segment == segment && u64::from(h.frame_bytes) <= room);

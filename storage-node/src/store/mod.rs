@@ -22,9 +22,7 @@ use common::telemetry::MetricsRegistry;
 use futures_util::future::BoxFuture;
 
 use crate::io::{BlockIo, Engine, MemIo, Target};
-use crate::log::{
-    Log, LogError, MIN_SEGMENTS, OpenLogError, OpenOptions, device_bytes, segment_bytes_for,
-};
+use crate::log::{Log, LogError, MIN_SEGMENTS, OpenLogError, OpenOptions, device_bytes, segment_bytes_for};
 
 pub use block::BlockStore;
 pub use metrics::StoreMetrics;
@@ -160,8 +158,7 @@ pub async fn open_with(
         let io_engine = io.engine();
         let place = if objects.is_some() { log_file.display().to_string() } else { url.to_string() };
         let options = OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force };
-        let log =
-            Log::open(io, options, log_metrics).map_err(|source| OpenError::Log { place, source })?;
+        let log = Log::open(io, options, log_metrics).map_err(|source| OpenError::Log { place, source })?;
         let chunks: Arc<dyn ChunkStore> = match objects {
             Some(objects) => Arc::new(objects),
             None => Arc::new(BlockStore::new(log.clone())),
@@ -180,9 +177,7 @@ fn block_io(url: &StoreUrl, log_file: &Path, engine: Engine) -> Result<Arc<dyn B
         }
         StoreUrl::File { path, size_bytes } => (path.as_path(), Target::file(path, *size_bytes)),
         StoreUrl::Device { path } => (path.as_path(), Target::device(path)),
-        StoreUrl::Dir { .. } | StoreUrl::S3 { .. } => {
-            (log_file, Target::file(log_file, LOG_FILE_BYTES))
-        }
+        StoreUrl::Dir { .. } | StoreUrl::S3 { .. } => (log_file, Target::file(log_file, LOG_FILE_BYTES)),
     };
     target
         .and_then(|target| target.start(engine))

@@ -254,9 +254,7 @@ impl Model {
         let mut found: Vec<Vec<u8>> = node.rows().into_iter().map(|(_, bytes)| bytes).collect();
         let wanted = [Some(self.floor), self.open_floor].into_iter().flatten().find(|floor| {
             let (known, all) = (&self.rows[*floor..], self.rows.len() - floor);
-            found.len() >= all
-                && found.starts_with(known)
-                && self.open_rows.starts_with(&found[all..])
+            found.len() >= all && found.starts_with(known) && self.open_rows.starts_with(&found[all..])
         });
         let floor = wanted.unwrap_or_else(|| {
             panic!("rows: {} found, {} known behind {}", found.len(), self.rows.len(), self.floor)
