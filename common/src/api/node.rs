@@ -104,6 +104,9 @@ pub struct HoldRequest {
     /// A client that holds it from now on.
     #[serde(default)]
     pub client: Option<ClientId>,
+    /// Enter it into that client's library too: what a client publishes it has.
+    #[serde(default)]
+    pub add_to_library: bool,
     #[serde(default)]
     pub precondition: Precondition,
     /// Wait up to this long for search to know, so that a listing shows it at once.
@@ -119,6 +122,9 @@ pub struct HoldAnswer {
     pub replaced: Option<ContentHash>,
     /// Whether search knows.
     pub announced: bool,
+    /// Whether the library row that was wanted is durable; if not, ask the owner of the client's slot for it.
+    #[serde(default)]
+    pub in_library: bool,
 }
 
 /// The provider takes a content back, or a client drops its reference.

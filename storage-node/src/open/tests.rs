@@ -55,6 +55,7 @@ fn hold_request(bytes: &[u8], state: HoldingState, tag: u64) -> HoldRequest {
         ref_tag: RefTag(tag),
         version_time: Some(HybridTime(tag)),
         client: None,
+        add_to_library: false,
         precondition: Precondition::None,
         announce_wait_ms: 0,
     }
