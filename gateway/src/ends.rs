@@ -202,3 +202,60 @@ impl Worker {
         Some(PeerClient::gateway(self.server.clone(), &gateway.http))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use common::record::DeliveryClass;
+    use common::telemetry::MetricsRegistry;
+
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    /// What a guard reports that went through `life`.
+    fn reported(life: impl FnOnce(&mut EndGuard)) -> Option<(NodeId, EndRequest)> {
+        let (queue, mut receiver) = mpsc::channel(1);
+        let metrics = Arc::new(Metrics::new(&MetricsRegistry::new()));
+        let mut guard = EndGuard::new(DeliveryId::from_bytes([1; 16]), Ends { queue, metrics });
+        life(&mut guard);
+        drop(guard);
+        receiver.try_recv().ok()
+    }
+
+    #[test]
+    fn what_was_never_asked_for_or_not_begun_has_no_end() {
+        assert_eq!(reported(|_| {}), None);
+        let refused = reported(|guard| {
+            guard.asking(node("tokyo.n1"));
+            guard.not_begun();
+        });
+        assert_eq!(refused, None);
+    }
+
+    #[test]
+    fn a_begin_whose_answer_was_lost_ends_with_nothing_sent() {
+        let (at, end) = reported(|guard| guard.asking(node("tokyo.n1"))).unwrap();
+        let id = DeliveryId::from_bytes([1; 16]);
+        assert_eq!(at, node("tokyo.n1"));
+        assert_eq!(end, EndRequest { delivery: id, request: id, bytes_sent: 0 });
+    }
+
+    #[test]
+    fn a_request_that_joined_a_delivery_ends_there_with_what_it_sent() {
+        let joined = DeliveryId::from_bytes([7; 16]);
+        let (at, end) = reported(|guard| {
+            guard.asking(node("tokyo.n1"));
+            let begin =
+                BeginAnswer { delivery: joined, class: DeliveryClass::Reference, node: node("tokyo.n2") };
+            guard.begun(&begin);
+            guard.sent(40);
+            guard.sent(2);
+        })
+        .unwrap();
+        assert_eq!(at, node("tokyo.n2"));
+        let request = DeliveryId::from_bytes([1; 16]);
+        assert_eq!(end, EndRequest { delivery: joined, request, bytes_sent: 42 });
+    }
+}

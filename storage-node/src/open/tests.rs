@@ -14,6 +14,7 @@ use common::version::{HybridTime, Version};
 
 use super::*;
 use crate::catalog::Catalog;
+use crate::catalog::rows::{LibraryValue, Row};
 use crate::deliveries::{Ended, Recorder};
 use crate::{library, store};
 
@@ -254,5 +255,9 @@ async fn an_open_repeated_after_a_new_version_came_delivers_and_records_the_new_
     let begun = Begun { delivery: id(1), class: DeliveryClass::Purchase, opened: false };
     assert_eq!(again.begun, Some(begun));
     assert_eq!(again.holding.unwrap().manifest.hash, ContentHash::of(b"another song"));
+    let library = Key::Library(&client("bob"), &name()).encode();
+    let (_, row) = node.rows().into_iter().find(|(key, _)| *key == library).unwrap();
+    let row = LibraryValue::decode(&row).unwrap();
+    assert_eq!((row.hash, row.len, row.deliveries), (ContentHash::of(b"another song"), 12, 1));
     assert!(matches!(node.end(1, 1, 12, 1_100).await, Ended::Recorded(_)), "12 bytes are all of the new one");
 }
