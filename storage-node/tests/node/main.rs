@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod fake;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -111,6 +112,7 @@ fn publication(name: &ContentName, manifest: Manifest, ref_tag: RefTag) -> HoldR
         ref_tag,
         version_time: None,
         client: Some(client_id("alice")),
+        add_to_library: false,
         precondition: Precondition::None,
         announce_wait_ms: 5_000,
     }
