@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::hash::ChunkHash;
+use common::s3;
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
-use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
@@ -62,15 +62,8 @@ impl ObjectChunkStore {
             StoreUrl::S3 { bucket, prefix, endpoint, region, capacity_bytes } => {
                 let retry =
                     RetryConfig { max_retries: 5, retry_timeout: RETRY_LIMIT, ..RetryConfig::default() };
-                let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry);
-                if let Some(endpoint) = endpoint {
-                    builder =
-                        builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
-                }
-                if let Some(region) = region {
-                    builder = builder.with_region(region);
-                }
-                let s3 = builder.build().map_err(failed)?;
+                let client = s3::client(bucket, endpoint.as_deref(), region.as_deref()).with_retry(retry);
+                let s3 = client.build().map_err(failed)?;
                 (Arc::new(PrefixStore::new(s3, prefix.as_str())), Room::Fixed(*capacity_bytes))
             }
             StoreUrl::File { .. } | StoreUrl::Device { .. } | StoreUrl::Memory { .. } => return Ok(None),
