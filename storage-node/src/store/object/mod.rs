@@ -22,6 +22,8 @@
 //! What is found that counts no more, because of a deletion or of a copy in a later pack, is deleted in the background.
 
 mod committer;
+#[cfg(test)]
+mod flaky;
 mod index;
 mod names;
 mod objects;
@@ -56,7 +58,7 @@ pub struct ObjectChunkStore {
     stripes: Arc<Stripes>,
     work: mpsc::Sender<Work>,
     /// Ended with the store.
-    tasks: [JoinHandle<()>; 2],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for ObjectChunkStore {
@@ -201,3 +203,6 @@ impl ChunkStore for ObjectChunkStore {
         StoreStats { capacity_bytes, used_bytes: index.used_bytes(), chunks: index.chunks() }
     }
 }
+
+#[cfg(test)]
+mod tests;

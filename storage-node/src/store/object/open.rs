@@ -23,7 +23,7 @@ const TAIL_BYTES: u64 = 16 << 10;
 const SEQUENCES: u64 = 1 << 32;
 
 #[derive(Debug, thiserror::Error)]
-enum RebuildError {
+pub enum RebuildError {
     #[error("the objects cannot be listed")]
     List(#[source] object_store::Error),
     #[error("pack {name} cannot be read")]
@@ -61,18 +61,29 @@ impl ObjectChunkStore {
         })
     }
 
-    async fn start(
+    pub(super) async fn start(
         store: Arc<dyn ObjectStore>,
         room: Room,
         metrics: StoreMetrics,
     ) -> Result<Self, RebuildError> {
+        let (mut store, tidier) = Self::prepare(store, room, metrics).await?;
+        store.tasks.push(tokio::spawn(tidier.run()));
+        Ok(store)
+    }
+
+    /// The store, and what has to run to give back space.
+    pub(super) async fn prepare(
+        store: Arc<dyn ObjectStore>,
+        room: Room,
+        metrics: StoreMetrics,
+    ) -> Result<(Self, Tidier), RebuildError> {
         let objects = Arc::new(Objects::new(store, room, metrics));
         let opening = write_opening(&objects, rebuild(&objects).await?).await?;
         let (work, queue) = mpsc::channel(QUEUE_LEN);
         let committer = Committer::new(Arc::clone(&objects), queue, opening);
         let tidier = Tidier::new(Arc::clone(&objects), work.downgrade());
-        let tasks = [tokio::spawn(committer.run()), tokio::spawn(tidier.run())];
-        Ok(Self { objects, stripes: Arc::new(Stripes::new()), work, tasks })
+        let tasks = vec![tokio::spawn(committer.run())];
+        Ok((Self { objects, stripes: Arc::new(Stripes::new()), work, tasks }, tidier))
     }
 }
 

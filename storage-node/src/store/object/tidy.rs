@@ -137,6 +137,10 @@ impl Tidier {
         let Some(bytes) = self.objects.index.lock().pack_bytes(id.sequence) else { return Ok(None) };
         let entries = match read_index(&self.objects, id, bytes).await {
             Ok(entries) => entries,
+            Err(ReadPackError::Store(StoreError::NotFound)) => {
+                tracing::error!(name = %names::pack(id), "a pack is missing");
+                return Ok(None);
+            }
             Err(ReadPackError::Store(error)) => return Err(error),
             Err(ReadPackError::Format(error)) => {
                 tracing::error!(name = %names::pack(id), %error, "a pack is damaged");
