@@ -208,18 +208,20 @@ impl Batch {
         objects: &Objects,
     ) -> Option<Work> {
         let mut index = objects.index.lock();
+        let is_live = index.is_live(&hash);
         match self.staged.entry(hash) {
             Slot::Occupied(staged) if *staged.get() == Change::Put => {
                 return Some(Work::Delete { hash, reply });
             }
             Slot::Occupied(_) => self.replies.deletes.push((reply, false)),
-            Slot::Vacant(_) if !index.is_live(&hash) => drop(reply.send(Ok(false))),
+            // An object left by a put that failed must not be taken for the chunk at the next start.
+            Slot::Vacant(_) if !is_live && !index.has_garbage(&hash) => drop(reply.send(Ok(false))),
             Slot::Vacant(free) => {
                 free.insert(Change::Delete);
                 index.doubt(hash);
                 self.must_be_written = true;
                 self.pack.add_deletion(hash);
-                self.replies.deletes.push((reply, true));
+                self.replies.deletes.push((reply, is_live));
             }
         }
         None

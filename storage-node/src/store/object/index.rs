@@ -251,8 +251,12 @@ impl State {
         if self.is_live(hash) {
             return false;
         }
-        self.dead.get(hash).copied().unwrap_or(0) > going
-            || self.garbage.range(Garbage::Chunk(*hash, 0)..=Garbage::Chunk(*hash, u64::MAX)).next().is_some()
+        self.dead.get(hash).copied().unwrap_or(0) > going || self.has_garbage(hash)
+    }
+
+    /// Whether there are, or may be, objects of the chunk that do not count.
+    pub fn has_garbage(&self, hash: &ChunkHash) -> bool {
+        self.garbage.range(Garbage::Chunk(*hash, 0)..=Garbage::Chunk(*hash, u64::MAX)).next().is_some()
     }
 
     /// The pack's object is gone.
