@@ -1,5 +1,6 @@
 //! Reaching the place that a URL names, and taking it for this node.
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, ObjectStoreExt, 
 
 use super::names;
 use super::objects::{Room, bounded};
-use crate::store::{OpenError, StoreUrl};
+use crate::store::{OpenError, StoreError, StoreUrl};
 
 /// Requests that are under way at once.
 const REQUESTS_MAX: usize = 64;
@@ -87,10 +88,10 @@ pub async fn take(store: &dyn ObjectStore, url: &StoreUrl, log_id: &str) -> Resu
 }
 
 /// The error, with what to do next.
-pub fn unusable(url: &StoreUrl, error: impl std::error::Error + Send + Sync + 'static) -> OpenError {
-    let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
+pub fn unusable(url: &StoreUrl, error: impl Error + Send + Sync + 'static) -> OpenError {
+    let source: Arc<dyn Error + Send + Sync> = Arc::new(error);
     let is_s3 = matches!(url, StoreUrl::S3 { .. });
-    let advice = match source.downcast_ref::<object_store::Error>() {
+    let advice = match answer_of(&*source) {
         Some(object_store::Error::NotFound { .. }) if is_s3 => {
             "make its bucket, or correct the bucket's name"
         }
@@ -109,6 +110,23 @@ pub fn unusable(url: &StoreUrl, error: impl std::error::Error + Send + Sync + 's
         _ => "check the directory",
     };
     OpenError::Object { url: url.to_string(), advice: advice.into(), source }
+}
+
+/// What the store itself said, somewhere in the chain.
+fn answer_of<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a object_store::Error> {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        let shared = match e.downcast_ref() {
+            Some(StoreError::Io { source }) => source.downcast_ref(),
+            _ => None,
+        };
+        let found = shared.or_else(|| e.downcast_ref());
+        if found.is_some() {
+            return found;
+        }
+        cause = e.source();
+    }
+    None
 }
 
 /// Makes the directory, and whatever an earlier process left visible in it durable: what is found is taken for
