@@ -1,7 +1,5 @@
 //! Chunks in a real S3 server, and behind a network that fails.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
-
 mod proxy;
 mod server;
 
@@ -34,7 +32,8 @@ fn in_environment<F>(test: &str, environment: &[(&str, &str)], body: impl FnOnce
 where
     F: Future<Output = ()>,
 {
-    if std::env::var("DOZO_TEST_CHILD").is_ok_and(|child| child == test) {
+    let test = &format!("s3::{test}");
+    if std::env::var("DOZO_TEST_CHILD").is_ok_and(|child| child == *test) {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(body());
         return;
     }
@@ -94,6 +93,13 @@ async fn conforms_through(address: SocketAddr) {
 #[test]
 fn a_store_in_s3_conforms() {
     with_server("a_store_in_s3_conforms", async |server| conforms_through(server.address).await);
+}
+
+#[test]
+fn a_node_with_its_chunks_in_s3_restarts_and_knows_everything() {
+    with_server("a_node_with_its_chunks_in_s3_restarts_and_knows_everything", async |server| {
+        crate::restarts_and_knows_everything(&url(server.address)).await;
+    });
 }
 
 #[test]
