@@ -41,6 +41,7 @@ use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{ChunkStore, PutOutcome, StoreError, StoreStats};
+use crate::log::{CHUNK_BYTES_MAX, LogError};
 use committer::Work;
 use index::{Garbage, Place};
 use objects::Objects;
@@ -117,6 +118,9 @@ async fn put_alone(
 
 impl ObjectChunkStore {
     async fn store(&self, hash: ChunkHash, bytes: Bytes) -> Result<PutOutcome, StoreError> {
+        if bytes.len() > CHUNK_BYTES_MAX {
+            return Err(LogError::TooLong { len: bytes.len(), max: CHUNK_BYTES_MAX }.into());
+        }
         let is_live = {
             let index = self.objects.index.lock();
             if index.is_certain(&hash) {
@@ -137,16 +141,20 @@ impl ObjectChunkStore {
     async fn read(&self, hash: &ChunkHash) -> Result<Bytes, StoreError> {
         let mut place = self.objects.index.get(hash).ok_or(StoreError::NotFound)?;
         loop {
-            match self.fetch(hash, place).await {
+            let fetched = self.fetch(hash, place).await;
+            let is_missing = match fetched {
                 Ok(bytes) if ChunkHash::of(&bytes) == *hash => return Ok(bytes),
-                Ok(_) | Err(StoreError::NotFound) => {}
+                Ok(_) => false,
+                Err(StoreError::NotFound) => true,
                 Err(error) => return Err(error),
-            }
-            // It may have been moved or deleted since.
+            };
             match self.objects.index.get(hash) {
-                Some(now) if now == place => break,
-                Some(now) => place = now,
+                // It has been moved or deleted since.
+                Some(now) if now != place => place = now,
                 None => return Err(StoreError::NotFound),
+                // Whoever is told that it is damaged may give it up: so first, is this the right place?
+                Some(_) if is_missing => break self.objects.check_place().await?,
+                Some(_) => break,
             }
         }
         tracing::error!(%hash, sequence = place.sequence, "a chunk is damaged in the object store");

@@ -14,6 +14,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::sync::Notify;
 
 use super::index::Index;
+use super::names;
 use crate::store::{StoreError, StoreMetrics};
 
 /// However the store behaves, and however often a request was tried again: then it has failed.
@@ -88,6 +89,18 @@ impl Objects {
         match bounded(self.store.delete(name)).await.map_err(|error| self.store_error(error)) {
             Err(StoreError::NotFound) => Ok(()),
             done => done,
+        }
+    }
+
+    /// An error unless the objects of this store are still where they were, one that is missing aside.
+    pub async fn check_place(&self) -> Result<(), StoreError> {
+        match bounded(self.store.get(&names::owner())).await.map_err(|error| self.store_error(error)) {
+            Ok(_owner) => Ok(()),
+            Err(StoreError::NotFound) => {
+                let what = "nothing is found at the store's place; is it mounted, and its endpoint right?";
+                Err(io::Error::new(io::ErrorKind::NotFound, what).into())
+            }
+            Err(error) => Err(error),
         }
     }
 

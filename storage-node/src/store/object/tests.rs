@@ -24,6 +24,7 @@ const CAPACITY_BYTES: u64 = 1 << 30;
 
 async fn open(flaky: &Arc<Flaky>) -> Result<(ObjectChunkStore, Tidier), RebuildError> {
     let metrics = StoreMetrics::new(&MetricsRegistry::new());
+    flaky.inner.put(&names::owner(), "test".into()).await.unwrap();
     let store: Arc<dyn ObjectStore> = Arc::<Flaky>::clone(flaky);
     ObjectChunkStore::prepare(store, Room::Fixed(CAPACITY_BYTES), metrics).await
 }
@@ -331,6 +332,8 @@ async fn a_damaged_chunk_is_never_answered_and_can_be_replaced() {
     let (hash, _) = chunk(5);
     flaky.inner.delete(&sizes(&flaky.inner, "chunks").await[0].0).await.unwrap();
     assert!(matches!(store.get(&hash).await, Err(StoreError::Damaged { .. })), "its object is gone");
+    flaky.inner.delete(&names::owner()).await.unwrap();
+    assert!(matches!(store.get(&hash).await, Err(StoreError::Io { .. })), "everything is gone");
 }
 
 #[tokio::test]
