@@ -89,8 +89,8 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropped before it resolves, the chunk may or may not come to be stored; it is never stored in part.
     /// # Errors
-    /// `Full`: nothing is stored. `Io`, `Stopped`: the chunk is not there, but may be, whole, after the next start.
-    /// A put that is tried again is answered like any other.
+    /// `Full`: nothing is stored. `Io`, `Stopped`: all is as before, but the chunk may be there, whole, after the next
+    /// start. A put that is tried again is answered like any other.
     fn put(&self, hash: ChunkHash, bytes: Bytes) -> BoxFuture<'_, Result<PutOutcome, StoreError>>;
 
     /// The bytes of a chunk, verified against its hash.

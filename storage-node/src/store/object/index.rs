@@ -1,4 +1,4 @@
-//! Where every chunk is, in memory: about 60 bytes for each, rebuilt whenever the store is opened.
+//! Where every chunk is, in memory: 60 to 110 bytes for each, rebuilt whenever the store is opened.
 //!
 //! It tells what the objects say, and nothing that they do not: a change is entered only when the object that says so
 //! is durable. When several objects have copies of a chunk, the one of the highest sequence counts; a deletion ends

@@ -32,6 +32,7 @@ mod pack;
 mod place;
 mod tidy;
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -44,7 +45,7 @@ use super::{ChunkStore, PutOutcome, StoreError, StoreStats};
 use crate::log::{CHUNK_BYTES_MAX, LogError};
 use committer::Work;
 use index::{Garbage, Place};
-use objects::Objects;
+use objects::{Objects, REQUEST_LIMIT};
 
 /// Chunks from this size on are objects of their own.
 pub const ALONE_BYTES: usize = 128 << 10;
@@ -89,7 +90,9 @@ async fn put_alone(
     hash: ChunkHash,
     bytes: Bytes,
 ) -> Result<PutOutcome, StoreError> {
-    let _alone = stripes.lock(&hash).await;
+    let Ok(_alone) = tokio::time::timeout(REQUEST_LIMIT, stripes.lock(&hash)).await else {
+        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+    };
     if objects.index.get(&hash).is_some() {
         return Ok(PutOutcome::Present);
     }

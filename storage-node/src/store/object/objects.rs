@@ -18,7 +18,7 @@ use super::names;
 use crate::store::{StoreError, StoreMetrics};
 
 /// However the store behaves, and however often a request was tried again: then it has failed.
-const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// Free space of a directory's file system that chunks may not take; deletions and rewriting need some.
 const DIR_RESERVED_BYTES: u64 = 64 << 20;
 
@@ -79,6 +79,9 @@ impl Objects {
 
     /// As [`Objects::get`] for several parts.
     pub async fn get_parts(&self, name: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        if ranges.is_empty() {
+            return Ok(Vec::new());
+        }
         let parts = bounded(self.store.get_ranges(name, ranges)).await.map_err(|e| self.store_error(e))?;
         self.metrics.read_bytes.increment(parts.iter().map(|part| part.len() as u64).sum());
         Ok(parts)

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::ObjectStore;
 use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore};
 use tokio::sync::mpsc;
 
 use super::committer::Committer;
 use super::objects::{Objects, Room};
-use super::pack::{self, Builder, Entry, HEADER_BYTES, PackError, PackId, Tail};
+use super::pack::{self, Builder, Entry, HEADER_BYTES, PackError, PackId, TRAILER_BYTES, Tail};
 use super::tidy::Tidier;
 use super::{ObjectChunkStore, QUEUE_LEN, Stripes, names, place};
 use crate::store::{OpenError, StoreError, StoreMetrics, StoreUrl};
@@ -95,32 +95,19 @@ struct Found {
 
 async fn rebuild(objects: &Objects) -> Result<Found, RebuildError> {
     let mut highest = 0;
-    let mut listing = objects.store().list(Some(&Path::from(names::CHUNKS)));
-    while let Some(object) = listing.try_next().await.map_err(RebuildError::List)? {
-        match names::parse_chunk(&object.location) {
-            Some((hash, sequence)) => {
-                highest = highest.max(sequence);
-                objects.index.lock().add_alone(
-                    hash,
-                    sequence,
-                    u32::try_from(object.size).unwrap_or(u32::MAX),
-                );
-            }
-            None => {
-                tracing::warn!(name = %object.location, "an object that is not the store's; it is left alone")
-            }
-        }
-    }
+    list(objects, names::CHUNKS, |object| {
+        let (hash, sequence) = names::parse_chunk(&object.location)?;
+        highest = highest.max(sequence);
+        objects.index.lock().add_alone(hash, sequence, u32::try_from(object.size).unwrap_or(u32::MAX));
+        Some(())
+    })
+    .await?;
     let mut packs = Vec::new();
-    let mut listing = objects.store().list(Some(&Path::from(names::PACKS)));
-    while let Some(object) = listing.try_next().await.map_err(RebuildError::List)? {
-        match names::parse_pack(&object.location) {
-            Some(id) => packs.push((id, object.size)),
-            None => {
-                tracing::warn!(name = %object.location, "an object that is not the store's; it is left alone")
-            }
-        }
-    }
+    list(objects, names::PACKS, |object| {
+        packs.push((names::parse_pack(&object.location)?, object.size));
+        Some(())
+    })
+    .await?;
     packs.sort_unstable();
     let void = split_void(&mut packs);
     for (id, _) in &void {
@@ -144,6 +131,26 @@ async fn rebuild(objects: &Objects) -> Result<Found, RebuildError> {
     Ok(Found { highest_sequence: highest.max(last_pack), last_pack })
 }
 
+/// Goes through the objects under a prefix; those that `take` does not know are left alone.
+async fn list(
+    objects: &Objects,
+    prefix: &str,
+    mut take: impl FnMut(&ObjectMeta) -> Option<()>,
+) -> Result<(), RebuildError> {
+    let (mut unknown, mut example) = (0, None);
+    let mut listing = objects.store().list(Some(&Path::from(prefix)));
+    while let Some(object) = listing.try_next().await.map_err(RebuildError::List)? {
+        if take(&object).is_none() {
+            unknown += 1;
+            example.get_or_insert(object.location);
+        }
+    }
+    if let Some(example) = example {
+        tracing::warn!(%example, unknown, "objects that are not of this store; they are left alone");
+    }
+    Ok(())
+}
+
 /// Writes an empty pack: it makes void what earlier processes may still be writing, shows that the store can be
 /// written, and takes the sequences that follow it for this process. Answers its sequence.
 async fn write_opening(objects: &Objects, found: Found) -> Result<u64, RebuildError> {
@@ -160,6 +167,9 @@ async fn write_opening(objects: &Objects, found: Found) -> Result<u64, RebuildEr
 
 /// Reads what a pack says of its chunks, from its end.
 pub async fn read_index(objects: &Objects, id: PackId, bytes: u64) -> Result<Vec<Entry>, ReadPackError> {
+    if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
+        return Err(PackError::Damaged { what: "it is too short" }.into());
+    }
     let name = names::pack(id);
     let mut tail_bytes = TAIL_BYTES.min(bytes);
     loop {
@@ -173,7 +183,7 @@ pub async fn read_index(objects: &Objects, id: PackId, bytes: u64) -> Result<Vec
                 return Err(PackError::Damaged { what: "it is shorter than its index" }.into());
             }
             Err(damaged) => {
-                let start = objects.get(&name, 0..(HEADER_BYTES as u64).min(bytes)).await?;
+                let start = objects.get(&name, 0..HEADER_BYTES as u64).await?;
                 return Err(pack::check_version(&start).err().unwrap_or(damaged).into());
             }
         }

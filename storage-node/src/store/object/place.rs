@@ -70,21 +70,23 @@ struct OtherOwner {
 }
 
 /// Makes the place this node's if it is nobody's, and shows whether it can be read and written.
+///
+/// Of two nodes that take a place at the same moment, without conditional requests, both may get it; the one that
+/// wrote first is refused at its next start.
 pub async fn take(store: &dyn ObjectStore, url: &StoreUrl, log_id: &str) -> Result<(), OpenError> {
-    let found = async { store.get(&names::owner()).await?.bytes().await };
-    match bounded(found).await {
-        Ok(owner) if owner.trim_ascii() == log_id.as_bytes() => Ok(()),
-        Ok(owner) => {
-            let owner = String::from_utf8_lossy(owner.trim_ascii()).chars().take(64).collect();
-            Err(unusable(url, OtherOwner { owner, log_id: log_id.into() }))
-        }
-        Err(object_store::Error::NotFound { .. }) => {
-            let text = format!("{log_id}\n");
-            bounded(store.put(&names::owner(), text.into())).await.map_err(|e| unusable(url, e))?;
-            Ok(())
-        }
-        Err(error) => Err(unusable(url, error)),
+    let read = async || bounded(async { store.get(&names::owner()).await?.bytes().await }).await;
+    let mut found = read().await;
+    if matches!(found, Err(object_store::Error::NotFound { .. })) {
+        let text = format!("{log_id}\n");
+        bounded(store.put(&names::owner(), text.into())).await.map_err(|e| unusable(url, e))?;
+        found = read().await;
     }
+    let owner = found.map_err(|error| unusable(url, error))?;
+    if owner.trim_ascii() == log_id.as_bytes() {
+        return Ok(());
+    }
+    let owner = String::from_utf8_lossy(owner.trim_ascii()).chars().take(64).collect();
+    Err(unusable(url, OtherOwner { owner, log_id: log_id.into() }))
 }
 
 /// The error, with what to do next.
