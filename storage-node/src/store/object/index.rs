@@ -220,6 +220,9 @@ impl State {
                 continue;
             };
             if sum + pack.used_bytes > bytes_max && !chosen.is_empty() {
+                if sum > bytes_max / 2 {
+                    break;
+                }
                 continue;
             }
             sum += pack.used_bytes;
