@@ -22,6 +22,9 @@ pub struct Config {
     pub search: String,
     /// Where the chunks are kept: `file:/path?size=20GiB`, `device:/dev/…`, `dir:/path`, `s3://…` or `memory:`.
     pub store: String,
+    /// Makes a store also on a device or file that holds something else, which is lost.
+    #[serde(default)]
+    pub force: bool,
     /// Folder for the index, the map and, for stores that are not devices, the log.
     pub data_dir: PathBuf,
     /// Service listener, for gateways and other nodes. Port 0 takes a free one.

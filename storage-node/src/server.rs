@@ -42,7 +42,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         config.store.parse().map_err(|error| failed("the store's address")(Box::new(error)))?;
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| StartError::failed(format!("data folder {}", config.data_dir.display()), error))?;
-    let opened = store::open(&url, &config.data_dir, &server.metrics)
+    let options = store::Options { force: config.force, ..Default::default() };
+    let opened = store::open_with(&url, &config.data_dir, &server.metrics, options)
         .await
         .map_err(|error| failed("the store")(Box::new(error)))?;
     tracing::info!(node = %id, store = %url, io = opened.io_engine, log = opened.log_id, "store opened");

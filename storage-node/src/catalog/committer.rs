@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use redb::Database;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::txn::{Overlay, ROWS, Txn};
+use super::txn::{Overlay, ROWS, Reader, Txn};
+use super::write_out::{WriteOut, is_due};
 use super::{index, redo};
 use crate::log::{Log, LogError, LogPosition};
 
@@ -29,6 +31,9 @@ pub(super) type Work = Box<dyn FnOnce(&mut Txn<'_>) -> (bool, Answer) + Send>;
 pub(super) enum Job {
     Change(Work),
     Checkpoint(Option<oneshot::Sender<()>>),
+    /// Write the whole catalog into the log now, due or not.
+    #[cfg(test)]
+    WriteOut(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -58,6 +63,9 @@ pub(super) struct Committer {
     /// And up to here it does so durably.
     synced: LogPosition,
     bytes_since_sync: usize,
+    write_out: Option<WriteOut>,
+    /// Bytes that the last write-out took; 0 before the first since the start.
+    written_out_bytes: u64,
     stop: watch::Sender<Option<String>>,
 }
 
@@ -69,8 +77,17 @@ impl Committer {
         jobs: mpsc::Receiver<Job>,
         stop: watch::Sender<Option<String>>,
     ) -> std::io::Result<()> {
-        let committer =
-            Self { index, log, jobs, applied: position, synced: position, bytes_since_sync: 0, stop };
+        let committer = Self {
+            index,
+            log,
+            jobs,
+            applied: position,
+            synced: position,
+            bytes_since_sync: 0,
+            write_out: None,
+            written_out_bytes: 0,
+            stop,
+        };
         let run = move || {
             // Whoever waits for the end may open the same log again at once: `run` has let go of it by then.
             if let Some(done) = committer.run() {
@@ -83,11 +100,39 @@ impl Committer {
     /// Works until closed, stopped by a failure, or left by everyone. Answers who waits for the end.
     fn run(mut self) -> Option<oneshot::Sender<()>> {
         let mut next = None;
-        while let Some(job) = next.take().or_else(|| self.jobs.blocking_recv()) {
+        loop {
+            let job = match next.take() {
+                Some(job) => job,
+                None if self.write_out.is_some() => match self.jobs.try_recv() {
+                    Ok(job) => job,
+                    Err(TryRecvError::Disconnected) => return None,
+                    Err(TryRecvError::Empty) => {
+                        self.go_on_writing_out();
+                        continue;
+                    }
+                },
+                None => self.jobs.blocking_recv()?,
+            };
             let failed = match job {
-                Job::Change(work) => self.batch(work, &mut next).err(),
+                Job::Change(work) => {
+                    let failed = self.batch(work, &mut next).err();
+                    self.go_on_writing_out();
+                    failed
+                }
+                #[cfg(test)]
+                Job::WriteOut(done) => {
+                    self.write_out = Some(WriteOut::begin(self.applied));
+                    while self.write_out.is_some() {
+                        self.go_on_writing_out();
+                    }
+                    let _unheard = done.send(());
+                    None
+                }
                 Job::Checkpoint(done) => {
                     let failed = self.checkpoint().err();
+                    if self.write_out.is_none() && is_due(&self.log, self.written_out_bytes) {
+                        self.write_out = Some(WriteOut::begin(self.applied));
+                    }
                     if let (Some(done), None) = (done, &failed) {
                         let _unheard = done.send(());
                     }
@@ -110,7 +155,37 @@ impl Committer {
                 return None;
             }
         }
-        None
+    }
+
+    /// Writes the next piece of a write-out that is on its way. One that fails is given up: a later one begins anew,
+    /// and a log that has stopped tells the next change.
+    fn go_on_writing_out(&mut self) {
+        let Some(mut write_out) = self.write_out.take() else { return };
+        match self.write_piece(&mut write_out) {
+            Ok(true) => self.write_out = Some(write_out),
+            Ok(false) => {
+                tracing::debug!(bytes = write_out.bytes, "the catalog was written out");
+                self.written_out_bytes = write_out.bytes;
+            }
+            Err(reason) => {
+                tracing::warn!(reason, "the catalog is not written out; space of the log stays taken")
+            }
+        }
+    }
+
+    /// Answers whether more is to come.
+    fn write_piece(&mut self, write_out: &mut WriteOut) -> Result<bool, String> {
+        let piece = Reader::new(&self.index).and_then(|rows| write_out.piece(&rows));
+        if let Some(piece) = piece.map_err(|error| chain(&error))? {
+            let entry = redo::encode(&piece);
+            self.bytes_since_sync += entry.len();
+            self.applied = self.log.append_rows_blocking(entry).map_err(|error| chain(&error))?;
+            return Ok(true);
+        }
+        // The index must not need rows from below the floor.
+        self.checkpoint()?;
+        self.log.raise_floor_blocking(write_out.floor).map_err(|error| chain(&error))?;
+        Ok(false)
     }
 
     /// Commits `first` and what is queued behind it; a job that is no change is left in `next`.

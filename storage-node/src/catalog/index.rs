@@ -31,6 +31,7 @@ pub(super) fn open(path: &Path, log: &Log, log_id: &str, cache_bytes: usize) -> 
     let opened =
         try_open(path, log_id, cache_bytes).and_then(|(database, from)| match replay(&database, log, from) {
             Err(ReplayError::BeyondEnd { .. }) => Err("it is ahead of the log".into()),
+            Err(ReplayError::Reclaimed { .. }) => Err("it is older than what the log still has".into()),
             position => Ok((database, from, position)),
         });
     let (database, from, position) = match opened {

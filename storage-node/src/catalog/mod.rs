@@ -13,6 +13,7 @@
 //! | `redo.rs` | the form of a batch in the log |
 //! | `committer.rs` | the one thread that changes anything |
 //! | `index.rs` | the index file: open, catch up, rebuild |
+//! | `write_out.rs` | the whole catalog once more in the log, so that older rows may go |
 
 mod committer;
 mod index;
@@ -20,6 +21,7 @@ pub mod key;
 mod redo;
 pub mod rows;
 pub mod txn;
+mod write_out;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -118,6 +120,14 @@ impl Catalog {
         let (done, waited) = oneshot::channel();
         self.jobs.send(Job::Checkpoint(Some(done))).await.map_err(|_| self.stopped_error())?;
         waited.await.map_err(|_| self.stopped_error())
+    }
+
+    /// Writes the whole catalog into the log, and lets the log forget what came before.
+    #[cfg(test)]
+    async fn write_out(&self) {
+        let (done, waited) = oneshot::channel();
+        self.jobs.send(Job::WriteOut(done)).await.unwrap();
+        waited.await.unwrap();
     }
 
     /// Finishes what is queued, makes the index durable and ends the committer. Later changes are refused.

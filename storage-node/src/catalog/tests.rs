@@ -1,14 +1,18 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
+use std::time::Duration;
 
+use bytes::Bytes;
 use common::error::{ApiError, ErrorCode};
+use common::hash::ChunkHash;
 use common::telemetry::MetricsRegistry;
 use proptest::prelude::*;
 
 use super::Catalog;
 use super::txn::{RawRows, Rows, Txn};
-use crate::store::{self, Opened, StoreUrl};
+use crate::log::LogPosition;
+use crate::store::{self, Opened, StoreError, StoreUrl};
 
 const CACHE: usize = 4 << 20;
 
@@ -22,6 +26,8 @@ enum Op {
     /// Changes of one commit; `false` lets it end in an error.
     Commit(Vec<Write>, bool),
     Checkpoint,
+    /// Writes everything into the log once more, and raises its floor.
+    WriteOut,
     /// Opens the index as a crash would leave it: without a last checkpoint.
     Crash,
     Close,
@@ -35,6 +41,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         8 => (prop::collection::vec(write, 0..12), prop::bool::weighted(0.85)).prop_map(|(w, ok)| Op::Commit(w, ok)),
         1 => Just(Op::Checkpoint),
+        2 => Just(Op::WriteOut),
         1 => Just(Op::Crash),
         1 => Just(Op::Close),
         1 => Just(Op::LoseIndex),
@@ -111,6 +118,11 @@ proptest! {
                         }
                     }
                     Op::Checkpoint => catalog.checkpoint().await.unwrap(),
+                    Op::WriteOut => {
+                        let floor = opened.log.floor();
+                        catalog.write_out().await;
+                        assert!(opened.log.floor() >= floor);
+                    }
                     Op::Crash => {
                         // The file as it is on disk now, while the other is still open.
                         let copy = tempfile::tempdir().unwrap();
@@ -219,5 +231,75 @@ async fn an_index_of_another_log_is_moved_aside() {
     let catalog = open(dir.path(), &new).await;
     assert!(catalog.read(|rows| Ok(all(rows))).unwrap().is_empty());
     assert!(dir.path().join("index.redb.aside").exists());
+    catalog.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_takes_many_times_its_size_when_what_it_held_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let url: StoreUrl = format!("file:{}?size=300MiB", dir.path().join("store").display()).parse().unwrap();
+    let metrics = MetricsRegistry::new();
+    let open_store = || store::open(&url, Path::new("/nowhere"), &metrics);
+    let mut opened = open_store().await.unwrap();
+    let mut catalog = open(dir.path(), &opened).await;
+    let capacity = opened.chunks.stats().capacity_bytes;
+    let chunk = |n: u64| {
+        let mut bytes = vec![n as u8; 1 << 20];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        (ChunkHash::of(&bytes), Bytes::from(bytes))
+    };
+    let key = |n: u64| [&[7], &n.to_be_bytes()[..]].concat();
+    let (mut n, mut oldest) = (0, 0);
+    while n << 20 < 4 * capacity {
+        let (hash, bytes) = chunk(n);
+        let put = async {
+            // What was deleted a moment ago may still have to be freed.
+            while let Err(StoreError::Full { .. }) = opened.chunks.put(hash, bytes.clone()).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), put)
+            .await
+            .expect("freed space is usable within a minute");
+        catalog
+            .commit(move |txn| {
+                txn.put_raw(key(n), vec![n as u8; 20_000]);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        n += 1;
+        // Two thirds of it stay in use.
+        while (n - oldest) << 20 > capacity / 3 * 2 {
+            let gone = oldest;
+            assert!(opened.chunks.delete(&chunk(gone).0).await.unwrap());
+            catalog
+                .commit(move |txn| {
+                    txn.delete_raw(key(gone));
+                    Ok(())
+                })
+                .await
+                .unwrap();
+            oldest += 1;
+        }
+        if n.is_multiple_of(300) {
+            // A restart in between, now and then without the index.
+            catalog.close().await;
+            drop((catalog, opened));
+            if n.is_multiple_of(600) {
+                std::fs::remove_file(dir.path().join(super::index::FILE_NAME)).unwrap();
+            }
+            opened = open_store().await.unwrap();
+            catalog = open(dir.path(), &opened).await;
+        }
+    }
+    assert!(opened.log.floor() > LogPosition(0), "rows were let go");
+    assert_eq!(opened.chunks.stats().chunks, n - oldest);
+    assert_eq!(catalog.read(|rows| rows.count(&[7])).unwrap(), n - oldest);
+    for kept in oldest..n {
+        let (hash, bytes) = chunk(kept);
+        assert_eq!(opened.chunks.get(&hash).await.unwrap(), bytes);
+        assert!(catalog.read(|rows| rows.get_raw(&key(kept))).unwrap().is_some());
+    }
     catalog.close().await;
 }

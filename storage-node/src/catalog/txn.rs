@@ -129,7 +129,7 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+    pub fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         self.changes.insert(key, value);
     }

@@ -106,11 +106,21 @@ fn lock(file: &File) -> io::Result<()> {
 /// Takes space from the file system for a range of a file; devices and file systems without the call have it,
 /// or find out when they write.
 pub(super) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, 0, offset, len)
+}
+
+/// Gives the space of a range of a file, or of a device that can, back.
+pub(super) fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Where the call is not known nothing happens.
+fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     // SAFETY: a call on a descriptor that `file` keeps open.
-    let result = unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) };
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) };
     if result == 0 {
         return Ok(());
     }

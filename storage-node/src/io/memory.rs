@@ -40,6 +40,10 @@ impl BlockIo for MemIo {
         Ok(())
     }
 
+    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn size_bytes(&self) -> u64 {
         self.bytes.read().unwrap_or_else(PoisonError::into_inner).len() as u64
     }

@@ -48,13 +48,43 @@ pub struct Request {
     pub buffer: AlignedBuf,
     /// Bytes from the start of the device.
     pub offset: u64,
-    reply: oneshot::Sender<io::Result<AlignedBuf>>,
+    reply: Reply,
+}
+
+/// Where an answer goes. A request that is dropped without one is answered with an error.
+struct Reply(Option<ReplyTo>);
+
+enum ReplyTo {
+    Waiter(oneshot::Sender<io::Result<AlignedBuf>>),
+    Callback(Box<dyn FnOnce(io::Result<AlignedBuf>) + Send>),
+}
+
+impl Reply {
+    fn send(mut self, answer: io::Result<AlignedBuf>) {
+        self.give(answer);
+    }
+
+    fn give(&mut self, answer: io::Result<AlignedBuf>) {
+        match self.0.take() {
+            // Whoever asked may have left; the buffer then goes back to its pool.
+            Some(ReplyTo::Waiter(waiter)) => drop(waiter.send(answer)),
+            Some(ReplyTo::Callback(callback)) => callback(answer),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.give(Err(engine_stopped()));
+    }
 }
 
 impl Request {
     /// Whether nobody waits for it any more. Writes are always done: what follows may rely on them.
     pub fn is_abandoned(&self) -> bool {
-        self.operation == Operation::Read && self.reply.is_closed()
+        let has_left = matches!(&self.reply.0, Some(ReplyTo::Waiter(waiter)) if waiter.is_closed());
+        self.operation == Operation::Read && has_left
     }
 
     /// Runs it with a call that moves bytes and may move fewer than asked.
@@ -75,8 +105,7 @@ impl Request {
     }
 
     fn answer(self, result: io::Result<()>) {
-        // Whoever asked may have left; the buffer then goes back to its pool.
-        let _ = self.reply.send(result.map(|()| self.buffer));
+        self.reply.send(result.map(|()| self.buffer));
     }
 }
 
@@ -118,6 +147,10 @@ pub trait BlockIo: Send + Sync + 'static {
     /// `StorageFull` when the file system has no room for it.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Gives the space of a range back to what lies under the device; what is read there afterwards is not known.
+    /// Where that is not possible nothing happens. Blocks.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+
     /// Bytes of the device.
     fn size_bytes(&self) -> u64;
 
@@ -137,10 +170,21 @@ pub trait BlockIo: Send + Sync + 'static {
         self.begin(Operation::WriteDurable, buffer, offset)
     }
 
+    /// As [`BlockIo::write_durable_at`]; the answer goes to `done`, on a thread of the engine's.
+    fn write_durable_then(
+        &self,
+        buffer: AlignedBuf,
+        offset: u64,
+        done: Box<dyn FnOnce(io::Result<AlignedBuf>) + Send>,
+    ) {
+        let reply = Reply(Some(ReplyTo::Callback(done)));
+        self.submit(Request { operation: Operation::WriteDurable, buffer, offset, reply });
+    }
+
     #[doc(hidden)]
     fn begin(&self, operation: Operation, buffer: AlignedBuf, offset: u64) -> Pending {
-        let (reply, answer) = oneshot::channel();
-        self.submit(Request { operation, buffer, offset, reply });
+        let (waiter, answer) = oneshot::channel();
+        self.submit(Request { operation, buffer, offset, reply: Reply(Some(ReplyTo::Waiter(waiter))) });
         Pending(answer)
     }
 }

@@ -15,7 +15,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::file::allocate;
+use super::file::{allocate, discard};
 use super::{AlignedBuf, BlockIo, Operation, Request, short_transfer};
 
 /// Requests in the kernel at once; more only lengthens the queue of the disk.
@@ -57,6 +57,10 @@ impl BlockIo for UringIo {
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         allocate(&self.file, offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        discard(&self.file, offset, len)
     }
 
     fn size_bytes(&self) -> u64 {
@@ -137,7 +141,7 @@ async fn transfer(file: Arc<File>, request: Request) {
             Err(e) => break Err(e),
         }
     };
-    let _ = reply.send(result);
+    reply.send(result);
 }
 
 /// Moves bytes from `done` on; the future owns file and buffer until the kernel has let go of them.

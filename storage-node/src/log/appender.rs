@@ -6,215 +6,292 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
-use bytes::Bytes;
 use common::hash::ChunkHash;
-use tokio::sync::oneshot;
 
-use super::format::{ENTRY, Entry, FRAME_FIXED, FrameHeader, Kind, encode_segment_header};
-use super::walk::Segment;
-use super::{CHUNK_BYTES_MAX, LogError, LogPosition, PutOutcome, RESERVED_SEGMENTS, ROWS_BYTES_MAX, Shared};
-use crate::io::{AlignedBuf, BLOCK, whole_blocks};
+use super::batch::{Batch, Member, Message, Rider, Work};
+use super::format::{Entry, Footer, FrameHeader, SlotHeader};
+use super::recovery::Tail;
+use super::segments::Segment;
+use super::{CHUNK_BYTES_MAX, LogError, LogPosition, PutOutcome, ROWS_BYTES_MAX, Shared};
+use crate::io::{AlignedBuf, BLOCK};
 use crate::log::Location;
 
 /// A frame takes no more than this unless a single entry is longer.
 const FRAME_BYTES_TARGET: u64 = 4 << 20;
 /// Entries of one frame; a position counts them in 12 bits.
 const FRAME_ENTRIES_MAX: usize = 1024;
+/// Frames being written at once.
+const IN_FLIGHT_MAX: usize = 2;
+/// A frame is written beside another only if at least this much is waiting: small work gains more from gathering.
+const OVERLAP_BYTES_MIN: u64 = 512 << 10;
+/// Rows and deletions leave this many slots to the compactor.
+const COMPACTOR_SEGMENTS: usize = 2;
 
-type Reply<T> = oneshot::Sender<Result<T, LogError>>;
-
-pub(super) enum Work {
-    Rows {
-        rows: Bytes,
-        reply: Reply<LogPosition>,
-    },
-    Chunk {
-        hash: ChunkHash,
-        bytes: Bytes,
-        reply: Reply<PutOutcome>,
-    },
-    Tombstone {
-        hash: ChunkHash,
-        reply: Reply<bool>,
-    },
-    /// Stop, once everything before it is committed.
-    Close {
-        reply: oneshot::Sender<()>,
-    },
+/// The segment that frames go to.
+pub(super) struct Head {
+    pub sequence: u64,
+    pub slot: u32,
+    /// Bytes that frames fill, those being written included.
+    pub end: u64,
+    /// The footer as far as it is known.
+    pub entries: Vec<Entry>,
+    pub rows_bytes: u64,
+    pub floor: u64,
+    /// A sealed one, found so at the start, takes no more frames.
+    pub sealed: bool,
 }
 
-impl Work {
-    /// (bytes in the header part beside the table, bytes after it)
-    fn sizes(&self) -> (u64, u64) {
-        match self {
-            Self::Rows { rows, .. } => (rows.len() as u64, 0),
-            Self::Chunk { bytes, .. } => (0, whole_blocks(bytes.len() as u64)),
-            Self::Tombstone { .. } | Self::Close { .. } => (0, 0),
-        }
-    }
-
-    fn refuse(self, error: LogError) {
-        // Nobody may be waiting any more.
-        match self {
-            Self::Rows { reply, .. } => drop(reply.send(Err(error))),
-            Self::Chunk { reply, .. } => drop(reply.send(Err(error))),
-            Self::Tombstone { reply, .. } => drop(reply.send(Err(error))),
-            Self::Close { reply } => drop(reply.send(())),
-        }
-    }
+/// A frame being written.
+struct InFlight {
+    batch: Batch,
+    header: FrameHeader,
+    /// Position of the frame.
+    start: u64,
+    begun: Instant,
+    result: Option<io::Result<AlignedBuf>>,
 }
 
-/// The next frame.
-#[derive(Default)]
-struct Batch {
-    members: Vec<Work>,
-    rows_bytes: u64,
-    payload_bytes: u64,
-    /// Whether a chunk that the batch touches will be there after it.
-    touched: HashMap<ChunkHash, bool>,
-    /// Answers that add no entry but hold only once this frame is durable.
-    riders: Vec<Rider>,
-}
-
-enum Rider {
-    Present(Reply<PutOutcome>),
-    Absent(Reply<bool>),
-}
-
-impl Batch {
-    fn header_bytes(&self, more_entries: usize, more_rows: u64) -> u64 {
-        (FRAME_FIXED + (self.members.len() + more_entries) * ENTRY) as u64 + self.rows_bytes + more_rows
-    }
-
-    fn frame_bytes_with(&self, work: &Work) -> u64 {
-        let (rows, payload) = work.sizes();
-        whole_blocks(self.header_bytes(1, rows)) + self.payload_bytes + payload
-    }
-
-    fn add(&mut self, work: Work) {
-        let (rows, payload) = work.sizes();
-        self.rows_bytes += rows;
-        self.payload_bytes += payload;
-        match &work {
-            Work::Chunk { hash, .. } => drop(self.touched.insert(*hash, true)),
-            Work::Tombstone { hash, .. } => drop(self.touched.insert(*hash, false)),
-            Work::Rows { .. } | Work::Close { .. } => {}
-        }
-        self.members.push(work);
-    }
-
-    fn refuse(self, error: &LogError) {
-        for work in self.members {
-            work.refuse(error.clone());
-        }
-        for rider in self.riders {
-            match rider {
-                Rider::Present(reply) => drop(reply.send(Err(error.clone()))),
-                Rider::Absent(reply) => drop(reply.send(Err(error.clone()))),
-            }
-        }
-    }
+/// What becomes of a chunk in a frame that is not durable yet.
+struct Touch {
+    present: bool,
+    frame: u64,
 }
 
 pub(super) struct Appender {
     shared: Arc<Shared>,
-    queue: Receiver<Work>,
+    /// To itself, for the ends of writes.
+    messages: Sender<Message>,
+    queue: Receiver<Message>,
+    waiting: VecDeque<Work>,
+    waiting_bytes: u64,
+    in_flight: VecDeque<InFlight>,
+    touched: HashMap<ChunkHash, Touch>,
+    head: Option<Head>,
+    next_segment: u64,
     next_frame: u64,
     free_slots: VecDeque<u32>,
     /// Kept from frame to frame.
-    buffer: Option<AlignedBuf>,
+    buffers: Vec<AlignedBuf>,
+    /// Bytes that must be waiting for a frame beside another.
+    overlap_bytes_min: u64,
     stopped: bool,
+    closed: bool,
+}
+
+/// Whether work can join the batch.
+enum Room {
+    Here,
+    /// In the next frame, or once all frames in flight are durable.
+    Later,
 }
 
 impl Appender {
-    pub fn new(
-        shared: Arc<Shared>,
-        queue: Receiver<Work>,
-        next_frame: u64,
-        free_slots: VecDeque<u32>,
-    ) -> Self {
-        Self { shared, queue, next_frame, free_slots, buffer: None, stopped: false }
+    pub fn new(shared: Arc<Shared>, messages: Sender<Message>, queue: Receiver<Message>, tail: Tail) -> Self {
+        let keep = |(hash, of)| {
+            // Nobody waits for it: the next start would only find the same again.
+            let (reply, _) = tokio::sync::oneshot::channel();
+            Work::Keep { hash, of, reply }
+        };
+        Self {
+            shared,
+            messages,
+            queue,
+            waiting: tail.surplus_copies.into_iter().map(keep).collect(),
+            waiting_bytes: 0,
+            in_flight: VecDeque::new(),
+            touched: HashMap::new(),
+            head: tail.head,
+            next_segment: tail.next_segment,
+            next_frame: tail.next_frame,
+            free_slots: tail.free_slots,
+            buffers: Vec::new(),
+            overlap_bytes_min: OVERLAP_BYTES_MIN,
+            stopped: false,
+            closed: false,
+        }
     }
 
-    /// Until the last handle of the log is gone, or it is closed.
+    /// Writes any frame beside another, as if much were waiting.
+    #[cfg(test)]
+    pub fn overlap_anything(&mut self) {
+        self.overlap_bytes_min = 0;
+    }
+
+    /// Until the log is closed or its last handle is gone.
     pub fn run(mut self) {
-        while self.work() {}
+        while self.turn() {}
     }
 
-    /// Waits for work and commits all that is queued by then, in as many frames as it takes. False once there
-    /// will be no more.
-    pub fn work(&mut self) -> bool {
-        let mut next = self.queue.recv().ok();
-        let had_work = next.is_some();
-        while let Some(first) = next {
-            if let Work::Close { reply } = first {
-                let _ = reply.send(());
-                return false;
+    /// Deals with what is queued, without waiting for more.
+    #[cfg(test)]
+    pub fn catch_up(&mut self) {
+        let next = self.queue.try_recv().ok();
+        self.work_through(next);
+    }
+
+    /// Waits for a message and deals with all that are queued by then. False once there will be no more.
+    fn turn(&mut self) -> bool {
+        let next = self.queue.recv().ok();
+        self.work_through(next);
+        !self.closed
+    }
+
+    fn work_through(&mut self, mut next: Option<Message>) {
+        while let Some(message) = next {
+            self.take(message);
+            while let Ok(message) = self.queue.try_recv() {
+                self.take(message);
+            }
+            self.submit();
+            next = self.queue.try_recv().ok();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Work(Work::Freed { slot }) => self.free_slots.push_back(slot),
+            Message::Work(work) => {
+                let (rows, payload) = work.sizes();
+                self.waiting_bytes += rows + payload;
+                self.waiting.push_back(work);
+            }
+            Message::Written { frame, result } => self.written(frame, result),
+        }
+    }
+
+    /// Writes what is waiting, as far as frames may be in flight.
+    fn submit(&mut self) {
+        while !self.waiting.is_empty() && self.in_flight.len() < IN_FLIGHT_MAX {
+            if !self.in_flight.is_empty() && self.waiting_bytes < self.overlap_bytes_min {
+                return;
             }
             let mut batch = Batch::default();
-            next = self.admit(&mut batch, first);
-            while next.is_none() && batch.members.len() < FRAME_ENTRIES_MAX {
-                let Ok(work) = self.queue.try_recv() else { break };
-                next = self.admit(&mut batch, work);
+            let mut given_back = None;
+            while given_back.is_none()
+                && batch.members.len() < FRAME_ENTRIES_MAX
+                && let Some(work) = self.waiting.pop_front()
+            {
+                let (rows, payload) = work.sizes();
+                self.waiting_bytes -= rows + payload;
+                given_back = self.admit(&mut batch, work);
             }
-            self.commit(batch);
+            let must_wait = given_back.is_some() && batch.members.is_empty();
+            if let Some(work) = given_back {
+                let (rows, payload) = work.sizes();
+                self.waiting_bytes += rows + payload;
+                self.waiting.push_front(work);
+            }
+            if !batch.members.is_empty() {
+                self.write(batch);
+            }
+            if must_wait || self.closed {
+                return;
+            }
         }
-        had_work
     }
 
-    /// Takes work into the batch or answers it. Gives it back if it has to wait for the next frame.
+    /// Takes work into the batch or answers it. Gives it back if it has to wait.
     fn admit(&mut self, batch: &mut Batch, work: Work) -> Option<Work> {
-        if matches!(work, Work::Close { .. }) {
-            return Some(work);
+        let is_idle = batch.members.is_empty() && self.in_flight.is_empty();
+        if let Work::Close { reply } = work {
+            if !is_idle {
+                return Some(Work::Close { reply });
+            }
+            self.closed = true;
+            let _ = reply.send(());
+            return None;
         }
-        if self.stopped {
+        if self.stopped || self.closed {
             work.refuse(LogError::Stopped);
             return None;
         }
-        let work = self.settle(batch, work)?;
-        match self.check_length(&work).and_then(|()| self.find_room(batch, &work)) {
-            Ok(true) => batch.add(work),
-            Ok(false) => return Some(work),
-            Err(error) => work.refuse(error),
+        let member = self.settle(batch, work)?;
+        match self.check_length(&member.work).and_then(|()| self.find_room(batch, &member.work)) {
+            Ok(Room::Here) => {
+                self.touch(&member.work);
+                batch.add(member);
+            }
+            Ok(Room::Later) => return Some(member.work),
+            Err(error) => member.work.refuse(error),
         }
         None
     }
 
-    /// Answers what needs no entry: a chunk that is there, the deletion of one that is not. If that is so only
-    /// through this batch, the answer waits for it.
-    fn settle(&self, batch: &mut Batch, work: Work) -> Option<Work> {
-        let present = |hash: &ChunkHash| match batch.touched.get(hash) {
-            Some(present) => (*present, true),
-            None => (self.shared.index.get(hash).is_some(), false),
+    /// Remembers what the next frame does to a chunk.
+    fn touch(&mut self, work: &Work) {
+        let (hash, present) = match work {
+            Work::Chunk { hash, .. } | Work::Move { hash, .. } => (*hash, true),
+            Work::Tombstone { hash, .. } | Work::Drop { hash, .. } => (*hash, false),
+            _ => return,
         };
+        self.touched.insert(hash, Touch { present, frame: self.next_frame });
+    }
+
+    /// Answers what needs no entry: a chunk that is there, the deletion of one that is not. If that is so only
+    /// through a frame that is not durable yet, the answer waits for it.
+    fn settle(&mut self, batch: &mut Batch, work: Work) -> Option<Member> {
         match work {
-            Work::Chunk { hash, bytes, reply } => match present(&hash) {
-                (false, _) => Some(Work::Chunk { hash, bytes, reply }),
-                (true, false) => {
-                    let _ = reply.send(Ok(PutOutcome::Present));
-                    None
+            Work::Chunk { hash, reply, bytes } => {
+                match self.touched.get(&hash) {
+                    Some(Touch { present: true, frame }) => {
+                        let frame = *frame;
+                        self.ride(batch, frame, Rider::Present(reply));
+                        return None;
+                    }
+                    None if self.shared.index.get(&hash).is_some() => {
+                        let _ = reply.send(Ok(PutOutcome::Present));
+                        return None;
+                    }
+                    _ => {}
                 }
-                (true, true) => {
-                    batch.riders.push(Rider::Present(reply));
-                    None
+                Some(Member { work: Work::Chunk { hash, bytes, reply }, of: 0 })
+            }
+            Work::Tombstone { hash, reply } => {
+                let of = match (self.touched.get(&hash), self.shared.index.get(&hash)) {
+                    (Some(Touch { present: false, frame }), _) => {
+                        let frame = *frame;
+                        self.ride(batch, frame, Rider::Absent(reply));
+                        return None;
+                    }
+                    // What is in flight, or in this batch, lies in the segment that frames go to.
+                    (Some(Touch { present: true, .. }), _) => self.head.as_ref().map_or(0, |h| h.sequence),
+                    (None, Some(location)) => self.shared.segments.sequence_at(location),
+                    (None, None) => {
+                        let _ = reply.send(Ok(false));
+                        return None;
+                    }
+                };
+                Some(Member { work: Work::Tombstone { hash, reply }, of })
+            }
+            Work::Drop { hash, reply } => {
+                let found = self.shared.index.get(&hash).filter(|_| !self.touched.contains_key(&hash));
+                let Some(location) = found else {
+                    let _ = reply.send(Ok(()));
+                    return None;
+                };
+                let of = self.shared.segments.sequence_at(location);
+                Some(Member { work: Work::Drop { hash, reply }, of })
+            }
+            Work::Move { hash, bytes, from, reply } => {
+                if self.touched.contains_key(&hash) || self.shared.index.get(&hash) != Some(from) {
+                    // Deleted since: nothing is left to be moved.
+                    let _ = reply.send(Ok(()));
+                    return None;
                 }
-            },
-            Work::Tombstone { hash, reply } => match present(&hash) {
-                (true, _) => Some(Work::Tombstone { hash, reply }),
-                (false, false) => {
-                    let _ = reply.send(Ok(false));
-                    None
-                }
-                (false, true) => {
-                    batch.riders.push(Rider::Absent(reply));
-                    None
-                }
-            },
-            other => Some(other),
+                Some(Member { work: Work::Move { hash, bytes, from, reply }, of: 0 })
+            }
+            other => Some(Member { work: other, of: 0 }),
+        }
+    }
+
+    /// Lets an answer wait for a frame: one in flight, or the batch that becomes the next.
+    fn ride(&mut self, batch: &mut Batch, frame: u64, rider: Rider) {
+        match self.in_flight.iter_mut().find(|f| f.header.sequence == frame) {
+            Some(in_flight) => in_flight.batch.riders.push(rider),
+            None => batch.riders.push(rider),
         }
     }
 
@@ -222,63 +299,101 @@ impl Appender {
         let (len, limit) = match work {
             Work::Rows { rows, .. } => (rows.len(), ROWS_BYTES_MAX),
             Work::Chunk { bytes, .. } => (bytes.len(), CHUNK_BYTES_MAX),
-            Work::Tombstone { .. } | Work::Close { .. } => return Ok(()),
+            _ => return Ok(()),
         };
-        // Beside it the segment holds its own header, the frame's, and the padding.
-        let max = limit.min(self.shared.superblock.segment_bytes as usize - 3 * BLOCK);
+        // Beside it the segment holds its own header, the frame's, padding, and a footer.
+        let max = limit.min(self.shared.superblock.segment_bytes as usize - 5 * BLOCK);
         if len > max { Err(LogError::TooLong { len, max }) } else { Ok(()) }
     }
 
-    /// Whether the work can join the batch; opens the next segment if an empty batch needs it.
-    fn find_room(&mut self, batch: &Batch, work: &Work) -> Result<bool, LogError> {
-        let needed = batch.frame_bytes_with(work);
-        let first = batch.members.is_empty();
-        if !first && needed > FRAME_BYTES_TARGET {
-            return Ok(false);
+    /// Whether the work can join the batch; opens the next segment if need be.
+    fn find_room(&mut self, batch: &Batch, work: &Work) -> Result<Room, LogError> {
+        let full = LogError::Full { capacity_bytes: self.shared.capacity_bytes() };
+        let is_compactors =
+            matches!(work, Work::Move { .. } | Work::Drop { .. } | Work::Keep { .. } | Work::Floor { .. });
+        let frame_bytes = batch.frame_bytes_with(work);
+        let is_first = batch.members.is_empty();
+        if !is_first && frame_bytes > FRAME_BYTES_TARGET {
+            return Ok(Room::Later);
         }
-        if needed <= self.room_in_segment() {
-            return Ok(true);
+        if let Some(head) = self.head.as_ref().filter(|head| !head.sealed) {
+            let entries = head.entries.len() + batch.footer_entries + work.footer_entries();
+            let room = self.shared.superblock.segment_bytes - head.end;
+            if frame_bytes + Footer::bytes(entries) <= room {
+                // On a device as full as that the compactor has the last room to itself.
+                let is_kept = !is_compactors && self.free_slots.len() < COMPACTOR_SEGMENTS;
+                return if is_kept { Err(full) } else { Ok(Room::Here) };
+            }
         }
-        let kept_back = if matches!(work, Work::Chunk { .. }) { RESERVED_SEGMENTS } else { 0 };
+        let kept_back = match work {
+            Work::Chunk { .. } => self.shared.reserved_segments(),
+            _ if is_compactors => 0,
+            _ => COMPACTOR_SEGMENTS,
+        };
         if self.free_slots.len() <= kept_back {
-            return Err(LogError::Full { capacity_bytes: self.shared.capacity_bytes() });
+            self.shared.alarm.ring();
+            return Err(full);
         }
-        if first {
-            self.open_segment()?;
+        if !is_first || !self.in_flight.is_empty() {
+            return Ok(Room::Later);
         }
-        Ok(first)
+        self.open_segment()?;
+        Ok(Room::Here)
     }
 
-    fn room_in_segment(&self) -> u64 {
-        let written = self.shared.written();
-        if written.segments.is_empty() { 0 } else { self.shared.superblock.segment_bytes - written.end }
-    }
-
+    /// Seals the segment that is full and begins the next. Nothing is in flight.
     fn open_segment(&mut self) -> Result<(), LogError> {
-        let superblock = &self.shared.superblock;
         let full = LogError::Full { capacity_bytes: self.shared.capacity_bytes() };
         let Some(slot) = self.free_slots.front().copied() else { return Err(full) };
-        let offset = superblock.segment_offset(slot);
-        if let Err(error) = self.shared.io.reserve(offset, superblock.segment_bytes) {
+        let superblock = &self.shared.superblock;
+        let (offset, segment_bytes) = (superblock.segment_offset(slot), superblock.segment_bytes);
+        if let Err(error) = self.shared.io.reserve(offset, segment_bytes) {
             use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
             return Err(match error.kind() {
                 StorageFull | QuotaExceeded | FileTooLarge => full,
                 _ => self.stop(error),
             });
         }
-        let sequence = self.shared.written().segments.last().map_or(1, |s| s.sequence + 1);
+        self.seal()?;
+        let superblock = &self.shared.superblock;
+        let sequence = self.next_segment;
         let mut block = AlignedBuf::heap(BLOCK);
-        encode_segment_header(&mut block, sequence, self.next_frame, offset, &superblock.key);
+        let header = SlotHeader::Segment { sequence, first_frame: self.next_frame };
+        header.encode(&mut block, offset, &superblock.key);
         let result = self.shared.io.write_durable_at(block, offset).wait();
         if let Err(error) = result {
             return Err(self.stop(error));
         }
         self.free_slots.pop_front();
-        let mut written = self.shared.written();
-        written.segments.push(Segment { sequence, slot, first_frame: self.next_frame });
-        written.end = BLOCK as u64;
-        self.shared.note_end(&written);
+        self.next_segment += 1;
+        let end = BLOCK as u64;
+        let first_frame = self.next_frame;
+        self.shared.segments.add(Segment { sequence, slot, first_frame, end, chunk_bytes: 0, rows_bytes: 0 });
+        self.head =
+            Some(Head { sequence, slot, end, entries: Vec::new(), rows_bytes: 0, floor: 0, sealed: false });
+        self.shared.alarm.ring();
         Ok(())
+    }
+
+    /// Writes the footer of the segment that frames went to.
+    fn seal(&mut self) -> Result<(), LogError> {
+        let Some(head) = self.head.as_mut().filter(|head| !head.sealed) else { return Ok(()) };
+        let superblock = &self.shared.superblock;
+        let footer = Footer {
+            segment: head.sequence,
+            end: head.end,
+            next_frame: self.next_frame,
+            rows_bytes: head.rows_bytes,
+            entries: std::mem::take(&mut head.entries),
+            floor: head.floor,
+        };
+        head.sealed = true;
+        let segment_end = superblock.segment_offset(head.slot) + superblock.segment_bytes;
+        let mut buffer = AlignedBuf::heap(Footer::bytes(footer.entries.len()) as usize);
+        footer.encode(&mut buffer, segment_end, &superblock.key);
+        let offset = segment_end - buffer.len() as u64;
+        let written = self.shared.io.write_durable_at(buffer, offset).wait();
+        written.map(drop).map_err(|error| self.stop(error))
     }
 
     fn stop(&mut self, error: io::Error) -> LogError {
@@ -287,127 +402,112 @@ impl Appender {
         LogError::Io { source: Arc::new(error) }
     }
 
-    fn commit(&mut self, batch: Batch) {
-        if batch.members.is_empty() {
-            return;
-        }
-        let begun = Instant::now();
-        let (segment, end) = {
-            let written = self.shared.written();
-            // `find_room` opened it before the batch took its first member.
-            let Some(segment) = written.segments.last().copied() else { return };
-            (segment, written.end)
-        };
-        let header =
-            frame_header(&batch, self.next_frame, &segment, self.shared.device_offset(&segment, end));
-        let mut buffer = self.take_buffer(header.frame_bytes as usize);
-        fill(&mut buffer, &header, &batch.members, &self.shared.superblock.key);
-        match self.shared.io.write_durable_at(buffer, header.offset).wait() {
-            Ok(buffer) => self.buffer = Some(buffer).filter(|b| b.capacity() as u64 <= FRAME_BYTES_TARGET),
-            Err(error) => {
-                let error = self.stop(error);
-                return batch.refuse(&error);
+    /// Begins the write of a batch; [`Appender::find_room`] has seen to its room.
+    fn write(&mut self, batch: Batch) {
+        let Some(head) = self.head.as_mut() else { return batch.refuse(&LogError::Stopped) };
+        let superblock = &self.shared.superblock;
+        let offset = superblock.segment_offset(head.slot) + head.end;
+        let settled = self.in_flight.front().map_or(self.next_frame, |f| f.header.sequence) - 1;
+        let frame = self.next_frame;
+        let header = batch.lay_out(frame, offset, head.sequence, settled);
+        let start = head.sequence * superblock.segment_bytes + head.end;
+        for entry in &header.entries {
+            match *entry {
+                Entry::Chunk { at, len, hash } => {
+                    head.entries.push(Entry::Chunk { at: at + head.end as u32, len, hash });
+                }
+                Entry::Tombstone { .. } => head.entries.push(*entry),
+                Entry::Floor { position } => head.floor = head.floor.max(position),
+                Entry::Rows { len, .. } => head.rows_bytes += u64::from(len),
             }
         }
+        head.end += u64::from(header.frame_bytes);
         self.next_frame += 1;
-        {
-            let mut written = self.shared.written();
-            written.end = end + u64::from(header.frame_bytes);
-            self.shared.note_end(&written);
+        let mut buffer = self.take_buffer(header.frame_bytes as usize);
+        batch.fill(&mut buffer, &header, &self.shared.superblock.key);
+        self.in_flight.push_back(InFlight { batch, header, start, begun: Instant::now(), result: None });
+        let messages = self.messages.clone();
+        let done = move |result| {
+            // A failed send means that the appender has ended, and with it whoever waits.
+            let _ = messages.send(Message::Written { frame, result });
+        };
+        self.shared.io.write_durable_then(buffer, offset, Box::new(done));
+    }
+
+    fn take_buffer(&mut self, len: usize) -> AlignedBuf {
+        let kept = self.buffers.iter().position(|buffer| buffer.capacity() >= len);
+        let mut buffer = match kept {
+            Some(index) => self.buffers.swap_remove(index),
+            None => AlignedBuf::heap(len.next_power_of_two()),
+        };
+        buffer.set_len(len);
+        buffer
+    }
+
+    /// Notes the end of a write, and answers the frames that are durable with all before them.
+    fn written(&mut self, frame: u64, result: io::Result<AlignedBuf>) {
+        if let Some(in_flight) = self.in_flight.iter_mut().find(|f| f.header.sequence == frame) {
+            in_flight.result = Some(result);
         }
+        while let Some(InFlight { batch, header, start, begun, result }) =
+            self.in_flight.pop_front_if(|front| front.result.is_some())
+        {
+            match result {
+                Some(Ok(buffer)) if !self.stopped => {
+                    if buffer.capacity() as u64 <= FRAME_BYTES_TARGET && self.buffers.len() < IN_FLIGHT_MAX {
+                        self.buffers.push(buffer);
+                    }
+                    self.commit(batch, &header, start, begun);
+                }
+                Some(Err(error)) if !self.stopped => {
+                    let error = self.stop(error);
+                    batch.refuse(&error);
+                }
+                // What follows a frame that failed is not found after it.
+                _ => batch.refuse(&LogError::Stopped),
+            }
+        }
+    }
+
+    /// Makes a durable frame's changes visible, in order, and tells everyone.
+    fn commit(&mut self, batch: Batch, header: &FrameHeader, start: u64, begun: Instant) {
+        let (index, segments) = (&self.shared.index, &self.shared.segments);
+        segments.grow(header.segment, u64::from(header.frame_bytes), batch.payload_bytes, batch.rows_bytes);
         let metrics = &self.shared.metrics;
         metrics.commits.increment(1);
         metrics.written_bytes.increment(u64::from(header.frame_bytes));
         metrics.commit_entries.record(header.entries.len() as f64);
         metrics.commit_seconds.record(begun.elapsed().as_secs_f64());
-        let start = segment.sequence * self.shared.superblock.segment_bytes + end;
-        self.answer(batch, &header, start);
-    }
-
-    fn take_buffer(&mut self, len: usize) -> AlignedBuf {
-        let kept = self.buffer.take().filter(|b| b.capacity() >= len);
-        let mut buffer = kept.unwrap_or_else(|| AlignedBuf::heap(len.next_power_of_two()));
-        buffer.set_len(len);
-        buffer
-    }
-
-    /// Makes the frame's changes visible, in order, and tells everyone.
-    fn answer(&self, batch: Batch, header: &FrameHeader, start: u64) {
-        let dead = |location: Option<Location>| {
-            let bytes = location.map_or(0, |l| whole_blocks(l.len() as u64));
-            self.shared.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
-        };
-        for (i, (work, entry)) in batch.members.into_iter().zip(&header.entries).enumerate() {
+        for (i, (member, entry)) in batch.members.into_iter().zip(&header.entries).enumerate() {
+            if let Entry::Chunk { at, len, hash } = entry {
+                let location = Location::new(header.offset + u64::from(*at), *len);
+                segments.moved(index.insert(hash, location), Some(location));
+            }
             // A reply that cannot be sent has nobody waiting for it.
-            match work {
+            match member.work {
                 Work::Rows { reply, .. } => drop(reply.send(Ok(LogPosition::new(start, i)))),
-                Work::Chunk { hash, reply, .. } => {
-                    let location = Location::new(header.offset + u64::from(entry.at), entry.len);
-                    dead(self.shared.index.insert(&hash, location));
-                    let _ = reply.send(Ok(PutOutcome::Stored));
-                }
+                Work::Chunk { reply, .. } => drop(reply.send(Ok(PutOutcome::Stored))),
                 Work::Tombstone { hash, reply } => {
-                    dead(self.shared.index.remove(&hash));
+                    segments.moved(index.remove(&hash), None);
                     let _ = reply.send(Ok(true));
                 }
-                Work::Close { reply } => drop(reply.send(())),
+                Work::Drop { hash, reply } => {
+                    segments.moved(index.remove(&hash), None);
+                    let _ = reply.send(Ok(()));
+                }
+                Work::Floor { position, reply } => {
+                    segments.raise_floor(position);
+                    let _ = reply.send(Ok(()));
+                }
+                Work::Move { reply, .. } | Work::Keep { reply, .. } => drop(reply.send(Ok(()))),
+                Work::Freed { .. } | Work::Close { .. } => {}
+            }
+            if let Entry::Chunk { hash, .. } | Entry::Tombstone { hash, .. } = entry
+                && self.touched.get(hash).is_some_and(|touch| touch.frame == header.sequence)
+            {
+                self.touched.remove(hash);
             }
         }
-        for rider in batch.riders {
-            match rider {
-                Rider::Present(reply) => drop(reply.send(Ok(PutOutcome::Present))),
-                Rider::Absent(reply) => drop(reply.send(Ok(false))),
-            }
-        }
+        batch.riders.into_iter().for_each(|rider| rider.answer(Ok(())));
     }
-}
-
-/// Lays the batch out: table, rows, then each chunk from a whole block on.
-fn frame_header(batch: &Batch, sequence: u64, segment: &Segment, offset: u64) -> FrameHeader {
-    let header_bytes = batch.header_bytes(0, 0);
-    let mut rows_at = header_bytes - batch.rows_bytes;
-    let mut chunk_at = whole_blocks(header_bytes);
-    let no_hash = ChunkHash::from_bytes([0; 32]);
-    let entries = batch.members.iter().map(|work| match work {
-        Work::Rows { rows, .. } => {
-            let at = rows_at;
-            rows_at += rows.len() as u64;
-            Entry { kind: Kind::Rows, len: rows.len() as u32, at: at as u32, hash: no_hash }
-        }
-        Work::Chunk { hash, bytes, .. } => {
-            let at = chunk_at;
-            chunk_at += whole_blocks(bytes.len() as u64);
-            Entry { kind: Kind::Chunk, len: bytes.len() as u32, at: at as u32, hash: *hash }
-        }
-        Work::Tombstone { hash, .. } => Entry { kind: Kind::Tombstone, len: 0, at: 0, hash: *hash },
-        Work::Close { .. } => unreachable!("a batch ends before a close"),
-    });
-    let entries: Vec<Entry> = entries.collect();
-    FrameHeader {
-        sequence,
-        offset,
-        segment: segment.sequence,
-        header_bytes: header_bytes as u32,
-        frame_bytes: chunk_at as u32,
-        entries,
-    }
-}
-
-/// Writes the frame into the buffer, which may hold an older one.
-fn fill(buffer: &mut AlignedBuf, header: &FrameHeader, members: &[Work], key: &[u8; 32]) {
-    for (work, entry) in members.iter().zip(&header.entries) {
-        let at = entry.at as usize;
-        match work {
-            Work::Rows { rows, .. } => buffer[at..at + rows.len()].copy_from_slice(rows),
-            Work::Chunk { bytes, .. } => {
-                buffer[at..at + bytes.len()].copy_from_slice(bytes);
-                let end = at + whole_blocks(bytes.len() as u64) as usize;
-                buffer[at + bytes.len()..end].fill(0);
-            }
-            Work::Tombstone { .. } | Work::Close { .. } => {}
-        }
-    }
-    let header_end = whole_blocks(u64::from(header.header_bytes)) as usize;
-    buffer[header.header_bytes as usize..header_end].fill(0);
-    header.encode(buffer, key);
 }

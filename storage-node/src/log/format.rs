@@ -7,15 +7,18 @@ use crate::io::{BLOCK, whole_blocks};
 /// Where the segments begin.
 pub(crate) const SEGMENTS_START: u64 = 1 << 20;
 /// Below this a device is too small to be of use: the reserve, and as much again.
-pub(crate) const MIN_SEGMENTS: u64 = 4;
+pub(crate) const MIN_SEGMENTS: u64 = 2 * super::RESERVED_SEGMENTS as u64;
 pub(super) const FORMAT_VERSION: u32 = 1;
 
 const SUPERBLOCK_MAGIC: &[u8; 8] = b"DOZOLOG\0";
 const SEGMENT_MAGIC: &[u8; 8] = b"DOZOSEG\0";
+const FREED_MAGIC: &[u8; 8] = b"DOZOFRE\0";
 const FRAME_MAGIC: &[u8; 8] = b"DOZOFRM\0";
+const FOOTER_MAGIC: &[u8; 8] = b"DOZOFTR\0";
 
-const CHECK_AT: usize = 48;
-pub(super) const FRAME_FIXED: usize = 80;
+const CHECK_AT: usize = 56;
+pub(super) const FRAME_FIXED: usize = 88;
+const FOOTER_CHECK_AT: usize = 64;
 pub(super) const ENTRY: usize = 48;
 
 /// Bytes of a device with that many slots.
@@ -83,65 +86,108 @@ impl Superblock {
     }
 }
 
-/// Returns (sequence of the segment, sequence of its first frame) of the header block at `offset`.
-pub(super) fn decode_segment_header(block: &[u8], offset: u64, key: &[u8; 32]) -> Option<(u64, u64)> {
-    let checks = &block[..8] == SEGMENT_MAGIC
-        && u64_at(block, 24) == offset
-        && block[32..64] == *blake3::keyed_hash(key, &block[..32]).as_bytes();
-    checks.then(|| (u64_at(block, 8), u64_at(block, 16)))
-}
-
-pub(super) fn encode_segment_header(
-    block: &mut [u8],
-    sequence: u64,
-    first_frame: u64,
-    offset: u64,
-    key: &[u8; 32],
-) {
-    block[..BLOCK].fill(0);
-    block[..8].copy_from_slice(SEGMENT_MAGIC);
-    block[8..16].copy_from_slice(&sequence.to_le_bytes());
-    block[16..24].copy_from_slice(&first_frame.to_le_bytes());
-    block[24..32].copy_from_slice(&offset.to_le_bytes());
-    let check = blake3::keyed_hash(key, &block[..32]);
-    block[32..64].copy_from_slice(check.as_bytes());
-}
-
+/// What the first block of a slot says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Rows = 1,
-    Chunk = 2,
-    Tombstone = 3,
+pub(super) enum SlotHeader {
+    /// A segment begins here.
+    Segment {
+        sequence: u64,
+        /// Sequence of its first frame.
+        first_frame: u64,
+    },
+    /// The segment with this sequence was here; the slot is free.
+    Freed {
+        sequence: u64,
+    },
+    /// Never used.
+    Empty,
+    Unreadable,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub kind: Kind,
-    pub len: u32,
-    /// Bytes from the start of the frame.
-    pub at: u32,
-    /// Zero for rows.
-    pub hash: ChunkHash,
+impl SlotHeader {
+    /// Reads the block at `offset`.
+    pub fn decode(block: &[u8], offset: u64, key: &[u8; 32]) -> Self {
+        if block.iter().all(|b| *b == 0) {
+            return Self::Empty;
+        }
+        let checks =
+            u64_at(block, 24) == offset && block[32..64] == *blake3::keyed_hash(key, &block[..32]).as_bytes();
+        let sequence = u64_at(block, 8);
+        match &block[..8] {
+            magic if magic == SEGMENT_MAGIC && checks => {
+                Self::Segment { sequence, first_frame: u64_at(block, 16) }
+            }
+            magic if magic == FREED_MAGIC && checks => Self::Freed { sequence },
+            _ => Self::Unreadable,
+        }
+    }
+
+    /// Fills the block that will lie at `offset`. What is not a segment or freed is all zeros.
+    pub fn encode(&self, block: &mut [u8], offset: u64, key: &[u8; 32]) {
+        block[..BLOCK].fill(0);
+        let (magic, sequence, first_frame) = match self {
+            Self::Segment { sequence, first_frame } => (SEGMENT_MAGIC, *sequence, *first_frame),
+            Self::Freed { sequence } => (FREED_MAGIC, *sequence, 0),
+            Self::Empty | Self::Unreadable => return,
+        };
+        block[..8].copy_from_slice(magic);
+        block[8..16].copy_from_slice(&sequence.to_le_bytes());
+        block[16..24].copy_from_slice(&first_frame.to_le_bytes());
+        block[24..32].copy_from_slice(&offset.to_le_bytes());
+        let check = blake3::keyed_hash(key, &block[..32]);
+        block[32..64].copy_from_slice(check.as_bytes());
+    }
+}
+
+/// What one place of a frame's table, or of a footer's, says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// `at` is counted in bytes from the start of the frame.
+    Rows { at: u32, len: u32 },
+    /// `at` is counted from the start of the frame or, in a footer, of the segment.
+    Chunk { at: u32, len: u32, hash: ChunkHash },
+    /// Copies of the chunk in the segment with sequence `of`, and in those before it, are gone.
+    Tombstone { of: u64, hash: ChunkHash },
+    /// Rows up to this position are not needed any more: what they left is in the log behind it.
+    Floor { position: u64 },
 }
 
 impl Entry {
-    fn encode(&self, place: &mut [u8]) {
+    pub fn encode(&self, place: &mut [u8]) {
         place.fill(0);
-        place[0] = self.kind as u8;
-        place[4..8].copy_from_slice(&self.len.to_le_bytes());
-        place[8..12].copy_from_slice(&self.at.to_le_bytes());
-        place[16..48].copy_from_slice(self.hash.as_bytes());
+        let (kind, len, at, hash) = match self {
+            Self::Rows { at, len } => (1, *len, u64::from(*at), None),
+            Self::Chunk { at, len, hash } => (2, *len, u64::from(*at), Some(hash)),
+            Self::Tombstone { of, hash } => (3, 0, *of, Some(hash)),
+            Self::Floor { position } => (4, 0, *position, None),
+        };
+        place[0] = kind;
+        place[4..8].copy_from_slice(&len.to_le_bytes());
+        place[8..16].copy_from_slice(&at.to_le_bytes());
+        if let Some(hash) = hash {
+            place[16..48].copy_from_slice(hash.as_bytes());
+        }
     }
 
     fn decode(place: &[u8]) -> Option<Self> {
-        let kind = match place[0] {
-            1 => Kind::Rows,
-            2 => Kind::Chunk,
-            3 => Kind::Tombstone,
-            _ => return None,
-        };
+        let (len, at) = (u32_at(place, 4), u64_at(place, 8));
         let hash = ChunkHash::from_bytes(array_at(place, 16));
-        Some(Self { kind, len: u32_at(place, 4), at: u32_at(place, 8), hash })
+        match place[0] {
+            1 => Some(Self::Rows { at: at.try_into().ok()?, len }),
+            2 => Some(Self::Chunk { at: at.try_into().ok()?, len, hash }),
+            3 => Some(Self::Tombstone { of: at, hash }),
+            4 => Some(Self::Floor { position: at }),
+            _ => None,
+        }
+    }
+
+    /// Whether its bytes, if it has any, end within the header part or the frame.
+    fn fits(&self, header_bytes: u32, frame_bytes: u32) -> bool {
+        match self {
+            Self::Rows { at, len } => at.checked_add(*len).is_some_and(|end| end <= header_bytes),
+            Self::Chunk { at, len, .. } => at.checked_add(*len).is_some_and(|end| end <= frame_bytes),
+            Self::Tombstone { .. } | Self::Floor { .. } => true,
+        }
     }
 }
 
@@ -152,6 +198,8 @@ pub(super) struct FrameHeader {
     /// On the device.
     pub offset: u64,
     pub segment: u64,
+    /// Every frame up to this sequence was durable when this one was written.
+    pub settled: u64,
     pub header_bytes: u32,
     pub frame_bytes: u32,
     pub entries: Vec<Entry>,
@@ -168,6 +216,7 @@ impl FrameHeader {
         bytes[32..36].copy_from_slice(&(self.entries.len() as u32).to_le_bytes());
         bytes[36..40].fill(0);
         bytes[40..48].copy_from_slice(&self.segment.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.settled.to_le_bytes());
         for (entry, place) in self.entries.iter().zip(bytes[FRAME_FIXED..].chunks_exact_mut(ENTRY)) {
             entry.encode(place);
         }
@@ -187,24 +236,98 @@ impl FrameHeader {
         if bytes[CHECK_AT..FRAME_FIXED] != check_of(bytes, key) || u64_at(bytes, 16) != offset {
             return None;
         }
-        let count = u32_at(bytes, 32) as usize;
         let frame_bytes = u32_at(bytes, 28);
-        let table = bytes.get(FRAME_FIXED..FRAME_FIXED.checked_add(count.checked_mul(ENTRY)?)?)?;
-        let entries = table.chunks_exact(ENTRY).map(Entry::decode).collect::<Option<Vec<_>>>()?;
-        let fits = |entry: &Entry| {
-            let bound = if entry.kind == Kind::Rows { header_bytes } else { frame_bytes };
-            entry.at.checked_add(entry.len).is_some_and(|end| end <= bound)
-        };
+        let entries = decode_table(&bytes[FRAME_FIXED..], u32_at(bytes, 32) as usize)?;
         let whole = whole_blocks(u64::from(frame_bytes)) == u64::from(frame_bytes)
             && whole_blocks(u64::from(header_bytes)) <= u64::from(frame_bytes);
-        (whole && entries.iter().all(fits)).then(|| Self {
+        (whole && entries.iter().all(|entry| entry.fits(header_bytes, frame_bytes))).then(|| Self {
             sequence: u64_at(bytes, 8),
             offset,
             segment: u64_at(bytes, 40),
+            settled: u64_at(bytes, 48),
             header_bytes,
             frame_bytes,
             entries,
         })
+    }
+}
+
+fn decode_table(bytes: &[u8], count: usize) -> Option<Vec<Entry>> {
+    let table = bytes.get(..count.checked_mul(ENTRY)?)?;
+    table.chunks_exact(ENTRY).map(Entry::decode).collect()
+}
+
+/// What a sealed segment holds, at its end: opening the device reads this in place of every frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Footer {
+    pub segment: u64,
+    /// Bytes that frames fill, from the start of the segment.
+    pub end: u64,
+    /// Sequence of the frame behind the segment's last.
+    pub next_frame: u64,
+    /// Bytes of rows in all.
+    pub rows_bytes: u64,
+    /// Chunks and tombstones, in the order in which they were appended.
+    pub entries: Vec<Entry>,
+    /// The last floor that the segment sets; 0 if none.
+    pub floor: u64,
+}
+
+impl Footer {
+    /// Bytes that a footer with so many entries takes, on whole blocks: the table, and the trailer behind it.
+    pub fn bytes(entries: usize) -> u64 {
+        whole_blocks((entries * ENTRY) as u64) + BLOCK as u64
+    }
+
+    /// Fills `bytes`, which has the length of [`Footer::bytes`] and will end where the segment does.
+    pub fn encode(&self, bytes: &mut [u8], segment_end: u64, key: &[u8; 32]) {
+        let (table, trailer) = bytes.split_at_mut(bytes.len() - BLOCK);
+        table.fill(0);
+        for (entry, place) in self.entries.iter().zip(table.chunks_exact_mut(ENTRY)) {
+            entry.encode(place);
+        }
+        trailer.fill(0);
+        trailer[..8].copy_from_slice(FOOTER_MAGIC);
+        trailer[8..16].copy_from_slice(&self.segment.to_le_bytes());
+        trailer[16..24].copy_from_slice(&segment_end.to_le_bytes());
+        trailer[24..32].copy_from_slice(&self.end.to_le_bytes());
+        trailer[32..40].copy_from_slice(&self.next_frame.to_le_bytes());
+        trailer[40..48].copy_from_slice(&self.rows_bytes.to_le_bytes());
+        trailer[48..56].copy_from_slice(&self.floor.to_le_bytes());
+        trailer[56..64].copy_from_slice(&(self.entries.len() as u64).to_le_bytes());
+        let check = Self::check(table, trailer, key);
+        trailer[FOOTER_CHECK_AT..FOOTER_CHECK_AT + 32].copy_from_slice(&check);
+    }
+
+    /// Number of entries that a segment's last block announces, if it is the trailer of this segment.
+    pub fn announced_entries(trailer: &[u8], segment: u64, segment_end: u64) -> Option<usize> {
+        let is_trailer = &trailer[..8] == FOOTER_MAGIC
+            && u64_at(trailer, 8) == segment
+            && u64_at(trailer, 16) == segment_end;
+        is_trailer.then(|| u64_at(trailer, 56).try_into().ok())?
+    }
+
+    /// Decodes table and trailer; `None` if they are anything else.
+    pub fn decode(bytes: &[u8], segment: u64, segment_end: u64, key: &[u8; 32]) -> Option<Self> {
+        let (table, trailer) = bytes.split_at_checked(bytes.len().checked_sub(BLOCK)?)?;
+        let count = Self::announced_entries(trailer, segment, segment_end)?;
+        if trailer[FOOTER_CHECK_AT..FOOTER_CHECK_AT + 32] != Self::check(table, trailer, key) {
+            return None;
+        }
+        Some(Self {
+            segment,
+            end: u64_at(trailer, 24),
+            next_frame: u64_at(trailer, 32),
+            rows_bytes: u64_at(trailer, 40),
+            floor: u64_at(trailer, 48),
+            entries: decode_table(table, count)?,
+        })
+    }
+
+    fn check(table: &[u8], trailer: &[u8], key: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(key);
+        hasher.update(&trailer[..FOOTER_CHECK_AT]).update(table);
+        *hasher.finalize().as_bytes()
     }
 }
 
@@ -234,20 +357,22 @@ mod tests {
 
     fn frame() -> (Vec<u8>, FrameHeader) {
         let entries = vec![
-            Entry { kind: Kind::Rows, len: 5, at: 224, hash: ChunkHash::from_bytes([0; 32]) },
-            Entry { kind: Kind::Chunk, len: 100, at: 4096, hash: ChunkHash::of(b"x") },
-            Entry { kind: Kind::Tombstone, len: 0, at: 0, hash: ChunkHash::of(b"y") },
+            Entry::Rows { at: 280, len: 5 },
+            Entry::Chunk { at: 4096, len: 100, hash: ChunkHash::of(b"x") },
+            Entry::Tombstone { of: 1, hash: ChunkHash::of(b"y") },
+            Entry::Floor { position: 77 },
         ];
         let header = FrameHeader {
             sequence: 7,
             offset: 8192,
             segment: 2,
-            header_bytes: 229,
+            settled: 6,
+            header_bytes: 285,
             frame_bytes: 8192,
             entries,
         };
         let mut bytes = vec![0; 8192];
-        bytes[224..229].copy_from_slice(b"rows!");
+        bytes[280..285].copy_from_slice(b"rows!");
         header.encode(&mut bytes, &[3; 32]);
         (bytes, header)
     }
@@ -263,7 +388,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_header_part_is_noticed() {
         let (mut bytes, _) = frame();
-        for bit in 0..229 * 8 {
+        for bit in 0..285 * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(FrameHeader::decode(&bytes, 8192, &[3; 32]), None, "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -288,12 +413,56 @@ mod tests {
         );
         assert_eq!(
             blake3::hash(&frame().0).to_hex().as_str(),
-            "077f9072b4168a9b68207de0ef43a4918cbbc1739caec5742af11c87bf1c6257"
+            "be02467119c715d2d0abd6fe2044491531c1582a81b1e9faf746c2d786399104"
         );
         block[200] = 1;
         assert!(matches!(Superblock::decode(&block), SuperblockRead::Valid(_)), "only its sector counts");
         block[9] = 1;
         assert_eq!(Superblock::decode(&block), SuperblockRead::Foreign);
+    }
+
+    #[test]
+    fn a_footer_is_read_as_it_was_written_and_only_whole() {
+        let entries = (0..200u64)
+            .map(|n| Entry::Chunk { at: 4096 * n as u32, len: 9, hash: ChunkHash::of(&n.to_le_bytes()) })
+            .chain([Entry::Tombstone { of: 3, hash: ChunkHash::of(b"y") }]);
+        let footer = Footer {
+            segment: 4,
+            end: 900 << 10,
+            next_frame: 55,
+            rows_bytes: 1234,
+            entries: entries.collect(),
+            floor: 9,
+        };
+        let mut bytes = vec![7; Footer::bytes(footer.entries.len()) as usize];
+        assert_eq!(bytes.len(), 4 * BLOCK);
+        footer.encode(&mut bytes, 1 << 20, &[5; 32]);
+        assert_eq!(Footer::announced_entries(&bytes[3 * BLOCK..], 4, 1 << 20), Some(201));
+        assert_eq!(Footer::decode(&bytes, 4, 1 << 20, &[5; 32]), Some(footer));
+        assert_eq!(
+            Footer::decode(&bytes, 5, 1 << 20, &[5; 32]),
+            None,
+            "of the segment before it in the slot"
+        );
+        for at in [0, 4800, 9647, 3 * BLOCK + 30, 3 * BLOCK + 60, 3 * BLOCK + 80] {
+            bytes[at] ^= 1;
+            assert_eq!(Footer::decode(&bytes, 4, 1 << 20, &[5; 32]), None, "byte {at}");
+            bytes[at] ^= 1;
+        }
+    }
+
+    #[test]
+    fn a_slot_header_says_what_is_in_the_slot() {
+        let (mut block, key) = (vec![9; BLOCK], [6; 32]);
+        assert_eq!(SlotHeader::decode(&block, 4096, &key), SlotHeader::Unreadable);
+        let segment = SlotHeader::Segment { sequence: 5, first_frame: 70 };
+        for header in [segment, SlotHeader::Freed { sequence: 5 }, SlotHeader::Empty] {
+            header.encode(&mut block, 4096, &key);
+            assert_eq!(SlotHeader::decode(&block, 4096, &key), header);
+            if header != SlotHeader::Empty {
+                assert_eq!(SlotHeader::decode(&block, 8192, &key), SlotHeader::Unreadable, "misdirected");
+            }
+        }
     }
 
     #[test]
@@ -316,7 +485,8 @@ mod tests {
                 _ => {}
             }
             Superblock::decode(&bytes[..BLOCK]);
-            decode_segment_header(&bytes, 0, &[0; 32]);
+            SlotHeader::decode(&bytes[..BLOCK], 0, &[0; 32]);
+            Footer::decode(&bytes[..BLOCK], 1, 0, &[0; 32]);
             // A forged check, so that the fields behind it are reached.
             if magic == 2 {
                 let len = (u32_at(&bytes, 24) as usize % BLOCK).max(FRAME_FIXED);

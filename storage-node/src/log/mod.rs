@@ -6,85 +6,121 @@
 //! ```text
 //! device    0        superblock
 //!           4096     superblock, a second copy
-//!           1 MiB    segment of slot 0, then slot 1, ...; each `segment_bytes` long (64 MiB)
+//!           1 MiB    slot 0, then slot 1, ...; each `segment_bytes` long, and free or with one segment in it
 //!
-//! superblock    0   8  "DOZOLOG\0"           segment header    0   8  "DOZOSEG\0"
+//! superblock    0   8  "DOZOLOG\0"           slot header       0   8  "DOZOSEG\0", or "DOZOFRE\0" in a freed slot
 //!               8   4  format version (1)                      8   8  sequence of the segment, from 1
-//!              12   4  zero                                   16   8  sequence of its first frame
+//!              12   4  zero                                   16   8  sequence of its first frame; zero if freed
 //!              16  16  log id, random                         24   8  own offset on the device
 //!              32  32  key, random                            32  32  check of bytes 0..32
-//!              64   8  segment_bytes                              the rest of the block is zero
-//!              72   8  number of slots
+//!              64   8  segment_bytes                              the rest of the block is zero;
+//!              72   8  number of slots                            all of it in a slot that was never used
 //!              80   8  bytes of the device
-//!              88   8  zero
-//!              96  32  BLAKE3 of bytes 0..96
-//!                  the rest of the block is zero
-//!
-//! frame         0   8  "DOZOFRM\0"           entry             0   1  kind: 1 rows, 2 chunk, 3 tombstone
-//!               8   8  sequence, from 1                        1   3  zero
-//!              16   8  own offset on the device                4   4  length in bytes
-//!              24   4  bytes of the header part                8   4  where its bytes are, from the frame's start
-//!              28   4  bytes of the whole frame               12   4  zero
-//!              32   4  number of entries                      16  32  hash of the chunk; zero for rows
-//!              36   4  zero
-//!              40   8  sequence of its segment
-//!              48  32  check of the header part without this field
-//!              80      entries, 48 bytes each
-//!                      rows entries, one after the other, then zeros up to a whole block
-//!                      chunks, each from a whole block on and padded with zeros
+//!              88   8  zero                       footer        at the end of a sealed segment:
+//!              96  32  BLAKE3 of bytes 0..96            table     its chunk and tombstone entries, padded with zeros;
+//!                  the rest of the block is zero                  `where` of a chunk counts from the segment's start
+//!                                                     trailer   0   8  "DOZOFTR\0"
+//! frame         0   8  "DOZOFRM\0"                              8   8  sequence of the segment
+//!               8   8  sequence, from 1                       16   8  offset of the segment's end on the device
+//!              16   8  own offset on the device               24   8  bytes of the segment that frames fill
+//!              24   4  bytes of the header part               32   8  sequence of the frame behind its last
+//!              28   4  bytes of the whole frame               40   8  bytes of rows in it
+//!              32   4  number of entries                      48   8  the last floor in it, zero if none
+//!              36   4  zero                                   56   8  number of entries in the table
+//!              40   8  sequence of its segment                64  32  check of bytes 0..64 and the table
+//!              48   8  last frame that was durable                    the rest of the block is zero
+//!              56  32  check of the header part without this field
+//!              88      entries, 48 bytes each             entry     0   1  kind: 1 rows, 2 chunk, 3 tombstone, 4 floor
+//!                      rows, one after the other, then              1   3  zero
+//!                        zeros up to a whole block                  4   4  length in bytes
+//!                      chunks, each from a whole block on            8   8  where: the bytes, from the frame's start;
+//!                        and padded with zeros                             of a tombstone: newest segment it speaks of;
+//!                                                                        of a floor: the position
+//!                                                                 16  32  hash of the chunk; zero for rows and floor
 //! ```
 //! A *check* is BLAKE3 keyed with the superblock's key. The key never leaves the device: no chunk that a client
-//! stores, and nothing left over from an earlier use of the device, can pass for a header. Superblock and segment
-//! header fit in one sector, so each is written wholly or not at all.
+//! stores, and nothing left over from an earlier use of the device, can pass for a header. Own offsets and sequences
+//! in what is checked expose a write that went astray or never arrived. Superblock, slot header and trailer fit in
+//! one sector, so each is written wholly or not at all. Headers and rows come before chunks in a frame, so that
+//! recovery and replays read little; the footer spares them even that.
 //!
 //! # Commits and recovery
 //! One thread appends. Everything that is waiting when it looks becomes one frame, written by one durable write;
-//! then all of it is acknowledged. One frame is in flight at a time, so after a crash at most the last one can be
-//! incomplete. A frame never crosses the end of a segment; segments are filled in the order of their sequence.
+//! then all of it is acknowledged. Where much is waiting a second frame is written while the first one still is;
+//! frames are acknowledged in their order. A frame never crosses the end of a segment, and all frames of a segment
+//! are durable before its footer and the next segment's header are written.
 //!
-//! Opening walks the frame headers. The last frame counts only if its chunks verify too; otherwise it was never
-//! acknowledged, and is blotted out. A header that does not check *before* the last good frame is damage: the log
-//! refuses to open and names the place, because what follows from silently ending there would be lost. A chunk
+//! Opening reads the footers of sealed segments, and walks the frame headers of the last one. Its last frames count
+//! only if no later one says that they were durable and their chunks verify too; otherwise they were never
+//! acknowledged, and are blotted out. A header that does not check *before* a frame that was durable is damage: the
+//! log refuses to open and names the place, because what follows from silently ending there would be lost. A chunk
 //! that is damaged costs only itself, and is found when it is read.
 //!
-//! # Limits
-//! Segments are not reclaimed yet: a deleted chunk is no longer counted as used, but its space comes back only
-//! with a compaction of its segment, which this format allows and this version does not do. When only the
-//! reserved segments are left chunks are refused, and rows and deletions go on until those are full as well.
+//! # Space
+//! The compactor copies what is needed of a mostly dead segment to the end of the log and frees its slot. A copied
+//! chunk is the same chunk, so whichever copy recovery finds last is right. A tombstone is copied for as long as the
+//! segment that it speaks of exists: until then a copy could come back. Rows are not copied: the catalog writes out
+//! all that it holds now and then, and sets a *floor* behind which no row is needed.
+//!
+//! Slots are kept back so that this works on a full device: [`RESERVED_SEGMENTS`] and room for the catalog from
+//! chunks, two of them from rows and deletions as well, for the compactor.
 
 mod appender;
+mod batch;
+mod compaction;
+mod compactor;
 mod format;
 mod index;
 mod recovery;
+mod segments;
 mod walk;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use common::hash::ChunkHash;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::io::{BLOCK, BlockIo};
 use crate::store::StoreMetrics;
-use appender::{Appender, Work};
+use appender::Appender;
+use batch::{Message, Work};
+use compactor::{Alarm, Compactor};
+#[cfg(test)]
+pub(crate) use format::SEGMENTS_START;
 use format::Superblock;
-pub(crate) use format::{MIN_SEGMENTS, SEGMENTS_START, device_bytes};
+pub(crate) use format::{MIN_SEGMENTS, device_bytes};
 use index::ChunkIndex;
 pub(crate) use index::Location;
 pub use recovery::OpenLogError;
-use walk::{Segment, Walker};
+use segments::Segments;
+use walk::Walker;
 
-/// Bytes of a segment, unless a test wants less.
-pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;
 /// The longest rows entry.
-pub const ROWS_BYTES_MAX: usize = 32 << 20;
+pub const ROWS_BYTES_MAX: usize = 12 << 20;
 /// The longest chunk. Chunks are cut at 4 MiB; the index has room for no more than this.
 pub const CHUNK_BYTES_MAX: usize = 8 << 20;
-/// Segments that chunks may not take, so that rows and deletions work on a full device.
-pub(crate) const RESERVED_SEGMENTS: usize = 2;
+/// Slots that chunks may not take: two for rows and deletions on a full device, two for the compactor.
+pub(crate) const RESERVED_SEGMENTS: usize = 4;
+/// Bytes of chunks that wait to be written or are being written, at most; further ones wait outside.
+const QUEUED_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of a segment on a device of that size: 16 to 64 MiB, so that there are enough of them on a small one.
+pub(crate) const fn segment_bytes_for(device_bytes: u64) -> u64 {
+    const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+    const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+    let wanted = device_bytes / 64;
+    if wanted >= SEGMENT_BYTES_MAX {
+        SEGMENT_BYTES_MAX
+    } else if wanted <= SEGMENT_BYTES_MIN {
+        SEGMENT_BYTES_MIN
+    } else {
+        1 << wanted.ilog2()
+    }
+}
 
 /// A rows entry's place in the order of all. Zero is before every entry; a replay after a position visits what
 /// was appended later.
@@ -129,6 +165,9 @@ pub enum ReplayError {
     Io(#[from] std::io::Error),
     #[error("the log is damaged at byte {at} of the device: no valid frame")]
     Damaged { at: u64 },
+    /// The reader has not seen rows that the log no longer has; it must begin anew.
+    #[error("rows behind position {} are needed, the log has none before {}", .after.0, .floor.0)]
+    Reclaimed { after: LogPosition, floor: LogPosition },
     /// The reader knows entries that the log does not have, as after a device was put back from a copy.
     #[error("position {} lies beyond the end of the log at {}", .after.0, .end.0)]
     BeyondEnd { after: LogPosition, end: LogPosition },
@@ -149,46 +188,35 @@ pub enum PutOutcome {
 #[derive(Clone)]
 pub struct Log(Arc<Handle>);
 
-/// Declared in the order in which they end: first no more work, then the thread, then the device.
 struct Handle {
-    work: Mutex<Option<Sender<Work>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    messages: Sender<Message>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Whether [`Log::close`] was asked for.
+    closed: AtomicBool,
+    queued: Semaphore,
     shared: Arc<Shared>,
 }
 
-/// What the appending thread shares with readers.
+/// What the log's threads share with readers.
 pub(crate) struct Shared {
     pub io: Arc<dyn BlockIo>,
     pub index: ChunkIndex,
     pub metrics: StoreMetrics,
     superblock: Superblock,
-    written: Mutex<Written>,
-    /// Bytes of live and dead entries, headers and slack: from the first segment to the end of the log.
-    appended_bytes: AtomicU64,
-    /// Bytes of deleted chunks.
-    dead_bytes: AtomicU64,
-}
-
-/// The part of the device that is durable.
-struct Written {
-    /// In the order of their sequences.
-    segments: Vec<Segment>,
-    /// Bytes of the last segment that frames fill, its header included.
-    end: u64,
+    segments: Segments,
+    /// Wakes the compactor.
+    alarm: Alarm,
+    /// Bytes that the compactor could give back if it were not for rows that are needed.
+    blocked_bytes: AtomicU64,
 }
 
 impl Shared {
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn device_offset(&self, segment: &Segment, offset: u64) -> u64 {
-        self.superblock.segment_offset(segment.slot) + offset
-    }
-
-    fn note_end(&self, written: &Written) {
-        let full = written.segments.len().saturating_sub(1) as u64;
-        self.appended_bytes.store(full * self.superblock.segment_bytes + written.end, Ordering::Relaxed);
+    /// Slots that chunks may not take: the reserve, and room for the catalog to be written out anew.
+    fn reserved_segments(&self) -> usize {
+        let rows = self.segments.needed_rows_bytes().div_ceil(self.superblock.segment_bytes);
+        // Rows never keep more than half of a device.
+        let rows = rows.saturating_sub(1).min(self.superblock.slots / 2);
+        RESERVED_SEGMENTS + rows as usize
     }
 
     /// Bytes that chunks and rows may fill before chunks are refused.
@@ -197,42 +225,60 @@ impl Shared {
     }
 }
 
+/// How a log is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenOptions {
+    /// Of a log that is made anew.
+    pub segment_bytes: u64,
+    /// Makes a log also on a device that holds something else, which is lost.
+    pub force: bool,
+}
+
 impl Log {
-    /// Opens the log on a device, making it if the device is empty. Blocks: reads every frame header.
+    /// Opens the log on a device, making it if the device is empty. Blocks: reads what every segment holds.
     pub(crate) fn open(
         io: Arc<dyn BlockIo>,
-        segment_bytes: u64,
+        options: OpenOptions,
         metrics: StoreMetrics,
     ) -> Result<Self, OpenLogError> {
-        let (log, appender) = Self::prepare(io, segment_bytes, metrics)?;
-        let thread = std::thread::Builder::new()
-            .name("dozo-log".into())
-            .spawn(move || appender.run())
-            .map_err(|source| OpenLogError::Io { what: "the thread of the log", source })?;
-        *log.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        let (log, appender) = Self::prepare(io, options, metrics)?;
+        let failed = |source| OpenLogError::Io { what: "a thread of the log", source };
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let compactor = Compactor::new(Arc::clone(&log.0.shared), log.0.messages.clone());
+        let threads = [
+            thread("dozo-log").spawn(move || appender.run()).map_err(failed)?,
+            thread("dozo-compact").spawn(move || compactor.run()).map_err(failed)?,
+        ];
+        log.0.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
         Ok(log)
     }
 
     /// The log and what has to run for it, not running yet.
     fn prepare(
         io: Arc<dyn BlockIo>,
-        segment_bytes: u64,
+        options: OpenOptions,
         metrics: StoreMetrics,
     ) -> Result<(Self, Appender), OpenLogError> {
-        let superblock = recovery::read_or_format(&*io, segment_bytes)?;
+        let superblock = recovery::read_or_format(&*io, options)?;
         let recovered = recovery::recover(&*io, &superblock)?;
         let shared = Arc::new(Shared {
             io,
             index: recovered.index,
             metrics,
             superblock,
-            appended_bytes: AtomicU64::new(recovered.appended_bytes),
-            dead_bytes: AtomicU64::new(recovered.dead_bytes),
-            written: Mutex::new(Written { segments: recovered.segments, end: recovered.end }),
+            segments: recovered.segments,
+            alarm: Alarm::default(),
+            blocked_bytes: AtomicU64::new(0),
         });
-        let (work, queue) = channel();
-        let appender = Appender::new(Arc::clone(&shared), queue, recovered.next_frame, recovered.free_slots);
-        let handle = Handle { work: Mutex::new(Some(work)), thread: Mutex::new(None), shared };
+        let (messages, queue) = channel();
+        let appender = Appender::new(Arc::clone(&shared), messages.clone(), queue, recovered.tail);
+        let handle = Handle {
+            messages,
+            threads: Mutex::default(),
+            closed: AtomicBool::new(false),
+            queued: Semaphore::new(QUEUED_BYTES_MAX),
+            shared,
+        };
         Ok((Self(Arc::new(handle)), appender))
     }
 
@@ -248,49 +294,67 @@ impl Log {
     /// # Cancel safety
     /// Once polled the entry is appended even if the future is dropped.
     pub async fn append_rows(&self, rows: Bytes) -> Result<LogPosition, LogError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Work::Rows { rows, reply })?;
-        answer.await.unwrap_or(Err(LogError::Stopped))
+        self.ask(|reply| Work::Rows { rows, reply })?.await.unwrap_or(Err(LogError::Stopped))
     }
 
     /// [`Log::append_rows`] for a thread of its own; must not be called from a task.
     pub fn append_rows_blocking(&self, rows: Bytes) -> Result<LogPosition, LogError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Work::Rows { rows, reply })?;
-        answer.blocking_recv().unwrap_or(Err(LogError::Stopped))
+        self.ask(|reply| Work::Rows { rows, reply })?.blocking_recv().unwrap_or(Err(LogError::Stopped))
+    }
+
+    /// Says, durably, that rows up to `position` are not needed any more: whatever they left stands in rows behind
+    /// it. For a thread of its own.
+    pub fn raise_floor_blocking(&self, position: LogPosition) -> Result<(), LogError> {
+        let answer = self.ask(|reply| Work::Floor { position, reply })?;
+        let raised = answer.blocking_recv().unwrap_or(Err(LogError::Stopped));
+        self.0.shared.blocked_bytes.store(0, Ordering::Release);
+        self.0.shared.alarm.ring();
+        raised
+    }
+
+    /// Rows up to this position are not needed, and may be gone.
+    pub fn floor(&self) -> LogPosition {
+        self.0.shared.segments.floor()
+    }
+
+    /// Bytes of rows behind the floor, with those before it in the same segment.
+    pub fn needed_rows_bytes(&self) -> u64 {
+        self.0.shared.segments.needed_rows_bytes()
+    }
+
+    /// Bytes that could be given back if the floor were above them, when nothing else can be.
+    pub fn blocked_bytes(&self) -> u64 {
+        self.0.shared.blocked_bytes.load(Ordering::Acquire)
+    }
+
+    pub fn segment_bytes(&self) -> u64 {
+        self.0.shared.superblock.segment_bytes
     }
 
     /// Visits every rows entry after `after` that was acknowledged before this call, in order. Blocks; must not
-    /// be called from a task.
+    /// be called from a task. Position 0 stands for a reader that knows nothing, and begins at the floor.
     pub fn replay_rows(&self, after: LogPosition, visit: &mut RowsVisitor<'_>) -> Result<(), ReplayError> {
         let shared = &self.0.shared;
-        let superblock = &shared.superblock;
-        let (segments, end) = {
-            let written = shared.written();
-            (written.segments.clone(), written.end)
-        };
-        let Some(last) = segments.last() else {
-            return if after.0 == 0 {
-                Ok(())
-            } else {
-                Err(ReplayError::BeyondEnd { after, end: LogPosition(0) })
-            };
-        };
-        let log_end = LogPosition(last.sequence * superblock.segment_bytes + end);
-        if after >= log_end {
-            return Err(ReplayError::BeyondEnd { after, end: log_end });
+        let (superblock, floor) = (&shared.superblock, shared.segments.floor());
+        if after.0 > 0 && after < floor {
+            return Err(ReplayError::Reclaimed { after, floor });
         }
+        let segments = shared.segments.all();
+        let end = segments.last().map_or(0, |last| last.sequence * superblock.segment_bytes + last.end);
+        if after.0 > 0 && after.0 >= end {
+            return Err(ReplayError::BeyondEnd { after, end: LogPosition(end) });
+        }
+        let after = after.max(floor);
         let from_segment = after.0 / superblock.segment_bytes;
-        for (i, segment) in segments.iter().enumerate().filter(|(_, s)| s.sequence >= from_segment) {
-            let until = if i + 1 == segments.len() { end } else { superblock.segment_bytes };
-            let next_first = segments.get(i + 1).map(|next| next.first_frame);
-            let mut walker = Walker::new(&*shared.io, superblock, *segment);
-            if segment.sequence == from_segment {
+        for segment in segments.iter().filter(|s| s.sequence >= from_segment && s.rows_bytes > 0) {
+            let (sequence, slot) = (segment.sequence, segment.slot);
+            let mut walker = Walker::new(&*shared.io, superblock, sequence, slot, segment.first_frame);
+            if sequence == from_segment {
                 walker.resume_at(after.frame_offset(superblock.segment_bytes));
             }
-            while walker.offset() < until && !walker.has_reached(next_first) {
+            while walker.offset() < segment.end {
                 let at = walker.device_offset();
-                let start = segment.sequence * superblock.segment_bytes + walker.offset();
+                let start = sequence * superblock.segment_bytes + walker.offset();
                 let frame = walker.next()?.ok_or(ReplayError::Damaged { at })?;
                 for (position, rows) in frame.rows(start).filter(|(position, _)| *position > after) {
                     visit(position, rows).map_err(ReplayError::Visit)?;
@@ -303,23 +367,24 @@ impl Log {
     /// Commits what is queued, then stops: whatever is asked later is answered with [`LogError::Stopped`].
     /// Chunks can be read until the last handle is dropped.
     pub async fn close(&self) {
-        let (reply, answer) = oneshot::channel();
-        if self.send(Work::Close { reply }).is_ok() {
+        let answer = self.ask(|reply| Work::Close { reply });
+        self.0.closed.store(true, Ordering::Release);
+        self.0.shared.alarm.stop();
+        if let Ok(answer) = answer {
             // Without an answer the thread has ended already.
             let _ = answer.await;
         }
     }
 
     pub(crate) async fn append_chunk(&self, hash: ChunkHash, bytes: Bytes) -> Result<PutOutcome, LogError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Work::Chunk { hash, bytes, reply })?;
-        answer.await.unwrap_or(Err(LogError::Stopped))
+        // The semaphore is never closed. One that is longer than the bound is refused by its length.
+        let share = bytes.len().min(QUEUED_BYTES_MAX) as u32;
+        let _share = self.0.queued.acquire_many(share).await.map_err(|_| LogError::Stopped)?;
+        self.ask(|reply| Work::Chunk { hash, bytes, reply })?.await.unwrap_or(Err(LogError::Stopped))
     }
 
     pub(crate) async fn append_tombstone(&self, hash: ChunkHash) -> Result<bool, LogError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Work::Tombstone { hash, reply })?;
-        answer.await.unwrap_or(Err(LogError::Stopped))
+        self.ask(|reply| Work::Tombstone { hash, reply })?.await.unwrap_or(Err(LogError::Stopped))
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -332,21 +397,30 @@ impl Log {
 
     /// Bytes of the log without those of deleted chunks.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let dead = self.0.shared.dead_bytes.load(Ordering::Relaxed);
-        self.0.shared.appended_bytes.load(Ordering::Relaxed).saturating_sub(dead)
+        self.0.shared.segments.used_bytes()
     }
 
-    fn send(&self, work: Work) -> Result<(), LogError> {
-        let sender = self.0.work.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.as_ref().and_then(|s| s.send(work).ok()).ok_or(LogError::Stopped)
+    fn ask<T>(
+        &self,
+        work: impl FnOnce(oneshot::Sender<T>) -> Work,
+    ) -> Result<oneshot::Receiver<T>, LogError> {
+        if self.0.closed.load(Ordering::Acquire) {
+            return Err(LogError::Stopped);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.0.messages.send(Message::Work(work(reply))).map_err(|_| LogError::Stopped)?;
+        Ok(answer)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        self.shared.alarm.stop();
+        let (reply, _) = oneshot::channel();
+        // A failed send means that the appender has ended.
+        let _ = self.messages.send(Message::Work(Work::Close { reply }));
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A panic was reported by its own thread.
             let _ = thread.join();
         }
     }

@@ -1,19 +1,24 @@
 //! Opening a device: its superblock, its segments, the index of its chunks, and where the log ends.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 
 use common::hash::ChunkHash;
 
-use super::format::{FORMAT_VERSION, FrameHeader, Kind, MIN_SEGMENTS, SEGMENTS_START, Superblock};
-use super::format::{SuperblockRead, decode_segment_header, device_bytes};
+use super::appender::Head;
+use super::format::{
+    Entry, FORMAT_VERSION, Footer, FrameHeader, MIN_SEGMENTS, SEGMENTS_START, SlotHeader, Superblock,
+    SuperblockRead, device_bytes,
+};
 use super::index::{ChunkIndex, Location};
-use super::walk::{Segment, Walker};
+use super::segments::{Segment, Segments};
+use super::walk::Walker;
+use super::{LogPosition, OpenOptions};
 use crate::io::{AlignedBuf, BLOCK, BlockIo, Pending, whole_blocks};
 
-/// Segments whose frames are walked at once.
-const WALKS: usize = 8;
-/// Segment headers that are read at once.
+/// Segments that are read at once.
+const READS: usize = 8;
+/// Slot headers that are read at once.
 const HEADER_READS: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +26,7 @@ pub enum OpenLogError {
     #[error("{what} cannot be read or written")]
     Io { what: &'static str, source: io::Error },
     #[error(
-        "the device holds something that is not a Dozo log; choose another, or clear its first 8 KiB if nothing on it is needed"
+        "the device holds something that is not a Dozo log; choose another, or pass --force if nothing on it is needed"
     )]
     NotALog,
     #[error(
@@ -42,24 +47,29 @@ fn read(io: &dyn BlockIo, offset: u64, len: usize) -> io::Result<AlignedBuf> {
     io.read_at(AlignedBuf::heap(len), offset).wait()
 }
 
+fn write(io: &dyn BlockIo, block: AlignedBuf, offset: u64) -> io::Result<()> {
+    io.write_durable_at(block, offset).wait().map(drop)
+}
+
 /// Reads the superblock; an empty device gets one. A copy that was lost is written again.
-pub(super) fn read_or_format(io: &dyn BlockIo, segment_bytes: u64) -> Result<Superblock, OpenLogError> {
-    let needed_bytes = device_bytes(MIN_SEGMENTS, segment_bytes);
+pub(super) fn read_or_format(io: &dyn BlockIo, options: OpenOptions) -> Result<Superblock, OpenLogError> {
+    let needed_bytes = device_bytes(MIN_SEGMENTS, options.segment_bytes);
     if io.size_bytes() < needed_bytes {
         return Err(OpenLogError::TooSmall { found_bytes: io.size_bytes(), needed_bytes });
     }
     let both = read(io, 0, 2 * BLOCK).map_err(failed("the superblock"))?;
     let copies = [Superblock::decode(&both[..BLOCK]), Superblock::decode(&both[BLOCK..])];
-    if let Some(found) =
-        copies.iter().find_map(|c| if let SuperblockRead::Newer(v) = c { Some(*v) } else { None })
-    {
+    let newer = |copy: &SuperblockRead| if let SuperblockRead::Newer(v) = copy { Some(*v) } else { None };
+    if let Some(found) = copies.iter().find_map(newer) {
         return Err(OpenLogError::NewerFormat { found });
     }
-    let valid =
-        copies.iter().find_map(|c| if let SuperblockRead::Valid(s) = c { Some(s.clone()) } else { None });
-    let superblock = match valid {
+    let valid = |copy: &SuperblockRead| match copy {
+        SuperblockRead::Valid(superblock) => Some(superblock.clone()),
+        _ => None,
+    };
+    let superblock = match copies.iter().find_map(valid) {
         Some(superblock) => superblock,
-        None if copies.iter().all(|c| *c == SuperblockRead::Empty) => new_superblock(io, segment_bytes)?,
+        None if options.force || is_empty(io)? => return format(io, options.segment_bytes),
         None => return Err(OpenLogError::NotALog),
     };
     if io.size_bytes() < superblock.device_bytes {
@@ -68,15 +78,34 @@ pub(super) fn read_or_format(io: &dyn BlockIo, segment_bytes: u64) -> Result<Sup
     }
     for (copy, offset) in copies.iter().zip([0, BLOCK as u64]) {
         if !matches!(copy, SuperblockRead::Valid(_)) {
-            let mut block = AlignedBuf::heap(BLOCK);
-            superblock.encode(&mut block);
-            io.write_durable_at(block, offset).wait().map_err(failed("the superblock"))?;
+            write_superblock(io, &superblock, offset)?;
         }
     }
     Ok(superblock)
 }
 
-fn new_superblock(io: &dyn BlockIo, segment_bytes: u64) -> Result<Superblock, OpenLogError> {
+fn write_superblock(io: &dyn BlockIo, superblock: &Superblock, offset: u64) -> Result<(), OpenLogError> {
+    let mut block = AlignedBuf::heap(BLOCK);
+    superblock.encode(&mut block);
+    write(io, block, offset).map_err(failed("the superblock"))
+}
+
+/// Whether there is nothing where file systems, partition tables and volume managers keep their marks: in the
+/// first MiB, and at the end.
+fn is_empty(io: &dyn BlockIo) -> Result<bool, OpenLogError> {
+    const END_BYTES: u64 = 128 << 10;
+    let end = io.size_bytes() / BLOCK as u64 * BLOCK as u64;
+    for (offset, len) in [(0, SEGMENTS_START), (end - END_BYTES, END_BYTES)] {
+        let bytes = read(io, offset, len as usize).map_err(failed("the device"))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes an empty log. The superblocks come last: a device that loses power before them is still what it was.
+fn format(io: &dyn BlockIo, segment_bytes: u64) -> Result<Superblock, OpenLogError> {
     io.reserve(0, SEGMENTS_START).map_err(failed("the superblock"))?;
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(|e| failed("the source of random numbers")(io::Error::other(e)))?;
@@ -84,166 +113,371 @@ fn new_superblock(io: &dyn BlockIo, segment_bytes: u64) -> Result<Superblock, Op
     log_id.copy_from_slice(&random[..16]);
     key.copy_from_slice(&random[16..]);
     let slots = ((io.size_bytes() - SEGMENTS_START) / segment_bytes).min(u64::from(u32::MAX));
-    Ok(Superblock { log_id, key, segment_bytes, slots, device_bytes: device_bytes(slots, segment_bytes) })
+    let superblock =
+        Superblock { log_id, key, segment_bytes, slots, device_bytes: device_bytes(slots, segment_bytes) };
+    for (slot, header) in slot_blocks(io, &superblock, 0)? {
+        if header.iter().any(|byte| *byte != 0) {
+            let offset = superblock.segment_offset(slot);
+            write(io, AlignedBuf::heap(BLOCK), offset).map_err(failed("a slot header"))?;
+        }
+    }
+    for offset in [0, BLOCK as u64] {
+        write_superblock(io, &superblock, offset)?;
+    }
+    Ok(superblock)
+}
+
+/// The block at `at` of each slot.
+fn slot_blocks(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    at: u64,
+) -> Result<Vec<(u32, AlignedBuf)>, OpenLogError> {
+    let slots: Vec<u32> = (0..superblock.slots as u32).collect();
+    let mut blocks = Vec::with_capacity(slots.len());
+    for group in slots.chunks(HEADER_READS) {
+        let read = |slot: &u32| io.read_at(AlignedBuf::heap(BLOCK), superblock.segment_offset(*slot) + at);
+        let reads: Vec<Pending> = group.iter().map(read).collect();
+        for (slot, read) in group.iter().zip(reads) {
+            blocks.push((*slot, read.wait().map_err(failed("a slot"))?));
+        }
+    }
+    Ok(blocks)
 }
 
 pub(super) struct Recovered {
     pub index: ChunkIndex,
-    pub segments: Vec<Segment>,
+    pub segments: Segments,
+    pub tail: Tail,
+}
+
+/// Where the log goes on.
+pub(super) struct Tail {
+    pub head: Option<Head>,
+    pub next_segment: u64,
+    pub next_frame: u64,
     /// Slots without a segment, in the order in which to take them.
     pub free_slots: VecDeque<u32>,
-    /// Bytes of the last segment that frames fill, its header included.
-    pub end: u64,
-    pub next_frame: u64,
-    pub appended_bytes: u64,
-    pub dead_bytes: u64,
-}
-
-/// What a segment's frames say.
-struct Walked {
-    changes: Vec<Change>,
-    end: u64,
-    next_frame: u64,
-}
-
-struct Change {
-    hash: ChunkHash,
-    /// `None` for a tombstone.
-    location: Option<Location>,
+    /// Copies, by chunk and segment, that a compaction which did not come to its end left behind. Each needs a
+    /// tombstone: otherwise it could come back when the other copy is gone.
+    pub surplus_copies: Vec<(ChunkHash, u64)>,
 }
 
 pub(super) fn recover(io: &dyn BlockIo, superblock: &Superblock) -> Result<Recovered, OpenLogError> {
-    let (segments, free_slots) = find_segments(io, superblock)?;
-    let index = ChunkIndex::new();
-    let (mut dead_bytes, mut end, mut next_frame) = (0, 0, 1);
-    for (group, batch) in segments.chunks(WALKS).enumerate() {
-        let walked: Vec<Result<Walked, OpenLogError>> = std::thread::scope(|scope| {
-            let walks: Vec<_> = (0..batch.len())
-                .map(|i| {
-                    let (segment, next) = (batch[i], segments.get(group * WALKS + i + 1));
-                    scope.spawn(move || walk_segment(io, superblock, segment, next))
-                })
+    let Found { places, free_slots, newest } = find_segments(io, superblock)?;
+    let mut building = Building {
+        superblock,
+        index: ChunkIndex::new(),
+        segments: Segments::new(superblock),
+        surplus: HashMap::new(),
+    };
+    let (mut head, mut next_frame) = (None, 1);
+    let mut last: Option<(Place, u64)> = None;
+    for group in places.chunks(READS) {
+        let read: Vec<Result<Contents, OpenLogError>> = std::thread::scope(|scope| {
+            let is_last = |place: &Place| place.sequence == places[places.len() - 1].sequence;
+            let reads: Vec<_> = group
+                .iter()
+                .map(|place| scope.spawn(move || read_segment(io, superblock, *place, is_last(place))))
                 .collect();
-            walks
-                .into_iter()
-                .map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            reads.into_iter().map(join).collect()
         });
-        for segment in walked {
-            let segment = segment?;
-            for Change { hash, location } in segment.changes {
-                let replaced = match location {
-                    Some(location) => index.insert(&hash, location),
-                    None => index.remove(&hash),
-                };
-                dead_bytes += replaced.map_or(0, |r| whole_blocks(r.len() as u64));
+        for (place, contents) in group.iter().zip(read) {
+            let contents = contents?;
+            // Nothing was appended between a segment and the next.
+            if let Some((before, next_frame)) = last
+                && before.sequence + 1 == place.sequence
+                && next_frame != place.first_frame
+            {
+                let at = superblock.segment_offset(before.slot);
+                return Err(OpenLogError::Damaged { what: "the end of the segment", at });
             }
-            (end, next_frame) = (segment.end, segment.next_frame);
+            building.add(*place, &contents);
+            next_frame = contents.footer.next_frame;
+            last = Some((*place, next_frame));
+            let Contents { footer, is_sealed } = contents;
+            head = Some(Head {
+                sequence: place.sequence,
+                slot: place.slot,
+                end: footer.end,
+                entries: footer.entries,
+                rows_bytes: footer.rows_bytes,
+                floor: footer.floor,
+                sealed: is_sealed,
+            });
         }
     }
-    let full = segments.len().saturating_sub(1) as u64;
-    let appended_bytes = full * superblock.segment_bytes + end;
-    Ok(Recovered { index, segments, free_slots, end, next_frame, appended_bytes, dead_bytes })
+    let Building { index, segments, surplus, .. } = building;
+    let surplus_copies =
+        surplus.into_iter().flat_map(|(hash, of)| of.into_iter().map(move |of| (hash, of))).collect();
+    let tail = Tail { head, next_segment: newest + 1, next_frame, free_slots, surplus_copies };
+    Ok(Recovered { index, segments, tail })
 }
 
-/// Reads the first block of every slot.
-fn find_segments(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-) -> Result<(Vec<Segment>, VecDeque<u32>), OpenLogError> {
-    let (mut segments, mut free_slots) = (Vec::new(), VecDeque::new());
-    let slots: Vec<u32> = (0..superblock.slots as u32).collect();
-    for group in slots.chunks(HEADER_READS) {
-        let reads: Vec<Pending> = group
-            .iter()
-            .map(|slot| io.read_at(AlignedBuf::heap(BLOCK), superblock.segment_offset(*slot)))
-            .collect();
-        for (slot, read) in group.iter().zip(reads) {
-            let block = read.wait().map_err(failed("a segment header"))?;
-            match decode_segment_header(&block, superblock.segment_offset(*slot), &superblock.key) {
-                Some((sequence, first_frame)) => {
-                    segments.push(Segment { sequence, slot: *slot, first_frame });
-                }
-                None => free_slots.push_back(*slot),
-            }
-        }
-    }
-    segments.sort_unstable_by_key(|s| s.sequence);
-    for (segment, expected) in segments.iter().zip(1..) {
-        if segment.sequence != expected {
-            let at = superblock.segment_offset(segment.slot);
-            return Err(OpenLogError::Damaged { what: "the header of a segment before the one", at });
-        }
-    }
-    Ok((segments, free_slots))
+/// What is known of a segment before it is read.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    sequence: u64,
+    slot: u32,
+    first_frame: u64,
 }
 
-fn walk_segment(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    segment: Segment,
-    next: Option<&Segment>,
-) -> Result<Walked, OpenLogError> {
-    let next_first = next.map(|n| n.first_frame);
-    let mut walker = Walker::new(io, superblock, segment);
-    let mut changes = Vec::new();
-    // The last frame, and how many changes came before it.
-    let mut last: Option<(FrameHeader, usize)> = None;
-    while !walker.has_reached(next_first) {
-        let at = walker.device_offset();
-        let Some(frame) = walker.next().map_err(failed("a frame"))? else {
-            if next.is_some() {
-                return Err(OpenLogError::Damaged { what: "no valid frame", at });
+struct Found {
+    /// In the order of their sequences.
+    places: Vec<Place>,
+    free_slots: VecDeque<u32>,
+    /// Sequence of the newest segment that there ever was.
+    newest: u64,
+}
+
+/// Reads the header of every slot. One that was lost is made again from the segment's first frame.
+fn find_segments(io: &dyn BlockIo, superblock: &Superblock) -> Result<Found, OpenLogError> {
+    let mut found = Found { places: Vec::new(), free_slots: VecDeque::new(), newest: 0 };
+    let firsts = slot_blocks(io, superblock, BLOCK as u64)?;
+    for ((slot, block), (_, first)) in slot_blocks(io, superblock, 0)?.into_iter().zip(firsts) {
+        let offset = superblock.segment_offset(slot);
+        let freed = match SlotHeader::decode(&block, offset, &superblock.key) {
+            SlotHeader::Segment { sequence, first_frame } => {
+                found.places.push(Place { sequence, slot, first_frame });
+                continue;
             }
-            break;
+            SlotHeader::Freed { sequence } => Some(sequence),
+            SlotHeader::Empty => Some(0),
+            SlotHeader::Unreadable => None,
         };
-        let before = changes.len();
-        changes.extend(changes_of(&frame.header));
-        last = Some((frame.header, before));
-    }
-    let mut end = walker.offset();
-    let mut next_frame = walker.next_sequence().unwrap_or(segment.first_frame);
-    if next.is_none() {
-        let at = walker.device_offset();
-        if walker.find_later_frame().map_err(failed("the tail of the log"))?.is_some() {
-            return Err(OpenLogError::Damaged { what: "no valid frame, and valid ones after it,", at });
-        }
-        if let Some((frame, before)) = last
-            && !payload_verifies(io, &frame).map_err(failed("the last frame"))?
-        {
-            blot_out(io, &frame).map_err(failed("the last frame"))?;
-            changes.truncate(before);
-            end -= u64::from(frame.frame_bytes);
-            next_frame = frame.sequence;
+        found.newest = found.newest.max(freed.unwrap_or(0));
+        match lost_header(io, superblock, slot, &first)?.filter(|lost| Some(lost.sequence) > freed) {
+            Some(place) => {
+                tracing::warn!(
+                    at = offset,
+                    sequence = place.sequence,
+                    "a segment's header was lost and is made again"
+                );
+                let header = SlotHeader::Segment { sequence: place.sequence, first_frame: place.first_frame };
+                let mut block = AlignedBuf::heap(BLOCK);
+                header.encode(&mut block, offset, &superblock.key);
+                write(io, block, offset).map_err(failed("a slot header"))?;
+                found.places.push(place);
+            }
+            None if freed.is_some() => found.free_slots.push_back(slot),
+            None => return Err(OpenLogError::Damaged { what: "no valid slot header", at: offset }),
         }
     }
-    Ok(Walked { changes, end, next_frame })
+    found.places.sort_unstable_by_key(|place| place.sequence);
+    found.newest = found.newest.max(found.places.last().map_or(0, |place| place.sequence));
+    Ok(found)
 }
 
-fn changes_of(frame: &FrameHeader) -> impl Iterator<Item = Change> {
-    frame.entries.iter().filter(|e| e.kind != Kind::Rows).map(|entry| {
-        let chunk = entry.kind == Kind::Chunk;
-        let location = chunk.then(|| Location::new(frame.offset + u64::from(entry.at), entry.len));
-        Change { hash: entry.hash, location }
-    })
+/// The segment whose first frame lies in the slot, going by its first block alone.
+fn lost_header(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    slot: u32,
+    first: &[u8],
+) -> Result<Option<Place>, OpenLogError> {
+    let offset = superblock.segment_offset(slot) + BLOCK as u64;
+    let Some(len) = FrameHeader::announced_bytes(first) else { return Ok(None) };
+    let room = superblock.segment_bytes - BLOCK as u64;
+    if u64::from(len) > room {
+        return Ok(None);
+    }
+    let bytes = read(io, offset, whole_blocks(u64::from(len)) as usize).map_err(failed("a frame"))?;
+    let frame = FrameHeader::decode(&bytes, offset, &superblock.key);
+    Ok(frame.map(|frame| Place { sequence: frame.segment, slot, first_frame: frame.sequence }))
+}
+
+/// Index and figures, as far as segments were read.
+struct Building<'a> {
+    superblock: &'a Superblock,
+    index: ChunkIndex,
+    segments: Segments,
+    /// Copies that a later one took the place of, without a tombstone in between.
+    surplus: HashMap<ChunkHash, Vec<u64>>,
+}
+
+impl Building<'_> {
+    /// Segments come in the order of their sequences.
+    fn add(&mut self, place: Place, contents: &Contents) {
+        let footer = &contents.footer;
+        let blocks = |entry: &Entry| match entry {
+            Entry::Chunk { len, .. } => whole_blocks(u64::from(*len)),
+            _ => 0,
+        };
+        self.segments.add(Segment {
+            sequence: place.sequence,
+            slot: place.slot,
+            first_frame: place.first_frame,
+            end: footer.end,
+            chunk_bytes: footer.entries.iter().map(blocks).sum(),
+            rows_bytes: footer.rows_bytes,
+        });
+        self.segments.raise_floor(LogPosition(footer.floor));
+        let start = self.superblock.segment_offset(place.slot);
+        for entry in &footer.entries {
+            match *entry {
+                Entry::Chunk { at, len, hash } => {
+                    let location = Location::new(start + u64::from(at), len);
+                    let before = self.index.insert(&hash, location);
+                    self.segments.moved(before, Some(location));
+                    if let Some(before) = before {
+                        self.surplus.entry(hash).or_default().push(self.segments.sequence_at(before));
+                    }
+                }
+                Entry::Tombstone { of, hash } => {
+                    if let Some(surplus) = self.surplus.get_mut(&hash) {
+                        surplus.retain(|sequence| *sequence != of);
+                    }
+                    let here = self.index.get(&hash).map(|location| self.segments.sequence_at(location));
+                    if here.is_some_and(|sequence| sequence <= of) {
+                        self.segments.moved(self.index.remove(&hash), None);
+                    }
+                }
+                Entry::Rows { .. } | Entry::Floor { .. } => {}
+            }
+        }
+    }
+}
+
+/// What a segment holds, in the form of its footer.
+struct Contents {
+    footer: Footer,
+    is_sealed: bool,
+}
+
+/// Reads a segment's footer or, where there is none, every frame header.
+fn read_segment(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+    is_last: bool,
+) -> Result<Contents, OpenLogError> {
+    if let Some(footer) =
+        read_footer(io, superblock, place.sequence, place.slot).map_err(failed("a footer"))?
+    {
+        return Ok(Contents { footer, is_sealed: true });
+    }
+    let mut walked = Walked::new(place);
+    let mut walker = Walker::new(io, superblock, place.sequence, place.slot, place.first_frame);
+    while let Some(frame) = walker.next().map_err(failed("a frame"))? {
+        walked.add(frame.header);
+    }
+    let at = walker.device_offset();
+    let later = walker.later_frames().map_err(failed("the tail of a segment"))?;
+    let settled = later.iter().map(|frame| frame.settled).max().unwrap_or(0);
+    if settled >= walked.next_frame() || !is_last && !later.is_empty() {
+        return Err(OpenLogError::Damaged { what: "no valid frame, and one after it that came later,", at });
+    }
+    if is_last {
+        walked.drop_unacknowledged(io, &later).map_err(failed("the tail of the log"))?;
+    }
+    Ok(Contents { footer: walked.into_footer(), is_sealed: !is_last })
+}
+
+/// The footer of a sealed segment; `None` if there is none, or it does not check.
+pub(super) fn read_footer(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    sequence: u64,
+    slot: u32,
+) -> io::Result<Option<Footer>> {
+    let segment_end = superblock.segment_offset(slot) + superblock.segment_bytes;
+    let trailer = read(io, segment_end - BLOCK as u64, BLOCK)?;
+    let Some(entries) = Footer::announced_entries(&trailer, sequence, segment_end) else { return Ok(None) };
+    if entries as u64 > superblock.segment_bytes / 48 {
+        return Ok(None);
+    }
+    let len = Footer::bytes(entries);
+    let bytes = read(io, segment_end - len, len as usize)?;
+    Ok(Footer::decode(&bytes, sequence, segment_end, &superblock.key))
+}
+
+/// The frames of a segment without a footer.
+struct Walked {
+    place: Place,
+    frames: Vec<FrameHeader>,
+}
+
+impl Walked {
+    fn new(place: Place) -> Self {
+        Self { place, frames: Vec::new() }
+    }
+
+    fn add(&mut self, frame: FrameHeader) {
+        self.frames.push(frame);
+    }
+
+    fn next_frame(&self) -> u64 {
+        self.frames.last().map_or(self.place.first_frame, |frame| frame.sequence + 1)
+    }
+
+    /// Takes away the frames at the end that were being written when power was lost: `later` ones, behind a gap, and
+    /// those whose chunks are not all there. They must not come back when a later crash leaves other bytes around
+    /// them, so each is blotted out, the last one first.
+    fn drop_unacknowledged(&mut self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<()> {
+        let settled = self.frames.iter().chain(later).map(|frame| frame.settled).max().unwrap_or(0);
+        let first_open = self.frames.partition_point(|frame| frame.sequence <= settled);
+        let mut kept = first_open;
+        while kept < self.frames.len() && payload_verifies(io, &self.frames[kept])? {
+            kept += 1;
+        }
+        let dropped = self.frames.split_off(kept);
+        for frame in dropped.iter().chain(later).rev() {
+            tracing::warn!(
+                at = frame.offset,
+                sequence = frame.sequence,
+                "a write before the stop was incomplete and is dropped: it was never acknowledged"
+            );
+            write(io, AlignedBuf::heap(BLOCK), frame.offset)?;
+        }
+        Ok(())
+    }
+
+    fn into_footer(self) -> Footer {
+        let mut footer = Footer {
+            segment: self.place.sequence,
+            end: BLOCK as u64,
+            next_frame: self.next_frame(),
+            rows_bytes: 0,
+            entries: Vec::new(),
+            floor: 0,
+        };
+        for frame in self.frames {
+            for entry in frame.entries {
+                match entry {
+                    Entry::Chunk { at, len, hash } => {
+                        footer.entries.push(Entry::Chunk { at: at + footer.end as u32, len, hash });
+                    }
+                    Entry::Tombstone { .. } => footer.entries.push(entry),
+                    Entry::Floor { position } => footer.floor = footer.floor.max(position),
+                    Entry::Rows { len, .. } => footer.rows_bytes += u64::from(len),
+                }
+            }
+            footer.end += u64::from(frame.frame_bytes);
+        }
+        footer
+    }
 }
 
 fn payload_verifies(io: &dyn BlockIo, frame: &FrameHeader) -> io::Result<bool> {
-    for entry in frame.entries.iter().filter(|e| e.kind == Kind::Chunk && e.len > 0) {
-        let bytes = read(io, frame.offset + u64::from(entry.at), entry.len as usize)?;
-        if ChunkHash::of(&bytes[..entry.len as usize]) != entry.hash {
+    for entry in &frame.entries {
+        let Entry::Chunk { at, len, hash } = entry else { continue };
+        let bytes = read(io, frame.offset + u64::from(*at), *len as usize)?;
+        if ChunkHash::of(&bytes[..*len as usize]) != *hash {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// A frame that was not acknowledged must not come back when a later crash leaves other bytes behind it.
-fn blot_out(io: &dyn BlockIo, frame: &FrameHeader) -> io::Result<()> {
-    tracing::warn!(
-        at = frame.offset,
-        sequence = frame.sequence,
-        "the last write before the stop was incomplete and is dropped: it was never acknowledged"
-    );
-    io.write_durable_at(AlignedBuf::heap(BLOCK), frame.offset).wait().map(|_| ())
+/// What a sealed segment holds, read for the compactor.
+pub(super) fn contents_of(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    segment: &Segment,
+) -> Result<Footer, OpenLogError> {
+    let place = Place { sequence: segment.sequence, slot: segment.slot, first_frame: segment.first_frame };
+    Ok(read_segment(io, superblock, place, false)?.footer)
 }

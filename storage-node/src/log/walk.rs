@@ -3,20 +3,11 @@
 use std::io;
 
 use super::LogPosition;
-use super::format::{FrameHeader, Kind, Superblock};
+use super::format::{Entry, FrameHeader, Superblock};
 use crate::io::{AlignedBuf, BLOCK, BlockIo, whole_blocks};
 
 /// The most that is read ahead where frames lie close together.
 const AHEAD_BYTES_MAX: u64 = 256 << 10;
-
-/// A segment that is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub sequence: u64,
-    pub slot: u32,
-    /// Sequence of its first frame.
-    pub first_frame: u64,
-}
 
 /// A frame whose header part checks.
 pub(super) struct Frame<'a> {
@@ -29,12 +20,13 @@ impl<'a> Frame<'a> {
     /// The rows entries with their positions; `start` is the position of the frame.
     pub fn rows(&self, start: u64) -> impl Iterator<Item = (LogPosition, &'a [u8])> {
         let bytes = self.bytes;
-        self.header.entries.iter().enumerate().filter(|(_, entry)| entry.kind == Kind::Rows).map(
-            move |(i, entry)| {
-                let at = entry.at as usize;
-                (LogPosition::new(start, i), &bytes[at..at + entry.len as usize])
-            },
-        )
+        self.header.entries.iter().enumerate().filter_map(move |(i, entry)| match entry {
+            Entry::Rows { at, len } => {
+                let at = *at as usize;
+                Some((LogPosition::new(start, i), &bytes[at..at + *len as usize]))
+            }
+            _ => None,
+        })
     }
 }
 
@@ -42,7 +34,9 @@ impl<'a> Frame<'a> {
 pub(super) struct Walker<'a> {
     io: &'a dyn BlockIo,
     superblock: &'a Superblock,
-    segment: Segment,
+    /// Sequence of the segment and the slot that it lies in.
+    segment: u64,
+    slot: u32,
     /// Where the next frame begins, from the start of the segment.
     offset: u64,
     /// Its sequence; unknown after a jump.
@@ -55,13 +49,21 @@ pub(super) struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    pub fn new(io: &'a dyn BlockIo, superblock: &'a Superblock, segment: Segment) -> Self {
+    /// At the first frame of a segment.
+    pub fn new(
+        io: &'a dyn BlockIo,
+        superblock: &'a Superblock,
+        segment: u64,
+        slot: u32,
+        first_frame: u64,
+    ) -> Self {
         Self {
             io,
             superblock,
             segment,
+            slot,
             offset: BLOCK as u64,
-            expected: Some(segment.first_frame),
+            expected: Some(first_frame),
             window: AlignedBuf::heap(BLOCK),
             window_at: 0,
             window_len: 0,
@@ -83,17 +85,7 @@ impl<'a> Walker<'a> {
     }
 
     pub fn device_offset(&self) -> u64 {
-        self.superblock.segment_offset(self.segment.slot) + self.offset
-    }
-
-    /// The sequence that the next frame must have.
-    pub fn next_sequence(&self) -> Option<u64> {
-        self.expected
-    }
-
-    /// Whether the next frame is one of the next segment, whose first has that sequence.
-    pub fn has_reached(&self, next_first: Option<u64>) -> bool {
-        self.expected.zip(next_first).is_some_and(|(expected, first)| expected >= first)
+        self.superblock.segment_offset(self.slot) + self.offset
     }
 
     /// The next frame; `None` if what lies there is not it.
@@ -108,21 +100,17 @@ impl<'a> Walker<'a> {
         Ok(Some(Frame { header, bytes: &self.window[start..start + header_bytes] }))
     }
 
-    /// Looks for a frame that was written after the place where the walk ended: then it ended at damage, not at
-    /// the end of the log. Returns where that frame is on the device.
-    pub fn find_later_frame(&mut self) -> io::Result<Option<u64>> {
+    /// Frames that were written behind the place where the walk ended, wherever they begin.
+    pub fn later_frames(&mut self) -> io::Result<Vec<FrameHeader>> {
         let first = self.expected.unwrap_or(0);
         self.ahead_bytes = AHEAD_BYTES_MAX;
-        let mut offset = self.offset;
+        let (mut offset, mut later) = (self.offset, Vec::new());
         while offset < self.superblock.segment_bytes {
-            if let Some((header, _)) = self.header_at(offset)?
-                && header.sequence >= first
-            {
-                return Ok(Some(header.offset));
-            }
-            offset += BLOCK as u64;
+            let found = self.header_at(offset)?.map(|(header, _)| header).filter(|h| h.sequence >= first);
+            offset += found.as_ref().map_or(BLOCK as u64, |header| u64::from(header.frame_bytes));
+            later.extend(found);
         }
-        Ok(None)
+        Ok(later)
     }
 
     /// The checked header of a frame of this segment that begins at `offset`, and its length.
@@ -137,11 +125,8 @@ impl<'a> Walker<'a> {
         if u64::from(header_bytes) > room {
             return Ok(None);
         }
-        let (device_offset, key, segment) = (
-            self.superblock.segment_offset(self.segment.slot) + offset,
-            self.superblock.key,
-            self.segment.sequence,
-        );
+        let (device_offset, key, segment) =
+            (self.superblock.segment_offset(self.slot) + offset, self.superblock.key, self.segment);
         let bytes = self.read(offset, whole_blocks(u64::from(header_bytes)))?;
         let header = FrameHeader::decode(bytes, device_offset, &key)
             .filter(|h| h.segment == segment && u64::from(h.frame_bytes) <= room);
@@ -162,7 +147,7 @@ impl<'a> Walker<'a> {
             }
             window.set_len(take as usize);
             self.window_len = 0;
-            let at = self.superblock.segment_offset(self.segment.slot) + offset;
+            let at = self.superblock.segment_offset(self.slot) + offset;
             self.window = self.io.read_at(window, at).wait()?;
             (self.window_at, self.window_len) = (offset, take);
         }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use super::{ChunkStore, PutOutcome, StoreError, StoreStats};
 use crate::io::BufferPool;
-use crate::log::Log;
+use crate::log::{Location, Log};
 
 /// Huge pages that reads are served from.
 const ARENA_BYTES: usize = 64 << 20;
@@ -27,22 +27,32 @@ impl BlockStore {
 
     async fn read(&self, hash: &ChunkHash) -> Result<Bytes, StoreError> {
         let shared = self.log.shared();
-        let location = shared.index.get(hash).ok_or(StoreError::NotFound)?;
-        let bytes = if location.len() == 0 {
-            Bytes::new()
-        } else {
-            let buffer = self.pool.take(location.len()).await;
-            let mut buffer = shared.io.read_at(buffer, location.offset()).await?;
-            buffer.set_len(location.len());
-            buffer.into_bytes()
-        };
-        shared.metrics.read_bytes.increment(bytes.len() as u64);
-        if ChunkHash::of(&bytes) != *hash {
-            tracing::error!(%hash, at = location.offset(), "a chunk is damaged on the device");
-            shared.metrics.damaged_chunks.increment(1);
-            return Err(StoreError::Damaged { hash: *hash });
+        let mut location = shared.index.get(hash).ok_or(StoreError::NotFound)?;
+        loop {
+            let bytes = self.read_at(location).await?;
+            shared.metrics.read_bytes.increment(bytes.len() as u64);
+            if ChunkHash::of(&bytes) == *hash {
+                return Ok(bytes);
+            }
+            // A compaction may have moved the chunk, and its former place may hold something else by now.
+            let found = shared.index.get(hash).ok_or(StoreError::NotFound)?;
+            if found == location {
+                tracing::error!(%hash, at = location.offset(), "a chunk is damaged on the device");
+                shared.metrics.damaged_chunks.increment(1);
+                return Err(StoreError::Damaged { hash: *hash });
+            }
+            location = found;
         }
-        Ok(bytes)
+    }
+
+    async fn read_at(&self, location: Location) -> Result<Bytes, StoreError> {
+        if location.len() == 0 {
+            return Ok(Bytes::new());
+        }
+        let buffer = self.pool.take(location.len()).await;
+        let mut buffer = self.log.shared().io.read_at(buffer, location.offset()).await?;
+        buffer.set_len(location.len());
+        Ok(buffer.into_bytes())
     }
 }
 

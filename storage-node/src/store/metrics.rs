@@ -13,6 +13,10 @@ pub struct StoreMetrics {
     pub commits: Counter,
     pub commit_seconds: Histogram,
     pub commit_entries: Histogram,
+    /// Segments freed by compaction.
+    pub compactions: Counter,
+    /// Bytes of chunks that were moved for it.
+    pub compacted_bytes: Counter,
     /// Reads that found other bytes than the chunk's.
     pub damaged_chunks: Counter,
 }
@@ -25,6 +29,8 @@ impl StoreMetrics {
             commits: metrics::counter!("dozo_node_commits_total"),
             commit_seconds: metrics::histogram!("dozo_node_commit_duration_seconds"),
             commit_entries: metrics::histogram!("dozo_node_commit_entries"),
+            compactions: metrics::counter!("dozo_node_compactions_total"),
+            compacted_bytes: metrics::counter!("dozo_node_compacted_bytes_total"),
             damaged_chunks: metrics::counter!("dozo_node_damaged_chunks_total"),
         })
     }

@@ -24,7 +24,7 @@ use common::telemetry::MetricsRegistry;
 use futures_util::future::BoxFuture;
 
 use crate::io::{BlockIo, Engine, MemIo, Target};
-use crate::log::{Log, LogError, OpenLogError, SEGMENT_BYTES, SEGMENTS_START, device_bytes};
+use crate::log::{Log, LogError, MIN_SEGMENTS, OpenLogError, OpenOptions, device_bytes, segment_bytes_for};
 
 pub use block::BlockStore;
 pub use metrics::StoreMetrics;
@@ -33,8 +33,8 @@ pub use url::{InvalidStoreUrl, StoreUrl};
 
 pub use crate::log::PutOutcome;
 
-/// A log file beside an object store may grow to this many segments (64 GiB); it takes space as it is written.
-const LOG_FILE_SEGMENTS: u64 = 1024;
+/// A log file beside an object store may grow to this length; it takes space as it is written.
+const LOG_FILE_BYTES: u64 = 64 << 30;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -141,16 +141,25 @@ pub struct Opened {
     pub io_engine: &'static str,
 }
 
-/// Opens the store and the log of a node, making them if they are not there.
-pub async fn open(url: &StoreUrl, data_dir: &Path, metrics: &MetricsRegistry) -> Result<Opened, OpenError> {
-    open_with(url, data_dir, metrics, Engine::Auto).await
+/// How a store is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Makes a store also on a device or file that holds something else, which is lost.
+    pub force: bool,
+    pub engine: Engine,
 }
 
-pub(crate) async fn open_with(
+/// Opens the store and the log of a node, making them if they are not there.
+pub async fn open(url: &StoreUrl, data_dir: &Path, metrics: &MetricsRegistry) -> Result<Opened, OpenError> {
+    open_with(url, data_dir, metrics, Options::default()).await
+}
+
+/// [`open`], in another way than usual.
+pub async fn open_with(
     url: &StoreUrl,
     data_dir: &Path,
     metrics: &MetricsRegistry,
-    engine: Engine,
+    Options { force, engine }: Options,
 ) -> Result<Opened, OpenError> {
     let metrics = StoreMetrics::new(metrics);
     let (log_url, log_file) = (url.clone(), data_dir.join("log"));
@@ -159,8 +168,8 @@ pub(crate) async fn open_with(
         let io = block_io(&log_url, &log_file, engine)?;
         let io_engine = io.engine();
         let place = if log_url.has_objects() { log_file.display().to_string() } else { log_url.to_string() };
-        let log =
-            Log::open(io, SEGMENT_BYTES, log_metrics).map_err(|source| OpenError::Log { place, source })?;
+        let options = OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force };
+        let log = Log::open(io, options, log_metrics).map_err(|source| OpenError::Log { place, source })?;
         Ok((log, io_engine))
     });
     let (log, io_engine) = opening.await.unwrap_or(Err(OpenError::Interrupted))?;
@@ -182,9 +191,7 @@ fn block_io(url: &StoreUrl, log_file: &Path, engine: Engine) -> Result<Arc<dyn B
         }
         StoreUrl::File { path, size_bytes } => (path.as_path(), Target::file(path, *size_bytes)),
         StoreUrl::Device { path } => (path.as_path(), Target::device(path)),
-        StoreUrl::Dir { .. } | StoreUrl::S3 { .. } => {
-            (log_file, Target::file(log_file, device_bytes(LOG_FILE_SEGMENTS, SEGMENT_BYTES)))
-        }
+        StoreUrl::Dir { .. } | StoreUrl::S3 { .. } => (log_file, Target::file(log_file, LOG_FILE_BYTES)),
     };
     target
         .and_then(|target| target.start(engine))
@@ -192,7 +199,7 @@ fn block_io(url: &StoreUrl, log_file: &Path, engine: Engine) -> Result<Arc<dyn B
 }
 
 /// The smallest file or memory that a block store fits in.
-pub(crate) const SIZE_BYTES_MIN: u64 = SEGMENTS_START + crate::log::MIN_SEGMENTS * SEGMENT_BYTES;
+pub(crate) const SIZE_BYTES_MIN: u64 = device_bytes(MIN_SEGMENTS, segment_bytes_for(0));
 
 #[cfg(test)]
 mod tests;

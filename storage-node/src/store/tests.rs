@@ -7,13 +7,14 @@ use super::conformance::{UsedBytes, conforms, sample, survives_reopening};
 use super::*;
 use crate::io::BLOCK;
 use crate::io::sim::SimIo;
-use crate::log::{BoxError, LogPosition};
+use crate::log::{BoxError, LogPosition, ROWS_BYTES_MAX, SEGMENTS_START};
 
 /// A frame for each deletion, and what is left of a segment.
-const BLOCK_STORE: UsedBytes = UsedBytes::WithOverhead { deletion_bytes_max: 2 * BLOCK as u64 };
+const BLOCK_STORE: UsedBytes = UsedBytes::WithOverhead { change_bytes_max: 2 * BLOCK as u64 };
 
 async fn open_at(url: &str, dir: &Path, engine: Engine) -> Opened {
-    open_with(&url.parse().unwrap(), dir, &MetricsRegistry::new(), engine).await.unwrap()
+    let options = Options { engine, ..Options::default() };
+    open_with(&url.parse().unwrap(), dir, &MetricsRegistry::new(), options).await.unwrap()
 }
 
 fn noise(seed: u64, len: usize) -> Bytes {
@@ -67,7 +68,9 @@ async fn a_store_on_the_simulated_device_conforms() {
     let sim = SimIo::new(vec![0; 400 << 20], None);
     let open = move || -> BoxFuture<'static, Arc<dyn ChunkStore>> {
         let (sim, metrics) = (sim.clone(), StoreMetrics::new(&MetricsRegistry::new()));
-        let open = move || Log::open(Arc::new(sim), SEGMENT_BYTES, metrics).unwrap();
+        let options =
+            crate::log::OpenOptions { segment_bytes: segment_bytes_for(sim.size_bytes()), force: false };
+        let open = move || Log::open(Arc::new(sim), options, metrics).unwrap();
         Box::pin(async move {
             let log = tokio::task::spawn_blocking(open).await.unwrap();
             Arc::new(BlockStore::new(log)) as Arc<dyn ChunkStore>
@@ -129,6 +132,24 @@ async fn a_directory_store_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("dir:{}", dir.path().join("objects").display());
     conforms_and_survives(&url, dir.path(), Engine::Auto, UsedBytes::OfChunks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_beside_any_store_keeps_its_id_and_rows_of_the_greatest_length() {
+    let dir = tempfile::tempdir().unwrap();
+    for url in ["file:{}/store?size=400MiB", "dir:{}/objects"] {
+        let url = url.replace("{}", dir.path().to_str().unwrap());
+        let opened = open_at(&url, dir.path(), Engine::Auto).await;
+        let long = noise(9, ROWS_BYTES_MAX);
+        opened.log.append_rows(Bytes::from_static(b"first")).await.unwrap();
+        opened.log.append_rows(long.clone()).await.unwrap();
+        assert!(opened.log.append_rows(noise(9, ROWS_BYTES_MAX + 1)).await.is_err());
+        let id = opened.log_id.clone();
+        drop(opened);
+        let opened = open_at(&url, dir.path(), Engine::Auto).await;
+        assert_eq!(opened.log_id, id);
+        assert_eq!(rows(&opened.log).await, [b"first".to_vec(), long.to_vec()]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,7 @@ fn config(name: &str, store: &str, dir: &Path, search: &str) -> Config {
         zone: None,
         search: search.to_owned(),
         store: store.to_owned(),
+        force: false,
         data_dir: dir.join(name),
         listen: loopback,
         admin: loopback,
