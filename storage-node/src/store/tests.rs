@@ -68,8 +68,8 @@ async fn a_store_on_the_simulated_device_conforms() {
     let sim = SimIo::new(vec![0; 400 << 20], None);
     let open = move || -> BoxFuture<'static, Arc<dyn ChunkStore>> {
         let (sim, metrics) = (sim.clone(), StoreMetrics::new(&MetricsRegistry::new()));
-        let options =
-            crate::log::OpenOptions { segment_bytes: segment_bytes_for(sim.size_bytes()), force: false };
+        let segment_bytes = segment_bytes_for(sim.size_bytes());
+        let options = crate::log::OpenOptions { segment_bytes, force: false, prefill: false };
         let open = move || Log::open(Arc::new(sim), options, metrics).unwrap();
         Box::pin(async move {
             let log = tokio::task::spawn_blocking(open).await.unwrap();

@@ -4,6 +4,7 @@
 
 mod fake;
 mod s3;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -112,6 +113,7 @@ fn publication(name: &ContentName, manifest: Manifest, ref_tag: RefTag) -> HoldR
         ref_tag,
         version_time: None,
         client: Some(client_id("alice")),
+        add_to_library: false,
         precondition: Precondition::None,
         announce_wait_ms: 5_000,
     }
