@@ -110,6 +110,11 @@ pub async fn run(plan: &DevicePlan) -> Result<DeviceResult, DeviceError> {
     let url: StoreUrl = plan.store.parse()?;
     let (folder, temporary) = match &plan.data_dir {
         Some(folder) => (folder.clone(), None),
+        // Objects belong to the log beside them, so a later run on them needs the same one.
+        None if url.has_objects() => {
+            let name = format!("dozo-bench-{}", ChunkHash::of(url.to_string().as_bytes()).short());
+            (std::env::temp_dir().join(name), None)
+        }
         None => {
             let name = format!("dozo-bench-{}", common::auth::random_hex(8));
             let folder = std::env::temp_dir().join(name);
