@@ -21,24 +21,24 @@ const FLOOR_EVERY: u64 = 15;
 /// What the child is told through its environment.
 pub fn environment(dir: &Path, engine: Engine, seed: u64, next_row: u64) -> Vec<(&'static str, OsString)> {
     vec![
-        ("DOZO_KILL_DIR", dir.into()),
-        ("DOZO_KILL_THREADS", u8::from(engine == Engine::Threads).to_string().into()),
-        ("DOZO_KILL_CHILD_SEED", seed.to_string().into()),
-        ("DOZO_KILL_NEXT_ROW", next_row.to_string().into()),
+        ("DOZO_STRESS_DIR", dir.into()),
+        ("DOZO_STRESS_THREADS", u8::from(engine == Engine::Threads).to_string().into()),
+        ("DOZO_STRESS_CHILD_SEED", seed.to_string().into()),
+        ("DOZO_STRESS_NEXT_ROW", next_row.to_string().into()),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the child process of the other tests"]
+#[ignore = "the process that the other tests kill"]
 async fn hammers_the_store_until_it_is_killed() {
-    let Some(dir) = std::env::var_os("DOZO_KILL_DIR").map(PathBuf::from) else { return };
-    let engine = if from_env("DOZO_KILL_THREADS") == Some(1) { Engine::Threads } else { Engine::Uring };
-    let mut dice = dice(from_env("DOZO_KILL_CHILD_SEED").unwrap());
+    let Some(dir) = std::env::var_os("DOZO_STRESS_DIR").map(PathBuf::from) else { return };
+    let engine = if from_env("DOZO_STRESS_THREADS") == Some(1) { Engine::Threads } else { Engine::Uring };
+    let mut dice = dice(from_env("DOZO_STRESS_CHILD_SEED").unwrap());
     // Libtest has left its line open.
     tell(format_args!("\nopening"));
     let opened = open(&dir, engine).await;
     tell(format_args!("opened"));
-    let rows = tokio::spawn(append_rows(opened.log.clone(), from_env("DOZO_KILL_NEXT_ROW").unwrap()));
+    let rows = tokio::spawn(append_rows(opened.log.clone(), from_env("DOZO_STRESS_NEXT_ROW").unwrap()));
     for writer in 0..WRITERS {
         tokio::spawn(put_and_delete(Arc::clone(&opened.chunks), writer, dice()));
     }
