@@ -3,6 +3,7 @@
 mod compaction;
 mod crash;
 mod damage;
+mod fixtures;
 mod space;
 
 use std::collections::BTreeMap;
