@@ -11,6 +11,7 @@ use std::path::Path;
 use super::*;
 use crate::log::format::{SEGMENTS_START, SlotHeader, Superblock};
 
+pub const KEY: [u8; 32] = *b"the key of the fixture's device.";
 /// Repetitions of a byte from which on they are counted.
 const RUN_MIN: usize = 16;
 
@@ -69,7 +70,7 @@ fn from_text(text: &str) -> Vec<u8> {
 }
 
 /// A chunk of one letter, so that its image is short.
-fn letters(letter: char, len: usize) -> Bytes {
+pub fn letters(letter: char, len: usize) -> Bytes {
     vec![letter as u8; len].into()
 }
 
@@ -96,7 +97,7 @@ impl Node {
         self.last_rows = answer.try_recv().unwrap().unwrap();
     }
 
-    fn get_letters(&self, letter: char, len: usize) -> Result<Bytes, StoreError> {
+    pub fn get_letters(&self, letter: char, len: usize) -> Result<Bytes, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(self.store.get(&ChunkHash::of(&letters(letter, len))))
     }
@@ -111,11 +112,11 @@ impl Node {
 
 /// A node of version 1 with a bit of everything: a freed slot, two sealed segments with footers, one that is written
 /// to; chunks that were moved and deleted, rows behind a floor and before it.
-fn lived() -> Node {
+pub fn lived() -> Node {
     let mut image = empty_image();
     let superblock = Superblock {
         log_id: *b"dozo fixture one",
-        key: *b"the key of the fixture's device.",
+        key: KEY,
         segment_bytes: SEGMENT,
         slots: SLOTS,
         device_bytes: device_bytes(SLOTS, SEGMENT),
@@ -212,8 +213,7 @@ fn an_image_is_its_text() {
 #[test]
 fn a_log_of_version_1_is_read_exactly() {
     let image = fixture("v1", || lived().sim.image());
-    let key = *b"the key of the fixture's device.";
-    let freed = SlotHeader::decode(&image[SEGMENTS_START as usize..][..BLOCK], SEGMENTS_START, &key);
+    let freed = SlotHeader::decode(&image[SEGMENTS_START as usize..][..BLOCK], SEGMENTS_START, &KEY);
     assert_eq!(freed, SlotHeader::Freed { sequence: 1 });
     assert_is_read_exactly(image);
 }

@@ -4,6 +4,7 @@ mod compaction;
 mod crash;
 mod damage;
 mod fixtures;
+mod fuzz;
 mod space;
 
 use std::collections::BTreeMap;
