@@ -116,7 +116,7 @@ fn frame_header(bytes: &[u8]) {
     hasher.update(&bytes[..CHECK_AT]).update(&bytes[FRAME_FIXED..len]);
     bytes[CHECK_AT..FRAME_FIXED].copy_from_slice(hasher.finalize().as_bytes());
     let Some(header) = FrameHeader::decode(&bytes, OFFSET, &KEY) else { return };
-    assert!(header.frame_bytes as usize >= len && header.frame_bytes as usize % BLOCK == 0);
+    assert!(header.frame_bytes as usize >= len && (header.frame_bytes as usize).is_multiple_of(BLOCK));
     for entry in &header.entries {
         match *entry {
             Entry::Rows { at, len: rows } => assert!(bytes[at as usize..][..rows as usize].len() <= len),
