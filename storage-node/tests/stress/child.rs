@@ -5,16 +5,14 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use storage_node::io::Engine;
 use storage_node::log::{Log, LogPosition};
 use storage_node::store::{ChunkStore, PutOutcome, StoreError};
 
-use super::{chunk, dice, from_env, open, row};
+use super::{WRITERS, chunk, dice, from_env, next_work, open, row};
 
-/// Tasks that put and delete; each has names of its own, so what it tells of a name is in order.
-const WRITERS: u64 = 6;
-const NAMES_PER_WRITER: u64 = 24;
 /// Rows between two floors.
 const FLOOR_EVERY: u64 = 15;
 
@@ -39,8 +37,9 @@ async fn hammers_the_store_until_it_is_killed() {
     let opened = open(&dir, engine).await;
     tell(format_args!("opened"));
     let rows = tokio::spawn(append_rows(opened.log.clone(), from_env("DOZO_STRESS_NEXT_ROW").unwrap()));
+    let turns = Arc::new(AtomicU64::new(0));
     for writer in 0..WRITERS {
-        tokio::spawn(put_and_delete(Arc::clone(&opened.chunks), writer, dice()));
+        tokio::spawn(put_and_delete(Arc::clone(&opened.chunks), writer, Arc::clone(&turns), dice()));
     }
     // None of them ends.
     rows.await.unwrap();
@@ -54,14 +53,12 @@ fn tell(line: fmt::Arguments<'_>) {
     }
 }
 
-async fn put_and_delete(store: Arc<dyn ChunkStore>, writer: u64, seed: u64) {
+async fn put_and_delete(store: Arc<dyn ChunkStore>, writer: u64, turns: Arc<AtomicU64>, seed: u64) {
     let mut dice = dice(seed);
     loop {
-        // Low numbers come often and high ones seldom: some chunks die young, others are moved by compactions.
-        let number = (dice() % NAMES_PER_WRITER).min(dice() % NAMES_PER_WRITER);
-        let name = writer * NAMES_PER_WRITER + number;
+        let (name, puts) = next_work(writer, turns.fetch_add(1, Ordering::Relaxed), &mut dice);
         let (hash, bytes) = chunk(name);
-        let done = if !dice().is_multiple_of(3) {
+        let done = if puts {
             tell(format_args!("begin put {name}"));
             let len = bytes.len();
             store.put(hash, bytes.into()).await.map(|outcome| {

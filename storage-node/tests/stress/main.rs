@@ -52,6 +52,28 @@ fn chunk(name: u64) -> (ChunkHash, Vec<u8>) {
     (ChunkHash::of(&bytes), bytes)
 }
 
+/// Writers put and delete at once; each has names of its own.
+const WRITERS: u64 = 6;
+const HOT_NAMES: u64 = 8;
+const COLD_NAMES: u64 = 100;
+const NAMES_PER_WRITER: u64 = HOT_NAMES + COLD_NAMES;
+/// Turns of all writers: at first only cold chunks are put, which fills segments that stay; then hot ones come and go
+/// so that segments are freed, and now and then a cold one is deleted, whose tombstone must outlive those.
+const TURNS: u64 = 1200;
+const COLD_TURNS: u64 = 300;
+
+/// The name that a writer takes up in a turn, and whether to put it.
+fn next_work(writer: u64, turn: u64, dice: &mut impl FnMut() -> u64) -> (u64, bool) {
+    let (number, puts) = if turn % TURNS < COLD_TURNS {
+        (HOT_NAMES + dice() % COLD_NAMES, true)
+    } else if dice().is_multiple_of(16) {
+        (HOT_NAMES + dice() % COLD_NAMES, false)
+    } else {
+        (dice() % HOT_NAMES, !dice().is_multiple_of(3))
+    };
+    (writer * NAMES_PER_WRITER + number, puts)
+}
+
 /// The rows entry with a number.
 fn row(number: u64) -> Vec<u8> {
     [number.to_le_bytes().to_vec(), noise(number, (number * 37 % 3000) as usize)].concat()
@@ -78,7 +100,7 @@ async fn open_with_metrics(dir: &Path, engine: Engine, metrics: &MetricsRegistry
             Err(error)
                 if begun.elapsed() < RELEASE_TIMEOUT && format!("{error:?}").contains("ResourceBusy") =>
             {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             Err(error) => panic!("the store does not open again: {error:?}"),
         }
