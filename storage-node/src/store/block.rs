@@ -1,5 +1,7 @@
 //! Chunks on a block device: entries of the node's log, found through its index.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use common::hash::ChunkHash;
 use futures_util::future::BoxFuture;
@@ -49,9 +51,12 @@ impl BlockStore {
         if location.len() == 0 {
             return Ok(Bytes::new());
         }
+        let begun = Instant::now();
+        let shared = self.log.shared();
         let buffer = self.pool.take(location.len()).await;
-        let mut buffer = self.log.shared().io.read_at(buffer, location.offset()).await?;
+        let mut buffer = shared.io.read_at(buffer, location.offset()).await?;
         buffer.set_len(location.len());
+        shared.metrics.read_seconds.record(begun.elapsed().as_secs_f64());
         Ok(buffer.into_bytes())
     }
 }

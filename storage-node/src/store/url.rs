@@ -15,14 +15,15 @@ const S3_BYTES_DEFAULT: u64 = 1 << 40;
 /// Where a node keeps its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreUrl {
-    /// `file:/path?size=20GiB`: a block store in a file that is made with that size (20 GiB if not said).
-    File { path: PathBuf, size_bytes: u64 },
+    /// `file:/path?size=20GiB`: a block store in a file that is made with that size (20 GiB if not said). The file takes
+    /// space as it fills; with `&prefill=true` all of it at the start, and is as fast as a device from then on.
+    File { path: PathBuf, size_bytes: u64, prefill: bool },
     /// `device:/dev/nvme1n1`: a block store on a whole raw device.
     Device { path: PathBuf },
-    /// `dir:/path`: one file a chunk.
+    /// `dir:/path`: files with one large or many small chunks each.
     Dir { path: PathBuf },
-    /// `s3://bucket/prefix?endpoint=URL&region=R&capacity=1TiB`: one object a chunk in an S3-compatible store.
-    /// Keys come from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+    /// `s3://bucket/prefix?endpoint=URL&region=R&capacity=1TiB`: objects of the same kind in an S3-compatible
+    /// store. Keys come from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
     S3 {
         bucket: String,
         prefix: String,
@@ -41,11 +42,18 @@ pub struct InvalidStoreUrl {
     problem: String,
 }
 
+impl StoreUrl {
+    /// Whether chunks are objects, apart from the log.
+    pub fn has_objects(&self) -> bool {
+        matches!(self, Self::Dir { .. } | Self::S3 { .. })
+    }
+}
+
 impl FromStr for StoreUrl {
     type Err = InvalidStoreUrl;
 
     fn from_str(url: &str) -> Result<Self, InvalidStoreUrl> {
-        parse(url).map_err(|problem| InvalidStoreUrl { url: url.into(), problem })
+        parse(url).map_err(|problem| InvalidStoreUrl { url: without_keys(url), problem })
     }
 }
 
@@ -57,7 +65,8 @@ fn parse(url: &str) -> Result<StoreUrl, String> {
     let parsed = match scheme {
         "file" => {
             let size_bytes = options.bytes("size", FILE_BYTES_DEFAULT)?;
-            StoreUrl::File { path: path_of(place)?, size_bytes: at_least(size_bytes)? }
+            let prefill = options.flag("prefill")?;
+            StoreUrl::File { path: path_of(place)?, size_bytes: at_least(size_bytes)?, prefill }
         }
         "device" => StoreUrl::Device { path: path_of(place)? },
         "dir" => StoreUrl::Dir { path: path_of(place)? },
@@ -74,7 +83,7 @@ fn parse(url: &str) -> Result<StoreUrl, String> {
                 bucket: bucket.into(),
                 prefix: prefix.trim_matches('/').into(),
                 capacity_bytes: options.bytes("capacity", S3_BYTES_DEFAULT)?,
-                endpoint: options.take("endpoint"),
+                endpoint: options.take("endpoint").map(endpoint).transpose()?,
                 region: options.take("region"),
             }
         }
@@ -97,6 +106,30 @@ fn at_least(size_bytes: u64) -> Result<u64, String> {
     Ok(size_bytes)
 }
 
+/// An address is shown and logged, so it must not contain keys.
+fn endpoint(address: String) -> Result<String, String> {
+    if !address.starts_with("http://") && !address.starts_with("https://") {
+        return Err("endpoint must begin with http:// or https://".into());
+    }
+    if address.contains('@') {
+        return Err(
+            "keys do not belong into the endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into()
+        );
+    }
+    Ok(address)
+}
+
+/// The text, cut where keys in an address would begin.
+fn without_keys(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((before, _)) if before.contains("://") => {
+            let shown = before.rsplit_once("://").map_or("", |(shown, _)| shown);
+            format!("{shown}://…")
+        }
+        _ => url.into(),
+    }
+}
+
 struct Options(Vec<(String, String)>);
 
 impl Options {
@@ -117,6 +150,11 @@ impl Options {
         self.take(name).map_or(Ok(default), |text| parse_bytes(&text).map_err(|e| format!("{name}: {e}")))
     }
 
+    fn flag(&mut self, name: &str) -> Result<bool, String> {
+        self.take(name)
+            .map_or(Ok(false), |text| text.parse().map_err(|_| format!("{name}: must be true or false")))
+    }
+
     fn nothing_left(&self) -> Result<(), String> {
         self.0.first().map_or(Ok(()), |(name, _)| Err(format!("has no option {name:?}")))
     }
@@ -125,8 +163,9 @@ impl Options {
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { path, size_bytes } => {
-                write!(f, "file:{}?size={}", path.display(), exact(*size_bytes))
+            Self::File { path, size_bytes, prefill } => {
+                write!(f, "file:{}?size={}", path.display(), exact(*size_bytes))?;
+                if *prefill { f.write_str("&prefill=true") } else { Ok(()) }
             }
             Self::Device { path } => write!(f, "device:{}", path.display()),
             Self::Dir { path } => write!(f, "dir:{}", path.display()),
@@ -159,6 +198,7 @@ mod tests {
     fn every_kind_of_store_is_read_as_it_is_shown() {
         for text in [
             "file:/var/lib/dozo/n1?size=20GiB",
+            "file:/var/lib/dozo/n1?size=20GiB&prefill=true",
             "device:/dev/nvme1n1",
             "dir:/srv/chunks",
             "memory:?size=512MiB",
@@ -166,7 +206,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<StoreUrl>().unwrap().to_string(), text);
         }
-        let file = StoreUrl::File { path: "/x".into(), size_bytes: 20 << 30 };
+        let file = StoreUrl::File { path: "/x".into(), size_bytes: 20 << 30, prefill: false };
         assert_eq!("file:/x".parse(), Ok(file.clone()));
         assert_eq!("file:///x".parse(), Ok(file));
         assert_eq!("memory:".parse(), Ok(StoreUrl::Memory { size_bytes: 1 << 30 }));
@@ -180,12 +220,20 @@ mod tests {
             ("file:", "no path"),
             ("file:/x?size=10MiB", "smallest possible"),
             ("file:/x?size=lots", "count of bytes"),
+            ("file:/x?prefill=maybe", "true or false"),
             ("file:/x?sise=1GiB", "no option \"sise\""),
             ("s3:bucket", "s3://bucket/prefix"),
             ("s3:///prefix", "names no bucket"),
+            ("s3://b?endpoint=127.0.0.1:9", "http://"),
         ] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_in_an_address_are_refused_and_not_repeated() {
+        let error = "s3://b?endpoint=http://me:hidden@127.0.0.1:9".parse::<StoreUrl>().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hidden"), "{error}");
     }
 }
