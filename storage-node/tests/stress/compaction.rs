@@ -13,8 +13,7 @@ use super::{
     NAMES_PER_WRITER, STORE_BYTES, WRITERS, chunk, dice, from_env, next_work, open_with_metrics, seed,
 };
 
-/// Enough for reads to wait for one another, so that a compaction may come between.
-const READERS: u64 = 48;
+const READERS: u64 = 6;
 
 /// A chunk, and whether it is there: who holds the lock for reading sees it stay so.
 struct Slot {
