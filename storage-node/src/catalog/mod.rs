@@ -152,4 +152,6 @@ impl Catalog {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
