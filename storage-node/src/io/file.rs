@@ -6,8 +6,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{BlockIo, ThreadedIo, UringIo};
+
+/// How long another process may take to let go of a file.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// How requests reach the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,13 +99,23 @@ fn open_direct(options: &OpenOptions, flags: i32, path: &Path) -> io::Result<Fil
     }
 }
 
+/// A process that was killed lets go of its files only when the kernel has ended its requests, some time after its
+/// parent has heard of its end.
 fn lock(file: &File) -> io::Result<()> {
-    file.try_lock().map_err(|e| match e {
-        TryLockError::WouldBlock => {
-            io::Error::new(io::ErrorKind::ResourceBusy, "another process (or server) has it open")
+    let give_up = Instant::now() + LOCK_WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another process (or server) has it open",
+                ));
+            }
         }
-        TryLockError::Error(e) => e,
-    })
+    }
 }
 
 /// Takes space from the file system for a range of a file; devices and file systems without the call have it,

@@ -223,7 +223,7 @@ struct Model {
     chunks: BTreeMap<(u64, usize), bool>,
     /// Appended, not acknowledged: there or not, never in part.
     open_rows: Vec<Vec<u8>>,
-    open_floor: Option<usize>,
+    open_floors: Vec<usize>,
     open_chunks: BTreeMap<(u64, usize), ()>,
 }
 
@@ -242,7 +242,7 @@ impl Model {
                     self.open_chunks.insert((name, len), ());
                 }
                 (Op::Floor, true) => self.floor = rows_before,
-                (Op::Floor, false) => self.open_floor = Some(rows_before),
+                (Op::Floor, false) => self.open_floors.push(rows_before),
                 (Op::Compact, _) => {}
             }
         }
@@ -251,7 +251,7 @@ impl Model {
     /// Compares with what a node has, and takes over what was open.
     fn settle(&mut self, node: &Node) {
         let mut found: Vec<Vec<u8>> = node.rows().into_iter().map(|(_, bytes)| bytes).collect();
-        let wanted = [Some(self.floor), self.open_floor].into_iter().flatten().find(|floor| {
+        let wanted = [self.floor].into_iter().chain(self.open_floors.iter().copied()).find(|floor| {
             let (known, all) = (&self.rows[*floor..], self.rows.len() - floor);
             found.len() >= all && found.starts_with(known) && self.open_rows.starts_with(&found[all..])
         });
@@ -261,7 +261,7 @@ impl Model {
         let opened = found.len() - (self.rows.len() - floor);
         self.rows.extend(found.split_off(found.len() - opened));
         self.floor = floor;
-        self.open_floor = None;
+        self.open_floors.clear();
         self.open_rows.clear();
         for (name, len) in std::mem::take(&mut self.open_chunks).into_keys() {
             let there = match node.get(name, len) {
