@@ -80,6 +80,9 @@ pub struct StorageNodeArgs {
     /// Folder for the catalog, the map and, beside an object store, the log
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Make a store also on a device or file that holds something else, which is lost
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -166,6 +169,10 @@ impl Flags {
         self.0.extend(value.map(|v| (key.to_owned(), Value::String(v.to_string()))));
     }
 
+    fn set_true(&mut self, key: &str, is_set: bool) {
+        self.0.extend(is_set.then(|| (key.to_owned(), Value::Boolean(true))));
+    }
+
     /// TOML's integers have 63 bits; greater values are refused by the server's own checks.
     fn set_number(&mut self, key: &str, value: Option<u64>) {
         self.0.extend(value.map(|v| (key.to_owned(), Value::Integer(i64::try_from(v).unwrap_or(i64::MAX)))));
@@ -242,6 +249,7 @@ impl RoleCommand {
                 flags.site(&args.site);
                 flags.set("store", args.store.as_ref());
                 flags.folder(args.data_dir.as_ref());
+                flags.set_true("force", args.force);
             }
             Self::Search(args) => flags.folder(args.data_dir.as_ref()),
             Self::Origin(args) => {

@@ -36,6 +36,7 @@ fn wrong_usage_exits_with_2() {
         &["gateway", "--listen", "nowhere"],
         &["gateway"],
         &["--log-format", "xml", "status"],
+        &["scrub", "--node", "no dot"],
     ];
     for args in wrong {
         let output = dozo(folder.path(), args);
@@ -59,6 +60,7 @@ fn commands_without_a_system_fail_with_the_next_step() {
     let commands: &[&[&str]] = &[
         &["status"],
         &["node", "list", "--json"],
+        &["scrub"],
         &["client", "list"],
         &["bucket", "list", "--json"],
         &["ls", "alice", "--as", "alice"],

@@ -45,6 +45,7 @@ pub enum Tag {
     ChangeCursor = 0x42,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
+    Scrub = 0x60,
 }
 
 /// Rows that move with their slot.
@@ -89,6 +90,8 @@ pub enum Key<'a> {
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
     /// map says who owns it.
     FrozenSlot(Slot),
+    /// [`super::rows::ScrubValue`]. From the first round on; kept.
+    Scrub,
 }
 
 impl Key<'_> {
@@ -131,6 +134,7 @@ impl Key<'_> {
             Self::ChangeCursor => all(Tag::ChangeCursor),
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
+            Self::Scrub => all(Tag::Scrub),
         }
     }
 }
@@ -195,7 +199,7 @@ pub fn frozen_slot(key: &[u8]) -> Option<Slot> {
     key.get(1..3).and_then(|bytes| bytes.try_into().ok()).map(|bytes| Slot(u16::from_be_bytes(bytes)))
 }
 
-/// The chunk of an encoded [`Key::UnreferencedChunk`] or [`Key::ChunkRef`].
+/// The chunk of an encoded [`Key::Chunk`], [`Key::UnreferencedChunk`] or [`Key::ChunkRef`].
 pub fn chunk_hash(key: &[u8]) -> Option<ChunkHash> {
     key.get(1..33).and_then(|bytes| bytes.try_into().ok()).map(ChunkHash::from_bytes)
 }
@@ -223,5 +227,6 @@ mod tests {
         assert_eq!(hex(Key::Record(RecordNumber { epoch: 1, seq: 2 })), "3100000000000000010000000000000002");
         assert_eq!(hex(Key::BillingCursor(Fee::Content)), "3302");
         assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
+        assert_eq!(hex(Key::Scrub), "60");
     }
 }

@@ -114,7 +114,7 @@ impl SimIo {
             arrive(place, &request.buffer, |_| match way {
                 0 => true,
                 1 => false,
-                _ => dice() % 2 == 0,
+                _ => dice().is_multiple_of(2),
             });
         }
         image
@@ -202,7 +202,7 @@ fn transfer(state: &mut State, request: &Request, outcome: &mut Option<Outcome>)
         Fate::OnlySector(only) => arrive(place, &request.buffer, |sector| sector == only),
         Fate::Torn(seed) => {
             let mut dice = dice(seed);
-            arrive(place, &request.buffer, |_| dice() % 2 == 0);
+            arrive(place, &request.buffer, |_| dice().is_multiple_of(2));
         }
     }
     Err(io::Error::from_raw_os_error(libc::EIO))

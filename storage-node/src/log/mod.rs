@@ -71,6 +71,7 @@ mod compaction;
 mod compactor;
 mod format;
 mod index;
+mod listing;
 mod recovery;
 mod segments;
 mod walk;
@@ -385,6 +386,11 @@ impl Log {
 
     pub(crate) async fn append_tombstone(&self, hash: ChunkHash) -> Result<bool, LogError> {
         self.ask(|reply| Work::Tombstone { hash, reply })?.await.unwrap_or(Err(LogError::Stopped))
+    }
+
+    /// Hashes of the chunks in the first segment from sequence `from` on, and where to go on. Blocks.
+    pub(crate) fn list_chunks(&self, from: u64) -> std::io::Result<(Vec<ChunkHash>, Option<u64>)> {
+        listing::list(&self.0.shared, from)
     }
 
     pub(crate) fn shared(&self) -> &Shared {

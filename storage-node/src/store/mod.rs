@@ -76,6 +76,14 @@ pub struct StoreStats {
     pub chunks: u64,
 }
 
+/// A part of the chunks that a store has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChunkPage {
+    pub hashes: Vec<ChunkHash>,
+    /// Number of the page to ask for next, if there is one.
+    pub next: Option<u64>,
+}
+
 /// Keeps chunks by their hash.
 pub trait ChunkStore: Send + Sync + 'static {
     /// Stores a chunk whose hash the caller has verified. Equal puts at the same time are fine.
@@ -103,6 +111,10 @@ pub trait ChunkStore: Send + Sync + 'static {
 
     /// Whether the chunk is there; its bytes are not verified.
     fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Lists chunks, a bounded part at a time: page 0 first, then whatever page the last one names. What is stored or
+    /// deleted meanwhile may or may not be listed; every other chunk is, perhaps twice.
+    fn list(&self, page: u64) -> BoxFuture<'_, Result<ChunkPage, StoreError>>;
 
     fn stats(&self) -> StoreStats;
 }

@@ -18,7 +18,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{ChunkStore, OpenError, PutOutcome, StoreError, StoreMetrics, StoreStats, StoreUrl};
+use super::{ChunkPage, ChunkStore, OpenError, PutOutcome, StoreError, StoreMetrics, StoreStats, StoreUrl};
 
 /// Changes of chunks that share a stripe wait for each other, so that each is counted once.
 const STRIPES: usize = 1024;
@@ -158,6 +158,19 @@ impl ChunkStore for ObjectChunkStore {
 
     fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.size_of(hash).await?.is_some()) })
+    }
+
+    /// A page is what begins with the same byte.
+    fn list(&self, page: u64) -> BoxFuture<'_, Result<ChunkPage, StoreError>> {
+        Box::pin(async move {
+            let prefix = ObjectPath::from(format!("chunks/{page:02x}"));
+            let hash = |object: object_store::ObjectMeta| async move {
+                Ok(object.location.filename().and_then(|name| name.parse::<ChunkHash>().ok()))
+            };
+            let listing = self.objects.list(Some(&prefix)).try_filter_map(hash);
+            let hashes = listing.try_collect().await.map_err(|error| store_error(error, 0))?;
+            Ok(ChunkPage { hashes, next: (page < 255).then_some(page + 1) })
+        })
     }
 
     fn stats(&self) -> StoreStats {

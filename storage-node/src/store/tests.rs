@@ -81,6 +81,20 @@ async fn conforms(store: &dyn ChunkStore) -> Vec<(ChunkHash, Bytes)> {
     let _given_up = tokio::time::timeout(std::time::Duration::ZERO, store.get(&chunks[7].0)).await;
     assert_eq!(store.get(&chunks[7].0).await.unwrap(), chunks[7].1);
     assert_eq!(store.stats().chunks, lengths.len() as u64 + 301);
+
+    // The list has each of them, and nothing that was deleted.
+    assert!(store.delete(&ChunkHash::of(&same)).await.unwrap());
+    let (mut listed, mut next) = (Vec::new(), Some(0));
+    while let Some(page) = next {
+        let page = store.list(page).await.unwrap();
+        listed.extend(page.hashes);
+        next = page.next;
+    }
+    let mut stored: Vec<ChunkHash> = chunks.iter().map(|(hash, _)| *hash).collect();
+    stored.extend(many.iter().map(|bytes| ChunkHash::of(bytes)));
+    listed.sort_unstable_by_key(|hash| *hash.as_bytes());
+    stored.sort_unstable_by_key(|hash| *hash.as_bytes());
+    assert_eq!(listed, stored);
     chunks
 }
 
