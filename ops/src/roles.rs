@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::auth::ClusterSecret;
 use common::auth::Role;
@@ -370,15 +371,28 @@ fn no_mobile_access() -> ConfigError {
     ConfigError::Invalid("this build has no mobile access server".to_owned())
 }
 
-/// Runs one server until a signal stops it.
+/// What a failed server may take for its requests in flight.
+const FAILED_STOP_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Runs one server until a signal stops it, or until it has failed: whoever watches the process then starts it anew.
 pub async fn run(command: RoleCommand) -> Result<(), Failure> {
     let settings = command.settings()?;
     let secret = command.secret(&settings)?;
     let mut signals = Signals::install()?;
     let running = settings.start(secret).await?;
-    signals.next().await;
-    signals.stop(running.stop()).await;
-    Ok(())
+    let health = running.health.clone();
+    tokio::select! {
+        () = signals.next() => {
+            signals.stop(running.stop()).await;
+            Ok(())
+        }
+        reason = health.failed() => {
+            let failure = Failure::new(format!("{} has stopped: {reason}", running.name));
+            // What cannot be ended in order is cut off: all that was acknowledged is durable.
+            let _in_time = tokio::time::timeout(FAILED_STOP_TIME_MAX, signals.stop(running.stop())).await;
+            Err(failure.with_next_step("start it again: it recovers what it acknowledged; look at its disk if that fails"))
+        }
+    }
 }
 
 /// A path as text for a setting; other than UTF-8 has no form in TOML.

@@ -149,12 +149,12 @@ async fn show_figures(node: Arc<Node>) {
     }
 }
 
-/// A node whose catalog stopped is not ready.
+/// A node whose log or catalog stopped takes nothing more until it is started anew, and recovers.
 async fn watch_catalog(node: Arc<Node>) {
     let mut stopped = node.catalog.stopped();
     let reason = match stopped.wait_for(Option::is_some).await {
         Ok(reason) => reason.clone().unwrap_or_default(),
         Err(error) => chain(&error),
     };
-    node.health.set("catalog", Err(reason));
+    node.health.fail("catalog", reason);
 }
