@@ -1,7 +1,8 @@
 //! A node's chunk store without the network: the ceiling that a node's figures are read against.
 //!
-//! It goes through the trait that the node itself uses, so an append is durable and a read is verified. Blocks are
-//! generated and hashed outside the measured time of an operation, as a gateway does it for a node.
+//! It goes through the trait that the node itself uses, so an append is durable and a read is verified against its
+//! hash. A store believes the hash that it is given with a chunk, since nodes check it before; so appends come with
+//! hashes of their numbers in place of their bytes, which keeps the cost of hashing out of what is measured.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,6 +69,9 @@ pub enum DeviceError {
     TooSmall,
 }
 
+/// Different blocks that appends take in turn.
+const PREPARED: u64 = 16;
+
 /// The `nth` chunk of a run.
 #[derive(Clone, Copy)]
 struct Blocks {
@@ -76,6 +80,14 @@ struct Blocks {
 }
 
 impl Blocks {
+    /// A hash that no block has.
+    fn name(self, nth: u64) -> ChunkHash {
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&self.seed.to_le_bytes());
+        name[8..].copy_from_slice(&nth.to_le_bytes());
+        ChunkHash::of(&name)
+    }
+
     fn get(self, nth: u64) -> (ChunkHash, bytes::Bytes) {
         let bytes = Content::new(self.seed, nth, self.len).bytes(0, self.len as usize);
         (ChunkHash::of(&bytes), bytes)
@@ -128,15 +140,18 @@ async fn append(
     chunks: &Arc<dyn ChunkStore>,
 ) -> Result<DeviceResult, DeviceError> {
     let next = Arc::new(AtomicU64::new(0));
+    let prepared: Arc<Vec<bytes::Bytes>> = Arc::new((0..PREPARED).map(|nth| blocks.get(nth).1).collect());
     let start = Instant::now();
     let end = start + plan.duration;
     let workers = (0..plan.depth).map(|_| {
-        let (chunks, next) = (chunks.clone(), next.clone());
+        let (chunks, next, prepared) = (chunks.clone(), next.clone(), prepared.clone());
         tokio::spawn(async move {
             let mut latency = Latency::default();
             let mut done = 0u64;
             while Instant::now() < end {
-                let (hash, bytes) = blocks.get(next.fetch_add(1, Ordering::Relaxed));
+                let nth = next.fetch_add(1, Ordering::Relaxed);
+                let hash = blocks.name(nth);
+                let bytes = prepared[(nth % PREPARED) as usize].clone();
                 let began = Instant::now();
                 match chunks.put(hash, bytes).await {
                     Ok(_) => {}

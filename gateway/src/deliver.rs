@@ -1,104 +1,30 @@
 //! Delivering: `resolve → begin → send → end`. The one place where content leaves for a client.
+//!
+//! When one node decides for the name and the client, *open* is resolve and begin in one call.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::response::Response;
-use common::api::gateway::{CLASS, DELIVERY, METADATA_PREFIX, SOURCE, SOURCE_SITE};
-use common::api::node::{BeginAnswer, BeginRequest, Holding, HoldingState, ResolveRequest};
-use common::client::encode;
+use common::api::gateway::{CLASS, DELIVERY};
+use common::api::node::{BeginAnswer, BeginRequest, Holding, HoldingState, OpenRequest, ResolveRequest};
 use common::error::{ApiError, ApiResult, ErrorCode};
-use common::id::{ClientId, DeliveryId, ServerName, SiteId};
+use common::id::{ClientId, DeliveryId};
 use common::manifest::{ChunkRef, slices};
 use common::name::ContentName;
 use common::placement::Slot;
 use common::range::{RangeError, Wanted};
 use common::record::{DeliveryClass, DeliveryPath, Source};
-use common::time::UnixMillis;
-use http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, X_CONTENT_TYPE_OPTIONS,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::body::{Opening, Supply};
 use crate::directory::may_read;
 use crate::ends::EndGuard;
+use crate::head::{class_text, etag, head_of, header};
 use crate::server::Gateway;
-
-/// A client's wish for a content.
-pub struct Wish {
-    pub client: ClientId,
-    pub name: ContentName,
-    /// Only the head of the answer is wanted: nothing is delivered or recorded.
-    pub head_only: bool,
-    pub conditions: Conditions,
-    pub range: Option<String>,
-    /// For a client that is served away from home.
-    pub surrogate: Option<SiteId>,
-    pub mobile_access: Option<ServerName>,
-}
-
-/// The conditional headers of RFC 9110, section 13.
-#[derive(Debug, Clone, Default)]
-pub struct Conditions {
-    pub if_match: Option<String>,
-    pub if_none_match: Option<String>,
-    pub if_modified_since: Option<UnixMillis>,
-    pub if_range: Option<String>,
-}
-
-impl Conditions {
-    pub fn of(headers: &HeaderMap) -> ApiResult<Self> {
-        let since = text(headers, &IF_MODIFIED_SINCE)?;
-        Ok(Self {
-            if_match: text(headers, &IF_MATCH)?,
-            if_none_match: text(headers, &IF_NONE_MATCH)?,
-            // A date that is not one is ignored, as the RFC demands.
-            if_modified_since: since.as_deref().and_then(UnixMillis::parse_http_date),
-            if_range: text(headers, &IF_RANGE)?,
-        })
-    }
-
-    fn any(&self) -> bool {
-        self.if_match.is_some() || self.if_none_match.is_some() || self.if_modified_since.is_some()
-    }
-
-    fn verdict(&self, etag: &str, modified: UnixMillis) -> Verdict {
-        if self.if_match.as_deref().is_some_and(|tags| !matches_any(tags, etag)) {
-            return Verdict::Failed;
-        }
-        match (&self.if_none_match, self.if_modified_since) {
-            (Some(tags), _) if matches_any(tags, etag) => Verdict::NotModified,
-            (None, Some(since)) if modified.0 / 1000 <= since.0 / 1000 => Verdict::NotModified,
-            _ => Verdict::Proceed,
-        }
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Proceed,
-    NotModified,
-    Failed,
-}
-
-/// Whether a list of entity tags (or `*`) names this one. Weak tags never match: our bytes are exact.
-pub fn matches_any(tags: &str, etag: &str) -> bool {
-    tags.split(',')
-        .map(str::trim)
-        .any(|tag| tag == "*" || tag == etag || tag.trim_matches('"') == etag.trim_matches('"'))
-}
-
-/// A header as text; not text → `InvalidRequest` that names it.
-pub fn text(headers: &HeaderMap, name: &HeaderName) -> ApiResult<Option<String>> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
-    let text = value.to_str().map_err(|_| {
-        ApiError::new(ErrorCode::InvalidRequest, format!("the header {name} is not plain text"))
-    })?;
-    Ok(Some(text.to_owned()))
-}
+use crate::wish::{Verdict, Wish};
 
 /// What the site has (or is collecting) of a content, ready to be sent.
 pub struct Held {
@@ -107,6 +33,8 @@ pub struct Held {
     path: DeliveryPath,
     source: Option<Source>,
     supply: Supply,
+    /// Set when *open* began the delivery already.
+    begun: Option<DeliveryClass>,
 }
 
 /// A part of a content that is to be sent.
@@ -134,10 +62,14 @@ impl Gateway {
     /// Answers a client of this site.
     pub async fn deliver(&self, wish: Wish) -> ApiResult<Response> {
         let started = Instant::now();
-        match self.plan(&wish).await? {
+        let mut guard = EndGuard::new(DeliveryId::generate(self.clock.now()), self.ends.clone());
+        match self.plan(&wish, &mut guard).await? {
             Plan::Answer(response) => Ok(*response),
             Plan::Deliver(delivery) => {
-                let (class, guard) = self.begin(&wish, &delivery.held, &delivery.part).await?;
+                let class = match delivery.held.begun {
+                    Some(class) => class,
+                    None => self.begin(&wish, &delivery.held, &delivery.part, &mut guard).await?,
+                };
                 self.send(*delivery, class, guard, started).await
             }
         }
@@ -150,6 +82,7 @@ impl Gateway {
         wish: &Wish,
         delivery: DeliveryId,
     ) -> ApiResult<(Holding, Option<BeginAnswer>)> {
+        self.authorise(wish).await?;
         let held = self.resolve(wish, !wish.head_only && !wish.conditions.any()).await?;
         if wish.head_only || wish.conditions.any() && self.verdict(wish, &held) != Verdict::Proceed {
             return Ok((held.holding, None));
@@ -169,7 +102,12 @@ impl Gateway {
         wish.conditions.verdict(&etag(&held.holding), held.holding.version.time.millis())
     }
 
-    async fn plan(&self, wish: &Wish) -> ApiResult<Plan> {
+    async fn plan(&self, wish: &Wish, guard: &mut EndGuard) -> ApiResult<Plan> {
+        self.authorise(wish).await?;
+        if wish.is_plain() {
+            let held = self.open(wish, guard).await?;
+            return self.plan_for(wish, held, Verdict::Proceed);
+        }
         // A conditional request may come to nothing, so the client is noted as a holder only when it does not.
         let held = self.resolve(wish, !wish.head_only && !wish.conditions.any()).await?;
         let verdict = self.verdict(wish, &held);
@@ -181,7 +119,7 @@ impl Gateway {
     }
 
     fn plan_for(&self, wish: &Wish, held: Held, verdict: Verdict) -> ApiResult<Plan> {
-        let headers = head_of(&held);
+        let headers = head_of(&held.holding, held.path, held.source.as_ref());
         match verdict {
             Verdict::NotModified => {
                 return Ok(Plan::Answer(Box::new(empty(StatusCode::NOT_MODIFIED, headers))));
@@ -231,17 +169,56 @@ impl Gateway {
             Supply::Home { home, .. } => Some(Source::Site(home.clone())),
             _ => None,
         };
-        let held = Held { holding, list, path: DeliveryPath::Peer, source: home, supply };
+        let held = Held { holding, list, path: DeliveryPath::Peer, source: home, supply, begun: None };
         let verdict = self.verdict(wish, &held);
         self.plan_for(wish, held, verdict)
+    }
+
+    /// *open*: resolve and begin in one call, if one node can do both; otherwise resolve alone.
+    async fn open(&self, wish: &Wish, guard: &mut EndGuard) -> ApiResult<Held> {
+        let slots = (Slot::of_name(&wish.name), Slot::of_client(&wish.client));
+        let Some((id, node)) = self.site.owner_of_both(slots.0, slots.1) else {
+            return self.resolve(wish, true).await;
+        };
+        let request = OpenRequest {
+            delivery: guard.delivery(),
+            client: wish.client.clone(),
+            name: wish.name.clone(),
+            range: wish.range.clone(),
+            surrogate: wish.surrogate.clone(),
+            mobile_access: wish.mobile_access.clone(),
+        };
+        guard.asking(id);
+        let answer = match node.open(&request).await {
+            Ok(answer) => answer,
+            // A slot moves, or the node is away: the two calls have the patience for it. Should it have begun all the
+            // same, the begin that follows is the same delivery, and without one the guard ends it.
+            Err(error) => {
+                tracing::debug!(content = %wish.name, error = %common::error::chain(&error), "not opened at once");
+                return self.resolve(wish, true).await;
+            }
+        };
+        match &answer.begin {
+            Some(begin) => {
+                guard.begun(begin);
+                self.metrics.delivery(DeliveryPath::Hit);
+            }
+            None => guard.not_begun(),
+        }
+        let held = self.provide(wish, answer.holding, true).await?;
+        Ok(Held { begun: answer.begin.map(|begin| begin.class), ..held })
     }
 
     /// *resolve*: what the site holds of the name for this client; collects what it does not hold. With `note` the
     /// client is, durably, a holder of it from now on.
     async fn resolve(&self, wish: &Wish, note: bool) -> ApiResult<Held> {
+        let holding = self.ask_holding(&wish.name, note.then_some(&wish.client)).await?;
+        self.provide(wish, holding, note).await
+    }
+
+    /// Makes a holding ready to be sent; collects what it lacks.
+    async fn provide(&self, wish: &Wish, holding: Option<Holding>, note: bool) -> ApiResult<Held> {
         let (client, name) = (&wish.client, &wish.name);
-        self.authorise(client, name).await?;
-        let holding = self.ask_holding(name, note.then_some(client)).await?;
         match holding {
             Some(holding) if holding.state == HoldingState::Complete => self.held(holding).await,
             Some(holding) if holding.state == HoldingState::Superseded => {
@@ -259,7 +236,8 @@ impl Gateway {
     }
 
     /// A client reads its own buckets, public ones, and what is in its library.
-    async fn authorise(&self, client: &ClientId, name: &ContentName) -> ApiResult<()> {
+    async fn authorise(&self, wish: &Wish) -> ApiResult<()> {
+        let (client, name) = (&wish.client, &wish.name);
         let bucket = self.directory.bucket(&name.bucket_name()).await?;
         if may_read(client, &bucket) || self.holds(client, name).await? {
             return Ok(());
@@ -298,7 +276,7 @@ impl Gateway {
             collector: self.collector.clone(),
             name: holding.name.clone(),
         };
-        Ok(Held { holding, list, path: DeliveryPath::Hit, source: None, supply })
+        Ok(Held { holding, list, path: DeliveryPath::Hit, source: None, supply, begun: None })
     }
 
     async fn collect(
@@ -317,12 +295,18 @@ impl Gateway {
             path: collection.path,
             source: Some(collection.source.clone()),
             supply: Supply::Collection { collection, chunks: self.chunks.clone() },
+            begun: None,
         })
     }
 
     /// *begin*: library row and record, durable when this answers. The guard reports the end.
-    async fn begin(&self, wish: &Wish, held: &Held, part: &Part) -> ApiResult<(DeliveryClass, EndGuard)> {
-        let delivery = DeliveryId::generate(self.clock.now());
+    async fn begin(
+        &self,
+        wish: &Wish,
+        held: &Held,
+        part: &Part,
+        guard: &mut EndGuard,
+    ) -> ApiResult<DeliveryClass> {
         let slot = Slot::of_client(&wish.client);
         let (owner, _) = self.site.owner(slot).ok_or_else(|| {
             ApiError::new(
@@ -330,10 +314,10 @@ impl Gateway {
                 "the site has no storage node yet; start one and try again",
             )
         })?;
-        let mut guard = EndGuard::new(owner, delivery, self.ends.clone());
-        let begin = self.record(wish, held, part, delivery).await?;
+        guard.asking(owner);
+        let begin = self.record(wish, held, part, guard.delivery()).await?;
         guard.begun(&begin);
-        Ok((begin.class, guard))
+        Ok(begin.class)
     }
 
     async fn record(
@@ -384,25 +368,6 @@ impl Gateway {
     }
 }
 
-fn class_text(class: DeliveryClass) -> &'static str {
-    match class {
-        DeliveryClass::Purchase => "purchase",
-        DeliveryClass::Reference => "reference",
-    }
-}
-
-fn path_text(path: DeliveryPath) -> &'static str {
-    match path {
-        DeliveryPath::Hit => "hit",
-        DeliveryPath::Peer => "peer",
-        DeliveryPath::Origin => "origin",
-    }
-}
-
-pub fn etag(holding: &Holding) -> String {
-    format!("\"{}\"", holding.manifest.hash)
-}
-
 fn range_refusal(len: u64) -> ApiError {
     ApiError::new(ErrorCode::RangeNotSatisfiable, RangeError::Unsatisfiable { len }.to_string())
 }
@@ -418,86 +383,9 @@ fn part_of(wish: &Wish, holding: &Holding) -> Result<Part, RangeError> {
     })
 }
 
-/// Headers that describe a content, whole or in part.
-fn head_of(held: &Held) -> HeaderMap {
-    let manifest = &held.holding.manifest;
-    let mut headers = HeaderMap::with_capacity(16);
-    headers.insert(ETAG, header(&etag(&held.holding)));
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CONTENT_TYPE, header(&manifest.media_type));
-    headers.insert(LAST_MODIFIED, header(&held.holding.version.time.millis().http_date()));
-    // The provider chose the media type; a browser shall not guess another.
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(SOURCE, HeaderValue::from_static(path_text(held.path)));
-    match &held.source {
-        Some(Source::Site(site)) => headers.insert(SOURCE_SITE, header(site.as_str())),
-        Some(Source::Origin(origin)) => headers.insert(SOURCE_SITE, header(origin.as_str())),
-        None => None,
-    };
-    for (key, value) in &manifest.metadata {
-        if let (Ok(name), Ok(value)) = (
-            HeaderName::from_bytes(format!("{METADATA_PREFIX}{key}").as_bytes()),
-            HeaderValue::from_str(value),
-        ) {
-            headers.insert(name, value);
-        }
-    }
-    headers
-}
-
-/// A header value from text of ours; what a header cannot carry is percent-encoded.
-fn header(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text)
-        .or_else(|_| HeaderValue::from_str(&encode(text).to_string()))
-        .unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
 fn empty(status: StatusCode, headers: HeaderMap) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
-}
-
-/// The conditional and range headers of a request for `name`.
-pub fn wish_of(client: ClientId, name: ContentName, head_only: bool, headers: &HeaderMap) -> ApiResult<Wish> {
-    Ok(Wish {
-        client,
-        name,
-        head_only,
-        conditions: Conditions::of(headers)?,
-        range: text(headers, &RANGE)?,
-        surrogate: None,
-        mobile_access: None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conditions_follow_the_order_of_the_rfc() {
-        let etag = "\"abc\"";
-        let now = UnixMillis(10_000);
-        let verdict = |c: Conditions| c.verdict(etag, now);
-        let with = |tags: &str| Some(tags.to_owned());
-        assert_eq!(verdict(Conditions::default()), Verdict::Proceed);
-        assert_eq!(
-            verdict(Conditions { if_match: with("\"x\", \"abc\""), ..Default::default() }),
-            Verdict::Proceed
-        );
-        assert_eq!(verdict(Conditions { if_match: with("\"x\""), ..Default::default() }), Verdict::Failed);
-        assert_eq!(
-            verdict(Conditions { if_none_match: with("*"), ..Default::default() }),
-            Verdict::NotModified
-        );
-        assert_eq!(
-            verdict(Conditions { if_none_match: with("W/\"abc\""), ..Default::default() }),
-            Verdict::Proceed
-        );
-        let since = Conditions { if_modified_since: Some(now), ..Default::default() };
-        assert_eq!(verdict(since.clone()), Verdict::NotModified);
-        assert_eq!(verdict(Conditions { if_none_match: with("\"other\""), ..since }), Verdict::Proceed);
-    }
 }

@@ -34,10 +34,11 @@ pub struct Ends {
 
 /// Counts what goes out of one answer and reports it when dropped, however the answer ended.
 ///
-/// It is made before the begin is asked for: should the client go away meanwhile, or the node's answer be lost, the
-/// delivery that may have begun ends at once, with nothing sent.
+/// It is told of a begin before that is asked for: should the client go away meanwhile, or the node's answer be lost,
+/// the delivery that may have begun ends at once, with nothing sent.
 pub struct EndGuard {
-    node: NodeId,
+    /// Where a delivery has begun, or may have; `None` while there is none to end.
+    node: Option<NodeId>,
     request: DeliveryId,
     delivery: DeliveryId,
     sent: u64,
@@ -45,13 +46,23 @@ pub struct EndGuard {
 }
 
 impl EndGuard {
-    pub fn new(node: NodeId, request: DeliveryId, ends: Ends) -> Self {
-        Self { node, request, delivery: request, sent: 0, ends }
+    pub fn new(request: DeliveryId, ends: Ends) -> Self {
+        Self { node: None, request, delivery: request, sent: 0, ends }
+    }
+
+    /// The node is going to be asked: from now on the delivery may have begun there.
+    pub fn asking(&mut self, node: NodeId) {
+        self.node = Some(node);
+    }
+
+    /// The node that was asked began nothing.
+    pub fn not_begun(&mut self) {
+        self.node = None;
     }
 
     /// The node recorded the begin; the bytes may belong to an earlier delivery that this request joined.
     pub fn begun(&mut self, begin: &BeginAnswer) {
-        self.node = begin.node.clone();
+        self.node = Some(begin.node.clone());
         self.delivery = begin.delivery;
     }
 
@@ -67,8 +78,9 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
+        let Some(node) = self.node.take() else { return };
         let end = EndRequest { delivery: self.delivery, request: self.request, bytes_sent: self.sent };
-        if self.ends.queue.try_send((self.node.clone(), end)).is_err() {
+        if self.ends.queue.try_send((node, end)).is_err() {
             self.ends.metrics.ends_lost.increment(1);
             tracing::error!(delivery = %self.delivery, "the queue of delivery ends is full; this one becomes 'recovered'");
         }
@@ -188,5 +200,62 @@ impl Worker {
         let map = self.site.map();
         let gateway = map.site(&site)?.gateways.iter().find(|g| g.alive)?;
         Some(PeerClient::gateway(self.server.clone(), &gateway.http))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::record::DeliveryClass;
+    use common::telemetry::MetricsRegistry;
+
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    /// What a guard reports that went through `life`.
+    fn reported(life: impl FnOnce(&mut EndGuard)) -> Option<(NodeId, EndRequest)> {
+        let (queue, mut receiver) = mpsc::channel(1);
+        let metrics = Arc::new(Metrics::new(&MetricsRegistry::new()));
+        let mut guard = EndGuard::new(DeliveryId::from_bytes([1; 16]), Ends { queue, metrics });
+        life(&mut guard);
+        drop(guard);
+        receiver.try_recv().ok()
+    }
+
+    #[test]
+    fn what_was_never_asked_for_or_not_begun_has_no_end() {
+        assert_eq!(reported(|_| {}), None);
+        let refused = reported(|guard| {
+            guard.asking(node("tokyo.n1"));
+            guard.not_begun();
+        });
+        assert_eq!(refused, None);
+    }
+
+    #[test]
+    fn a_begin_whose_answer_was_lost_ends_with_nothing_sent() {
+        let (at, end) = reported(|guard| guard.asking(node("tokyo.n1"))).unwrap();
+        let id = DeliveryId::from_bytes([1; 16]);
+        assert_eq!(at, node("tokyo.n1"));
+        assert_eq!(end, EndRequest { delivery: id, request: id, bytes_sent: 0 });
+    }
+
+    #[test]
+    fn a_request_that_joined_a_delivery_ends_there_with_what_it_sent() {
+        let joined = DeliveryId::from_bytes([7; 16]);
+        let (at, end) = reported(|guard| {
+            guard.asking(node("tokyo.n1"));
+            let begin =
+                BeginAnswer { delivery: joined, class: DeliveryClass::Reference, node: node("tokyo.n2") };
+            guard.begun(&begin);
+            guard.sent(40);
+            guard.sent(2);
+        })
+        .unwrap();
+        assert_eq!(at, node("tokyo.n2"));
+        let request = DeliveryId::from_bytes([1; 16]);
+        assert_eq!(end, EndRequest { delivery: joined, request, bytes_sent: 42 });
     }
 }

@@ -14,12 +14,14 @@
 //!    client is about to hold it.
 //! 3. *begin*: the owner of the client's slot writes library row and delivery record in one durable commit, while
 //!    the first chunk is on its way from its node.
+//!
+//!    Where one node owns both slots, 2 and 3 are one call and one commit: *open*.
 //! 4. *send* ([`body`]): chunks in order, read ahead by one, as the reader takes them.
 //! 5. *end* ([`ends`]): how many bytes went out, reported in batches behind the answer.
 //!
 //! # Map of the code
 //!
-//! [`site`] the site's nodes and who owns what · [`chunks`] reading and writing chunks · [`publish`] a client's own
+//! [`wish`] what is asked for, [`head`] what an answer says · [`site`] the site's nodes and who owns what · [`chunks`] reading and writing chunks · [`publish`] a client's own
 //! content · [`collect`] what the site lacks · [`surrogate`] clients of other sites · [`routes`] HTTP.
 //!
 //! # Invariants
@@ -35,6 +37,7 @@ pub mod config;
 pub mod deliver;
 pub mod directory;
 pub mod ends;
+pub mod head;
 pub mod metrics;
 pub mod publish;
 pub mod routes;
@@ -42,6 +45,7 @@ pub mod server;
 pub mod site;
 pub mod surrogate;
 pub mod usage;
+pub mod wish;
 
 pub use config::Config;
 pub use server::start;

@@ -1,7 +1,8 @@
 //! Publishing: a client puts its own content into its home site; others may then get it.
 //!
-//! stream → chunk → hash → store what the site lacks → hold → library row → announce. Each step is durable before
-//! the next, so a crash leaves at most chunks that nothing refers to.
+//! stream → chunk → hash → store what the site lacks → hold → library row. Each step is durable before the next, so
+//! a crash leaves at most chunks that nothing refers to. The library row is in the commit of the hold where one node
+//! decides for both; otherwise it is added while search is told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -84,7 +85,9 @@ impl Gateway {
     ) -> ApiResult<Outcome> {
         let manifest = self.manifest(&publication, tag, &received).await?;
         let answer = self.hold_publication(&client, &publication, manifest, tag).await?;
-        self.add_to_library(&client, &publication.name, &received).await?;
+        if !answer.in_library {
+            self.add_to_library(&client, &publication.name, &received).await?;
+        }
         let published = Published {
             name: publication.name.to_string(),
             hash: received.hash,
@@ -225,6 +228,7 @@ impl Gateway {
             ref_tag,
             version_time: None,
             client: Some(client.client.clone()),
+            add_to_library: true,
             precondition: publication.precondition,
             announce_wait_ms: ANNOUNCE_WAIT_MS,
         };

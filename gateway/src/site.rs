@@ -123,6 +123,15 @@ impl SiteView {
         self.with_site(find).flatten()
     }
 
+    /// The node that owns both slots, if one does.
+    pub fn owner_of_both(&self, a: Slot, b: Slot) -> Option<(NodeId, NodeClient)> {
+        let find = |site: &SiteEntry, clients: &[NodeClient]| {
+            let index = site.slot_owner_index(a).filter(|index| site.slot_owner_index(b) == Some(*index))?;
+            Some((site.nodes[index].id.clone(), clients[index].clone()))
+        };
+        self.with_site(find).flatten()
+    }
+
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
     /// configured patience. `call` must be safe to repeat.
     pub async fn ask_owner<A, F>(&self, slot: Slot, call: impl Fn(NodeClient) -> F) -> Result<A, ApiError>

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use crate::body::Supply;
 use crate::chunks::decode_list;
-use crate::deliver::{Plan, Wish};
+use crate::deliver::Plan;
 use crate::ends::EndGuard;
 use crate::server::Gateway;
+use crate::wish::Wish;
 
 impl Gateway {
     /// Answers a client whose home is another site.
@@ -39,7 +40,7 @@ impl Gateway {
             .map_err(|error| error.to_api(ErrorCode::SourceUnavailable, unavailable))?;
         // From here on a delivery that home recorded ends with what was sent, be it nothing.
         let begun = answer.begin.map(|begin| {
-            let mut guard = EndGuard::new(begin.node.clone(), request.delivery, self.ends.clone());
+            let mut guard = EndGuard::new(request.delivery, self.ends.clone());
             guard.begun(&begin);
             (begin.class, guard)
         });

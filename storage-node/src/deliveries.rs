@@ -59,7 +59,7 @@ pub fn begin(
     join_window: Duration,
 ) -> ApiResult<Begun> {
     if let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(&request.delivery))? {
-        return Ok(Begun { delivery: open.delivery, class: open.class, opened: false });
+        return repeat(txn, open, request);
     }
     let library = Key::Library(&request.client, &request.name);
     let row = txn.get::<LibraryValue>(library)?;
@@ -92,6 +92,28 @@ pub fn begin(
     };
     txn.put(Key::OpenDelivery(&request.delivery), &open);
     Ok(Begun { delivery: request.delivery, class, opened: true })
+}
+
+/// The same begin again: its first answer was lost, so no byte has gone out. Should the site have got another version
+/// meanwhile, that one will be sent.
+fn repeat(txn: &mut Txn<'_>, mut open: OpenDelivery, request: &BeginRequest) -> ApiResult<Begun> {
+    let begun = Begun { delivery: open.delivery, class: open.class, opened: false };
+    if open.hash == request.hash {
+        return Ok(begun);
+    }
+    open.hash = request.hash;
+    open.provider = request.provider.clone();
+    open.bytes_total = request.bytes_total;
+    open.path = request.path;
+    open.source = request.source.clone();
+    open.searched = request.searched;
+    txn.put(Key::OpenDelivery(&open.delivery), &open);
+    let library = Key::Library(&request.client, &request.name);
+    if let Some(mut row) = txn.get::<LibraryValue>(library)? {
+        take_version(&mut row, request);
+        txn.put(library, &row);
+    }
+    Ok(begun)
 }
 
 /// The client's newest delivery of this version, if a later range may still join it.
@@ -147,9 +169,7 @@ fn deliver_to(
         Some(row) if row.purchase_owed => (DeliveryClass::Purchase, row),
         Some(row) => (DeliveryClass::Reference, row),
     };
-    row.hash = request.hash;
-    row.len = request.bytes_total;
-    row.provider = request.provider.clone();
+    take_version(&mut row, request);
     row.deliveries += 1;
     if row.recent.len() >= LibraryRow::RECENT_MAX {
         row.recent.remove(0);
@@ -158,6 +178,12 @@ fn deliver_to(
     row.newest = Some((request.delivery, class));
     row.purchase_owed = false;
     (class, row)
+}
+
+fn take_version(row: &mut LibraryValue, request: &BeginRequest) {
+    row.hash = request.hash;
+    row.len = request.bytes_total;
+    row.provider = request.provider.clone();
 }
 
 /// Adds the bytes of one request to its delivery, and closes the delivery if that decides it.

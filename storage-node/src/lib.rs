@@ -8,7 +8,7 @@
 //! |---|---|
 //! | start, configuration, routes | [`server`], [`config`], `routes` |
 //! | rows, group commit, index | [`catalog`] |
-//! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`chunks`] |
+//! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
 //! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
@@ -31,6 +31,7 @@ pub mod log;
 pub mod map_watch;
 pub mod metrics;
 pub mod node;
+pub mod open;
 pub mod outbox;
 pub mod reaper;
 mod routes;

@@ -21,6 +21,7 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("PUT", "/v1/chunks/{hash}", "put_chunk"),
     ("GET", "/v1/chunks/{hash}", "get_chunk"),
     ("POST", "/v1/deliveries/begin", "begin"),
+    ("POST", "/v1/deliveries/open", "open"),
     ("POST", "/v1/deliveries/end", "end"),
     ("POST", "/v1/library/add", "library_add"),
     ("POST", "/v1/library/drop", "library_drop"),

@@ -104,6 +104,9 @@ pub struct HoldRequest {
     /// A client that holds it from now on.
     #[serde(default)]
     pub client: Option<ClientId>,
+    /// Enter it into that client's library too: what a client publishes it has.
+    #[serde(default)]
+    pub add_to_library: bool,
     #[serde(default)]
     pub precondition: Precondition,
     /// Wait up to this long for search to know, so that a listing shows it at once.
@@ -119,6 +122,9 @@ pub struct HoldAnswer {
     pub replaced: Option<ContentHash>,
     /// Whether search knows.
     pub announced: bool,
+    /// Whether the library row that was wanted is durable; if not, ask the owner of the client's slot for it.
+    #[serde(default)]
+    pub in_library: bool,
 }
 
 /// The provider takes a content back, or a client drops its reference.
@@ -184,6 +190,32 @@ pub struct BeginAnswer {
     pub class: DeliveryClass,
     /// The node that has the record and takes its end.
     pub node: NodeId,
+}
+
+/// *resolve* and *begin* in one commit, for a plain GET: what the site holds complete is delivered at once, to a
+/// client that is thereby noted as a holder. Anything else is answered as it is and nothing changes.
+/// `POST /v1/deliveries/open`, to the node that owns both the name's slot and the client's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OpenRequest {
+    /// Made by the gateway: the same id again gets the same answer.
+    pub delivery: DeliveryId,
+    pub client: ClientId,
+    pub name: ContentName,
+    /// The client's `Range` header.
+    #[serde(default)]
+    pub range: Option<String>,
+    #[serde(default)]
+    pub surrogate: Option<SiteId>,
+    #[serde(default)]
+    pub mobile_access: Option<ServerName>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OpenAnswer {
+    pub holding: Option<Holding>,
+    /// `None` when the holding is not complete, or has nothing in the range.
+    #[serde(default)]
+    pub begin: Option<BeginAnswer>,
 }
 
 /// How a delivery, or one range of it, went. `POST /v1/deliveries/end`, to [`BeginAnswer::node`].
@@ -393,6 +425,8 @@ impl NodeClient {
         chunk_refs, "/v1/chunks/refs", ChunkRefsRequest => ChunkRefsAnswer;
         release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
+        /// `WrongNode` unless it owns both slots.
+        open, "/v1/deliveries/open", OpenRequest => OpenAnswer;
         end, "/v1/deliveries/end", EndBatch => ();
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;

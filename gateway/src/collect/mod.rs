@@ -195,6 +195,7 @@ impl Collector {
             ref_tag,
             version_time: Some(holding.version.time),
             client: None,
+            add_to_library: false,
             precondition: Default::default(),
             announce_wait_ms: 0,
         };

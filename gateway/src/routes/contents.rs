@@ -16,10 +16,10 @@ use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::{content_name, counted};
-use crate::deliver::{text, wish_of};
 use crate::metrics::Op;
 use crate::publish::Publication;
 use crate::server::Gateway;
+use crate::wish::{text, wish_of};
 
 /// All bytes of a content's own metadata, names and values.
 const METADATA_BYTES_MAX: usize = 4096;

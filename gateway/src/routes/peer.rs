@@ -23,9 +23,9 @@ use serde::Deserialize;
 
 use super::counted;
 use crate::chunks::OpenChunk;
-use crate::deliver::{Conditions, Wish};
 use crate::metrics::Op;
 use crate::server::Gateway;
+use crate::wish::{Conditions, Wish};
 
 pub async fn ping() -> Json<()> {
     Json(())

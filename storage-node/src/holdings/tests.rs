@@ -41,6 +41,7 @@ fn publish(bytes: &[u8], tag: u64) -> HoldRequest {
         ref_tag: RefTag(tag),
         version_time: None,
         client: Some(client("alice")),
+        add_to_library: false,
         precondition: Precondition::None,
         announce_wait_ms: 0,
     }

@@ -114,6 +114,14 @@ pub(super) fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
     fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
 }
 
+/// Whether a range of a file has no hole, nor a part that has space and was never written. Devices have neither.
+pub(super) fn is_written(file: &File, offset: u64, len: u64) -> bool {
+    let Ok(start) = libc::off_t::try_from(offset) else { return false };
+    // SAFETY: a call on a descriptor that `file` keeps open; its position is not used.
+    let hole = unsafe { libc::lseek(file.as_raw_fd(), start, libc::SEEK_HOLE) };
+    u64::try_from(hole).map_or(true, |hole| hole >= offset + len)
+}
+
 /// Where the call is not known nothing happens.
 fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else {

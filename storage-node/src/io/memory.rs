@@ -40,6 +40,10 @@ impl BlockIo for MemIo {
         Ok(())
     }
 
+    fn is_written(&self, _offset: u64, _len: u64) -> bool {
+        true
+    }
+
     fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }

@@ -147,6 +147,9 @@ pub trait BlockIo: Send + Sync + 'static {
     /// `StorageFull` when the file system has no room for it.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Whether the range was written before, so that writing it again changes nothing but its bytes.
+    fn is_written(&self, offset: u64, len: u64) -> bool;
+
     /// Gives the space of a range back to what lies under the device; what is read there afterwards is not known.
     /// Where that is not possible nothing happens. Blocks.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;

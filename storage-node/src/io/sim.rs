@@ -156,6 +156,10 @@ impl BlockIo for SimIo {
         }
     }
 
+    fn is_written(&self, _offset: u64, _len: u64) -> bool {
+        true
+    }
+
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         if state.dead {

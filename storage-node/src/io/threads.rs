@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::file::{allocate, discard};
+use super::file::{allocate, discard, is_written};
 use super::{BlockIo, Operation, Request};
 
 /// Requests in the kernel at once.
@@ -45,6 +45,10 @@ impl BlockIo for ThreadedIo {
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         allocate(&self.file, offset, len)
+    }
+
+    fn is_written(&self, offset: u64, len: u64) -> bool {
+        is_written(&self.file, offset, len)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

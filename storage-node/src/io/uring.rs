@@ -15,7 +15,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::file::{allocate, discard};
+use super::file::{allocate, discard, is_written};
 use super::{AlignedBuf, BlockIo, Operation, Request, short_transfer};
 
 /// Requests in the kernel at once; more only lengthens the queue of the disk.
@@ -57,6 +57,10 @@ impl BlockIo for UringIo {
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         allocate(&self.file, offset, len)
+    }
+
+    fn is_written(&self, offset: u64, len: u64) -> bool {
+        is_written(&self.file, offset, len)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
@@ -72,7 +73,6 @@ pub(super) struct Appender {
     head: Option<Head>,
     next_segment: u64,
     next_frame: u64,
-    free_slots: VecDeque<u32>,
     /// Kept from frame to frame.
     buffers: Vec<AlignedBuf>,
     /// Bytes that must be waiting for a frame beside another.
@@ -106,7 +106,6 @@ impl Appender {
             head: tail.head,
             next_segment: tail.next_segment,
             next_frame: tail.next_frame,
-            free_slots: tail.free_slots,
             buffers: Vec::new(),
             overlap_bytes_min: OVERLAP_BYTES_MIN,
             stopped: false,
@@ -152,7 +151,6 @@ impl Appender {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Work(Work::Freed { slot }) => self.free_slots.push_back(slot),
             Message::Work(work) => {
                 let (rows, payload) = work.sizes();
                 self.waiting_bytes += rows + payload;
@@ -321,7 +319,7 @@ impl Appender {
             let room = self.shared.superblock.segment_bytes - head.end;
             if frame_bytes + Footer::bytes(entries) <= room {
                 // On a device as full as that the compactor has the last room to itself.
-                let is_kept = !is_compactors && self.free_slots.len() < COMPACTOR_SEGMENTS;
+                let is_kept = !is_compactors && self.shared.free_slots.len() < COMPACTOR_SEGMENTS;
                 return if is_kept { Err(full) } else { Ok(Room::Here) };
             }
         }
@@ -330,7 +328,7 @@ impl Appender {
             _ if is_compactors => 0,
             _ => COMPACTOR_SEGMENTS,
         };
-        if self.free_slots.len() <= kept_back {
+        if self.shared.free_slots.len() <= kept_back {
             self.shared.alarm.ring();
             return Err(full);
         }
@@ -344,11 +342,12 @@ impl Appender {
     /// Seals the segment that is full and begins the next. Nothing is in flight.
     fn open_segment(&mut self) -> Result<(), LogError> {
         let full = LogError::Full { capacity_bytes: self.shared.capacity_bytes() };
-        let Some(slot) = self.free_slots.front().copied() else { return Err(full) };
+        let Some(slot) = self.shared.free_slots.take() else { return Err(full) };
         let superblock = &self.shared.superblock;
         let (offset, segment_bytes) = (superblock.segment_offset(slot), superblock.segment_bytes);
         if let Err(error) = self.shared.io.reserve(offset, segment_bytes) {
             use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+            self.shared.free_slots.give(slot, false);
             return Err(match error.kind() {
                 StorageFull | QuotaExceeded | FileTooLarge => full,
                 _ => self.stop(error),
@@ -364,7 +363,6 @@ impl Appender {
         if let Err(error) = result {
             return Err(self.stop(error));
         }
-        self.free_slots.pop_front();
         self.next_segment += 1;
         let end = BLOCK as u64;
         let first_frame = self.next_frame;
@@ -418,7 +416,7 @@ impl Appender {
                 }
                 Entry::Tombstone { .. } => head.entries.push(*entry),
                 Entry::Floor { position } => head.floor = head.floor.max(position),
-                Entry::Rows { len, .. } => head.rows_bytes += u64::from(len),
+                Entry::Rows { .. } => head.rows_bytes += entry.rows_bytes(),
             }
         }
         head.end += u64::from(header.frame_bytes);
@@ -472,7 +470,9 @@ impl Appender {
     /// Makes a durable frame's changes visible, in order, and tells everyone.
     fn commit(&mut self, batch: Batch, header: &FrameHeader, start: u64, begun: Instant) {
         let (index, segments) = (&self.shared.index, &self.shared.segments);
-        segments.grow(header.segment, u64::from(header.frame_bytes), batch.payload_bytes, batch.rows_bytes);
+        let rows_bytes = header.entries.iter().map(Entry::rows_bytes).sum();
+        segments.grow(header.segment, u64::from(header.frame_bytes), batch.payload_bytes, rows_bytes);
+        self.shared.appended_bytes.fetch_add(u64::from(header.frame_bytes), Ordering::Relaxed);
         let metrics = &self.shared.metrics;
         metrics.commits.increment(1);
         metrics.written_bytes.increment(u64::from(header.frame_bytes));
@@ -500,7 +500,7 @@ impl Appender {
                     let _ = reply.send(Ok(()));
                 }
                 Work::Move { reply, .. } | Work::Keep { reply, .. } => drop(reply.send(Ok(()))),
-                Work::Freed { .. } | Work::Close { .. } => {}
+                Work::Close { .. } => {}
             }
             if let Entry::Chunk { hash, .. } | Entry::Tombstone { hash, .. } = entry
                 && self.touched.get(hash).is_some_and(|touch| touch.frame == header.sequence)

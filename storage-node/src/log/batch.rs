@@ -60,10 +60,6 @@ pub(super) enum Work {
         of: u64,
         reply: Reply<()>,
     },
-    /// From the compactor: the slot is free.
-    Freed {
-        slot: u32,
-    },
     /// Stop, once everything before it is committed.
     Close {
         reply: oneshot::Sender<()>,
@@ -103,7 +99,6 @@ impl Work {
             | Self::Drop { reply, .. }
             | Self::Keep { reply, .. } => drop(reply.send(Err(error))),
             Self::Close { reply } => drop(reply.send(())),
-            Self::Freed { .. } => {}
         }
     }
 }
@@ -185,7 +180,7 @@ impl Batch {
             }
             Work::Keep { hash, of, .. } => Entry::Tombstone { of: *of, hash: *hash },
             Work::Floor { position, .. } => Entry::Floor { position: position.0 },
-            Work::Freed { .. } | Work::Close { .. } => unreachable!("these do not become entries"),
+            Work::Close { .. } => unreachable!("it does not become an entry"),
         });
         let entries: Vec<Entry> = entries.collect();
         FrameHeader {

@@ -23,7 +23,7 @@ const STEP_BYTES: u64 = 4 << 20;
 /// Tombstones that one step copies.
 const STEP_TOMBSTONES: usize = 4096;
 /// Free slots whose space is kept: appends to space that was written before cost half.
-const WRITTEN_SLOTS_KEPT: u64 = 8;
+const WRITTEN_SLOTS_KEPT: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CompactionError {
@@ -160,11 +160,11 @@ impl<'a> Compaction<'a> {
         Ok(None)
     }
 
-    /// Marks the slot as free, durably, and says which it is.
+    /// Marks the slot as free, durably, and gives it to those that are.
     ///
     /// # Errors
     /// `InUse` when a chunk is still found in the segment; nothing is freed then.
-    pub fn finish(self) -> Result<u32, CompactionError> {
+    pub fn finish(self) -> Result<(), CompactionError> {
         let (shared, slot) = (self.shared, self.segment.slot);
         let bytes = shared.segments.live_bytes(slot);
         if bytes > 0 {
@@ -175,13 +175,14 @@ impl<'a> Compaction<'a> {
         header.encode(&mut block, self.start(), &shared.superblock.key);
         shared.io.write_durable_at(block, self.start()).wait()?;
         shared.segments.remove(self.segment.sequence);
-        let free = shared.superblock.slots - shared.segments.all().len() as u64;
-        if free > WRITTEN_SLOTS_KEPT {
+        let keeps_space = shared.free_slots.written_len() < WRITTEN_SLOTS_KEPT;
+        if !keeps_space {
             let len = shared.superblock.segment_bytes - BLOCK as u64;
             if let Err(error) = shared.io.discard(self.start() + BLOCK as u64, len) {
                 tracing::warn!(%error, "the space of a freed segment is not given back to the device");
             }
         }
-        Ok(slot)
+        shared.free_slots.give(slot, keeps_space);
+        Ok(())
     }
 }

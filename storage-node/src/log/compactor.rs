@@ -1,4 +1,5 @@
-//! The thread that frees segments: mostly dead ones at leisure, any that gains something when slots get few.
+//! The thread that frees segments: mostly dead ones at leisure, any that gains something when slots get few. When it
+//! has nothing else to do, and nobody else has, it writes free slots ahead.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use common::error::chain;
 use super::batch::{Message, Work};
 use super::compaction::{Compaction, CompactionError};
 use super::segments::Segment;
-use super::{LogError, Shared};
+use super::{LogError, Shared, prefill};
 use crate::io::BLOCK;
 
 /// How often it looks when nobody calls it.
@@ -21,7 +22,7 @@ const LEISURE_BYTES_PER_S: f64 = (128 << 20) as f64;
 /// A segment that could not be freed is left alone for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Free slots beside the reserved ones below which every gain counts.
-const PRESSED_SLOTS: u64 = 2;
+const PRESSED_SLOTS: usize = 2;
 
 /// Wakes a thread, or tells it to stop.
 #[derive(Default)]
@@ -80,8 +81,7 @@ pub(super) struct Victim {
 pub(super) fn choose(shared: &Shared, is_left_alone: impl Fn(&Segment) -> bool) -> Option<Victim> {
     let segments = shared.segments.all();
     let segment_bytes = shared.superblock.segment_bytes;
-    let free = shared.superblock.slots - segments.len() as u64;
-    let is_pressed = free <= shared.reserved_segments() as u64 + PRESSED_SLOTS;
+    let is_pressed = shared.free_slots.len() <= shared.reserved_segments() + PRESSED_SLOTS;
     // What freeing a segment gains: dead chunks, rows that are not needed, and headers that gathering spares.
     let gain = |segment: &Segment| {
         let live = shared.segments.live_bytes(segment.slot);
@@ -111,6 +111,7 @@ impl Compactor {
     /// Until the log is closed or its last handle is gone.
     pub fn run(self) {
         let mut failed: HashMap<u64, Instant> = HashMap::new();
+        let mut appended = 0;
         while self.shared.alarm.wait(LOOK_INTERVAL) {
             failed.retain(|_, at| at.elapsed() < RETRY_AFTER);
             while let Some(victim) = choose(&self.shared, |segment| failed.contains_key(&segment.sequence)) {
@@ -124,6 +125,9 @@ impl Compactor {
                         failed.insert(sequence, Instant::now());
                     }
                 }
+            }
+            if let Err(error) = prefill::ahead(&self.shared, &mut appended) {
+                tracing::warn!(%error, "a free slot cannot be written ahead");
             }
         }
     }
@@ -151,8 +155,7 @@ impl Compactor {
                 return Ok(false);
             }
         }
-        let slot = compaction.finish()?;
-        self.send(Work::Freed { slot })?;
+        compaction.finish()?;
         let metrics = &self.shared.metrics;
         metrics.compactions.increment(1);
         metrics.compacted_bytes.increment(live_bytes);

@@ -181,6 +181,14 @@ impl Entry {
         }
     }
 
+    /// Bytes that rows take with their place in the table; 0 for everything else.
+    pub fn rows_bytes(&self) -> u64 {
+        match self {
+            Self::Rows { len, .. } => u64::from(*len) + ENTRY as u64,
+            _ => 0,
+        }
+    }
+
     /// Whether its bytes, if it has any, end within the header part or the frame.
     fn fits(&self, header_bytes: u32, frame_bytes: u32) -> bool {
         match self {
@@ -265,7 +273,7 @@ pub(super) struct Footer {
     pub end: u64,
     /// Sequence of the frame behind the segment's last.
     pub next_frame: u64,
-    /// Bytes of rows in all.
+    /// Bytes that rows take in all.
     pub rows_bytes: u64,
     /// Chunks and tombstones, in the order in which they were appended.
     pub entries: Vec<Entry>,

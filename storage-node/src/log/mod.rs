@@ -70,8 +70,10 @@ mod batch;
 mod compaction;
 mod compactor;
 mod format;
+mod free_slots;
 mod index;
 mod listing;
+mod prefill;
 mod recovery;
 mod segments;
 mod walk;
@@ -94,6 +96,7 @@ use compactor::{Alarm, Compactor};
 pub(crate) use format::SEGMENTS_START;
 use format::Superblock;
 pub(crate) use format::{MIN_SEGMENTS, device_bytes};
+use free_slots::FreeSlots;
 use index::ChunkIndex;
 pub(crate) use index::Location;
 pub use recovery::OpenLogError;
@@ -205,8 +208,11 @@ pub(crate) struct Shared {
     pub metrics: StoreMetrics,
     superblock: Superblock,
     segments: Segments,
+    free_slots: FreeSlots,
     /// Wakes the compactor.
     alarm: Alarm,
+    /// Bytes of frames since the start.
+    appended_bytes: AtomicU64,
     /// Bytes that the compactor could give back if it were not for rows that are needed.
     blocked_bytes: AtomicU64,
 }
@@ -233,6 +239,8 @@ pub(crate) struct OpenOptions {
     pub segment_bytes: u64,
     /// Makes a log also on a device that holds something else, which is lost.
     pub force: bool,
+    /// Writes all free slots with zeros before the log is used: appends to space that was written cost half.
+    pub prefill: bool,
 }
 
 impl Log {
@@ -243,6 +251,9 @@ impl Log {
         metrics: StoreMetrics,
     ) -> Result<Self, OpenLogError> {
         let (log, appender) = Self::prepare(io, options, metrics)?;
+        if options.prefill {
+            prefill::all(&log.0.shared).map_err(|source| OpenLogError::Io { what: "a free slot", source })?;
+        }
         let failed = |source| OpenLogError::Io { what: "a thread of the log", source };
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let compactor = Compactor::new(Arc::clone(&log.0.shared), log.0.messages.clone());
@@ -268,7 +279,9 @@ impl Log {
             metrics,
             superblock,
             segments: recovered.segments,
+            free_slots: recovered.free_slots,
             alarm: Alarm::default(),
+            appended_bytes: AtomicU64::new(0),
             blocked_bytes: AtomicU64::new(0),
         });
         let (messages, queue) = channel();

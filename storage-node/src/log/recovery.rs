@@ -1,6 +1,6 @@
 //! Opening a device: its superblock, its segments, the index of its chunks, and where the log ends.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 
 use common::hash::ChunkHash;
@@ -10,6 +10,7 @@ use super::format::{
     Entry, FORMAT_VERSION, Footer, FrameHeader, MIN_SEGMENTS, SEGMENTS_START, SlotHeader, Superblock,
     SuperblockRead, device_bytes,
 };
+use super::free_slots::FreeSlots;
 use super::index::{ChunkIndex, Location};
 use super::segments::{Segment, Segments};
 use super::walk::Walker;
@@ -148,6 +149,7 @@ fn slot_blocks(
 pub(super) struct Recovered {
     pub index: ChunkIndex,
     pub segments: Segments,
+    pub free_slots: FreeSlots,
     pub tail: Tail,
 }
 
@@ -156,8 +158,6 @@ pub(super) struct Tail {
     pub head: Option<Head>,
     pub next_segment: u64,
     pub next_frame: u64,
-    /// Slots without a segment, in the order in which to take them.
-    pub free_slots: VecDeque<u32>,
     /// Copies, by chunk and segment, that a compaction which did not come to its end left behind. Each needs a
     /// tombstone: otherwise it could come back when the other copy is gone.
     pub surplus_copies: Vec<(ChunkHash, u64)>,
@@ -213,8 +213,11 @@ pub(super) fn recover(io: &dyn BlockIo, superblock: &Superblock) -> Result<Recov
     let Building { index, segments, surplus, .. } = building;
     let surplus_copies =
         surplus.into_iter().flat_map(|(hash, of)| of.into_iter().map(move |of| (hash, of))).collect();
-    let tail = Tail { head, next_segment: newest + 1, next_frame, free_slots, surplus_copies };
-    Ok(Recovered { index, segments, tail })
+    let tail = Tail { head, next_segment: newest + 1, next_frame, surplus_copies };
+    let free_slots = FreeSlots::new(free_slots, |slot| {
+        io.is_written(superblock.segment_offset(slot) + BLOCK as u64, superblock.segment_bytes - BLOCK as u64)
+    });
+    Ok(Recovered { index, segments, free_slots, tail })
 }
 
 /// What is known of a segment before it is read.
@@ -228,14 +231,14 @@ struct Place {
 struct Found {
     /// In the order of their sequences.
     places: Vec<Place>,
-    free_slots: VecDeque<u32>,
+    free_slots: Vec<u32>,
     /// Sequence of the newest segment that there ever was.
     newest: u64,
 }
 
 /// Reads the header of every slot. One that was lost is made again from the segment's first frame.
 fn find_segments(io: &dyn BlockIo, superblock: &Superblock) -> Result<Found, OpenLogError> {
-    let mut found = Found { places: Vec::new(), free_slots: VecDeque::new(), newest: 0 };
+    let mut found = Found { places: Vec::new(), free_slots: Vec::new(), newest: 0 };
     let firsts = slot_blocks(io, superblock, BLOCK as u64)?;
     for ((slot, block), (_, first)) in slot_blocks(io, superblock, 0)?.into_iter().zip(firsts) {
         let offset = superblock.segment_offset(slot);
@@ -262,7 +265,7 @@ fn find_segments(io: &dyn BlockIo, superblock: &Superblock) -> Result<Found, Ope
                 write(io, block, offset).map_err(failed("a slot header"))?;
                 found.places.push(place);
             }
-            None if freed.is_some() => found.free_slots.push_back(slot),
+            None if freed.is_some() => found.free_slots.push(slot),
             None => return Err(OpenLogError::Damaged { what: "no valid slot header", at: offset }),
         }
     }
@@ -452,7 +455,7 @@ impl Walked {
                     }
                     Entry::Tombstone { .. } => footer.entries.push(entry),
                     Entry::Floor { position } => footer.floor = footer.floor.max(position),
-                    Entry::Rows { len, .. } => footer.rows_bytes += u64::from(len),
+                    Entry::Rows { .. } => footer.rows_bytes += entry.rows_bytes(),
                 }
             }
             footer.end += u64::from(frame.frame_bytes);

@@ -1,23 +1,28 @@
 //! `/v1/holdings/…`: the content list, at the owner of the name's slot.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
-    CountsAnswer, CountsRequest, HoldAnswer, HoldRequest, Holding, HoldingClients, ReleaseAnswer,
+    AddRequest, CountsAnswer, CountsRequest, HoldAnswer, HoldRequest, Holding, HoldingClients, ReleaseAnswer,
     ReleaseRequest, ResolveAnswer, ResolveRequest,
 };
-use common::error::{ApiError, ApiResult, ErrorCode};
+use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::name::ContentName;
 use common::placement::Slot;
 
 use crate::catalog::key::{self, Key};
 use crate::catalog::txn::Rows;
 use crate::holdings::{self, is_current};
+use crate::library;
 use crate::node::Node;
 
 type Shared = State<Arc<Node>>;
+
+/// How long a hold waits for another node to add a library row, before it leaves that to who asked.
+const ADD_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub async fn resolve(
     State(node): Shared,
@@ -55,11 +60,53 @@ pub async fn hold(
 ) -> ApiResult<ApiJson<HoldAnswer>> {
     request.manifest.check().map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))?;
     let (now, wait_ms) = (node.clock.now(), request.announce_wait_ms);
-    let held =
-        node.commit_in(Slot::of_name(&request.name), move |txn| holdings::hold(txn, &request, now)).await?;
+    let (slots, row) = (node.slots.clone(), library_row(&request));
+    let (held, row_elsewhere) = node
+        .commit_in(Slot::of_name(&request.name), move |txn| {
+            let held = holdings::hold(txn, &request, now)?;
+            let Some(row) = row else { return Ok((held, None)) };
+            if slots.check(Slot::of_client(&row.client)).is_err() {
+                return Ok((held, Some(row)));
+            }
+            library::add(txn, &row, now)?;
+            Ok((held, None))
+        })
+        .await?;
     node.signals.reap_queued.notify_one();
-    let announced = node.wait_announced(held.announcement, wait_ms).await;
-    Ok(ApiJson(HoldAnswer { version: held.version, replaced: held.replaced, announced }))
+    let announced = node.wait_announced(held.announcement, wait_ms);
+    let (announced, in_library) = match row_elsewhere {
+        Some(row) => tokio::join!(announced, add_elsewhere(&node, &row)),
+        None => (announced.await, true),
+    };
+    Ok(ApiJson(HoldAnswer { version: held.version, replaced: held.replaced, announced, in_library }))
+}
+
+/// The library row that is wanted with a hold.
+fn library_row(request: &HoldRequest) -> Option<AddRequest> {
+    let client = request.client.as_ref().filter(|_| request.add_to_library)?;
+    Some(AddRequest {
+        client: client.clone(),
+        name: request.name.clone(),
+        hash: request.manifest.hash,
+        len: request.manifest.len,
+        provider: request.provider.clone(),
+    })
+}
+
+/// Asks the owner of the client's slot for a library row, once. Answers whether it is durable there.
+async fn add_elsewhere(node: &Node, row: &AddRequest) -> bool {
+    let view = node.slots.view();
+    let Some(owner) = view.site().and_then(|site| site.slot_owner(Slot::of_client(&row.client))) else {
+        return false;
+    };
+    match tokio::time::timeout(ADD_TIME_MAX, node.peer(owner).library_add(row)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(owner = %owner.id, error = chain(&error), "library row not added; the gateway will ask");
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 pub async fn withdraw(

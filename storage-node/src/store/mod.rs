@@ -169,7 +169,8 @@ pub async fn open_with(
         let io = block_io(&url, &log_file, engine)?;
         let io_engine = io.engine();
         let place = if objects.is_some() { log_file.display().to_string() } else { url.to_string() };
-        let options = OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force };
+        let prefill = matches!(url, StoreUrl::File { prefill: true, .. });
+        let options = OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force, prefill };
         let log = Log::open(io, options, log_metrics).map_err(|source| OpenError::Log { place, source })?;
         let chunks: Arc<dyn ChunkStore> = match objects {
             Some(objects) => Arc::new(objects),
@@ -187,7 +188,7 @@ fn block_io(url: &StoreUrl, log_file: &Path, engine: Engine) -> Result<Arc<dyn B
             let bytes = usize::try_from(*size_bytes).unwrap_or(usize::MAX);
             return Ok(Arc::new(MemIo::new(bytes)));
         }
-        StoreUrl::File { path, size_bytes } => (path.as_path(), Target::file(path, *size_bytes)),
+        StoreUrl::File { path, size_bytes, .. } => (path.as_path(), Target::file(path, *size_bytes)),
         StoreUrl::Device { path } => (path.as_path(), Target::device(path)),
         StoreUrl::Dir { .. } | StoreUrl::S3 { .. } => (log_file, Target::file(log_file, LOG_FILE_BYTES)),
     };

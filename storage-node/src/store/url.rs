@@ -15,8 +15,9 @@ const S3_BYTES_DEFAULT: u64 = 1 << 40;
 /// Where a node keeps its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreUrl {
-    /// `file:/path?size=20GiB`: a block store in a file that is made with that size (20 GiB if not said).
-    File { path: PathBuf, size_bytes: u64 },
+    /// `file:/path?size=20GiB`: a block store in a file that is made with that size (20 GiB if not said). The file takes
+    /// space as it fills; with `&prefill=true` all of it at the start, and is as fast as a device from then on.
+    File { path: PathBuf, size_bytes: u64, prefill: bool },
     /// `device:/dev/nvme1n1`: a block store on a whole raw device.
     Device { path: PathBuf },
     /// `dir:/path`: one file a chunk.
@@ -57,7 +58,8 @@ fn parse(url: &str) -> Result<StoreUrl, String> {
     let parsed = match scheme {
         "file" => {
             let size_bytes = options.bytes("size", FILE_BYTES_DEFAULT)?;
-            StoreUrl::File { path: path_of(place)?, size_bytes: at_least(size_bytes)? }
+            let prefill = options.flag("prefill")?;
+            StoreUrl::File { path: path_of(place)?, size_bytes: at_least(size_bytes)?, prefill }
         }
         "device" => StoreUrl::Device { path: path_of(place)? },
         "dir" => StoreUrl::Dir { path: path_of(place)? },
@@ -117,6 +119,11 @@ impl Options {
         self.take(name).map_or(Ok(default), |text| parse_bytes(&text).map_err(|e| format!("{name}: {e}")))
     }
 
+    fn flag(&mut self, name: &str) -> Result<bool, String> {
+        self.take(name)
+            .map_or(Ok(false), |text| text.parse().map_err(|_| format!("{name}: must be true or false")))
+    }
+
     fn nothing_left(&self) -> Result<(), String> {
         self.0.first().map_or(Ok(()), |(name, _)| Err(format!("has no option {name:?}")))
     }
@@ -125,8 +132,9 @@ impl Options {
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { path, size_bytes } => {
-                write!(f, "file:{}?size={}", path.display(), exact(*size_bytes))
+            Self::File { path, size_bytes, prefill } => {
+                write!(f, "file:{}?size={}", path.display(), exact(*size_bytes))?;
+                if *prefill { f.write_str("&prefill=true") } else { Ok(()) }
             }
             Self::Device { path } => write!(f, "device:{}", path.display()),
             Self::Dir { path } => write!(f, "dir:{}", path.display()),
@@ -159,6 +167,7 @@ mod tests {
     fn every_kind_of_store_is_read_as_it_is_shown() {
         for text in [
             "file:/var/lib/dozo/n1?size=20GiB",
+            "file:/var/lib/dozo/n1?size=20GiB&prefill=true",
             "device:/dev/nvme1n1",
             "dir:/srv/chunks",
             "memory:?size=512MiB",
@@ -166,7 +175,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<StoreUrl>().unwrap().to_string(), text);
         }
-        let file = StoreUrl::File { path: "/x".into(), size_bytes: 20 << 30 };
+        let file = StoreUrl::File { path: "/x".into(), size_bytes: 20 << 30, prefill: false };
         assert_eq!("file:/x".parse(), Ok(file.clone()));
         assert_eq!("file:///x".parse(), Ok(file));
         assert_eq!("memory:".parse(), Ok(StoreUrl::Memory { size_bytes: 1 << 30 }));
@@ -180,6 +189,7 @@ mod tests {
             ("file:", "no path"),
             ("file:/x?size=10MiB", "smallest possible"),
             ("file:/x?size=lots", "count of bytes"),
+            ("file:/x?prefill=maybe", "true or false"),
             ("file:/x?sise=1GiB", "no option \"sise\""),
             ("s3:bucket", "s3://bucket/prefix"),
             ("s3:///prefix", "names no bucket"),

@@ -4,6 +4,7 @@
 
 mod fake;
 mod scrub;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -53,6 +54,7 @@ fn config(name: &str, store: &str, dir: &Path, search: &str) -> Config {
         zone: None,
         search: search.to_owned(),
         store: store.to_owned(),
+        force: false,
         data_dir: dir.join(name),
         listen: loopback,
         admin: loopback,
@@ -62,7 +64,6 @@ fn config(name: &str, store: &str, dir: &Path, search: &str) -> Config {
         delivery_open_max_ms: 600_000,
         chunk_grace_ms: 200,
         slot_move_ms: 500,
-        force: false,
         scrub_bytes_per_s: 0,
         scrub_interval_ms: 3_600_000,
     }
@@ -124,6 +125,7 @@ fn publication(name: &ContentName, manifest: Manifest, ref_tag: RefTag) -> HoldR
         ref_tag,
         version_time: None,
         client: Some(client_id("alice")),
+        add_to_library: false,
         precondition: Precondition::None,
         announce_wait_ms: 5_000,
     }

@@ -17,7 +17,7 @@ use crate::store::{BlockStore, ChunkStore, StoreError};
 
 const SEGMENT: u64 = 128 << 10;
 const SLOTS: u64 = 12;
-const OPTIONS: OpenOptions = OpenOptions { segment_bytes: SEGMENT, force: false };
+const OPTIONS: OpenOptions = OpenOptions { segment_bytes: SEGMENT, force: false, prefill: false };
 
 fn empty_image() -> Vec<u8> {
     vec![0; device_bytes(SLOTS, SEGMENT) as usize]
@@ -152,10 +152,7 @@ impl Node {
         for _ in 0..steps_max {
             let Ok(step) = compaction.step() else { return false };
             if step.work.is_empty() {
-                let Ok(slot) = compaction.finish() else { return false };
-                self.log.0.messages.send(Message::Work(Work::Freed { slot })).unwrap();
-                self.appender.catch_up();
-                return true;
+                return compaction.finish().is_ok();
             }
             for work in step.work {
                 self.log.0.messages.send(Message::Work(work)).unwrap();

@@ -124,3 +124,12 @@ async fn a_closed_log_has_committed_what_was_queued_and_takes_no_more() {
     let acknowledged: Vec<LogPosition> = positions.into_iter().map(Result::unwrap).collect();
     assert_eq!(replayed, acknowledged);
 }
+
+#[test]
+fn an_empty_rows_entry_is_an_entry() {
+    let mut node = Node::new();
+    node.apply(&[Op::rows(1, 0)]);
+    node.apply(&[Op::put(1, 100_000)]);
+    node.apply(&[Op::put(2, 100_000)]);
+    assert_eq!(node.reopen().unwrap().rows().len(), 1, "also once its segment is sealed");
+}
