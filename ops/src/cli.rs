@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
-use crate::commands::{billing, config, content, directory, scrub, status, usage, who_holds};
+use crate::commands::{billing, config, content, directory, fsck, scrub, status, usage, who_holds};
 use crate::error::Failure;
 use crate::roles::{self, RoleCommand};
 use crate::up::{self, UpOptions};
@@ -35,6 +35,8 @@ enum Command {
     /// Storage nodes
     #[command(subcommand)]
     Node(status::NodeCommand),
+    /// Check, or repair, the store of a storage node that does not run
+    Fsck(fsck::FsckArgs),
     /// Show how far the nodes are with verifying what they store, or start it
     Scrub(scrub::ScrubArgs),
     /// Clients
@@ -114,6 +116,7 @@ impl Command {
             Self::Role(role) => roles::run(role).await,
             Self::Status(args) => status::status(args).await,
             Self::Node(command) => status::node(command).await,
+            Self::Fsck(args) => fsck::fsck(args).await,
             Self::Scrub(args) => scrub::scrub(args).await,
             Self::Client(command) => directory::client(command).await,
             Self::Bucket(command) => directory::bucket(command).await,

@@ -37,6 +37,9 @@ fn wrong_usage_exits_with_2() {
         &["gateway"],
         &["--log-format", "xml", "status"],
         &["scrub", "--node", "no dot"],
+        &["fsck", "--store", "file:x"],
+        &["fsck", "--store", "nowhere", "--data-dir", "d"],
+        &["fsck", "--store", "memory:", "--data-dir", "d"],
     ];
     for args in wrong {
         let output = dozo(folder.path(), args);

@@ -1,6 +1,8 @@
-//! `dozo storage-node` as a process of its own: what it refuses to overwrite, and how it ends when its disk fails.
+//! `dozo storage-node` as a process of its own: what it refuses to overwrite, how it ends when its disk fails, and how
+//! its store is checked once it has ended.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 
@@ -121,6 +123,59 @@ fn a_file_with_a_file_system_in_it_is_refused_unless_forced() {
     assert_eq!(status.code(), Some(0), "{log}");
     let node = Node::start(dozo().args(arguments(folder.path())), folder.path());
     assert_eq!(node.stop().0.code(), Some(0), "from then on it is a store like any other");
+}
+
+/// `dozo fsck` on the store of [`arguments`].
+fn fsck(folder: &Path, more: &[&str]) -> Output {
+    let store = format!("file:{}?size=300MiB", folder.join("store").display());
+    let args = ["fsck", "--store", &store, "--data-dir", "data"];
+    dozo().args(args).args(more).current_dir(folder).output().expect("the binary runs")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_nodes_store_is_checked_and_repaired() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = Node::start(dozo().args(arguments(folder.path())), folder.path());
+    let (hash, bytes) = chunk(1);
+    let name: ContentName = "alice/film".parse().expect("it is a name");
+    node.client.put_chunk(&hash, &name, RefTag(1), bytes.clone()).await.expect("the node takes it");
+    // Another frame behind it: the chunk's own was acknowledged for sure.
+    let (next, other) = chunk(2);
+    node.client.put_chunk(&next, &name, RefTag(1), other).await.expect("the node takes it");
+    let running = fsck(folder.path(), &[]);
+    let error = String::from_utf8_lossy(&running.stderr).into_owned();
+    assert_eq!(running.status.code(), Some(1), "{error}");
+    assert!(error.contains("has it open") && error.contains("next: stop the node first"), "{error}");
+    assert_eq!(node.stop().0.code(), Some(0));
+
+    let clean = fsck(folder.path(), &[]);
+    let text = String::from_utf8_lossy(&clean.stdout).into_owned();
+    assert_eq!(clean.status.code(), Some(0), "{text}");
+    assert!(text.ends_with("clean\n") && text.contains("2 live"), "{text}");
+
+    let disk = std::fs::OpenOptions::new().read(true).write(true).open(folder.path().join("store"));
+    let disk = disk.expect("it is there");
+    let mut start_of_log = vec![0; 16 << 20];
+    disk.read_exact_at(&mut start_of_log, 0).expect("it is that long");
+    let at = start_of_log.windows(64).position(|window| window == &bytes[..64]).expect("it was stored");
+    disk.write_all_at(&[bytes[0] ^ 1], at as u64).expect("it is ours");
+    let damaged = fsck(folder.path(), &["--json"]);
+    assert_eq!(damaged.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&damaged.stdout).expect("--json prints JSON");
+    assert_eq!(
+        (&report["chunks"]["damaged"], &report["findings"][0]["severity"]),
+        (&1.into(), &"damage".into())
+    );
+    assert!(String::from_utf8_lossy(&damaged.stderr).contains("--repair"));
+    let repaired = fsck(folder.path(), &["--repair"]);
+    let text = String::from_utf8_lossy(&repaired.stdout).into_owned();
+    assert_eq!(repaired.status.code(), Some(0), "{text}");
+    assert!(text.contains(&format!("repaired: chunk {hash}")), "{text}");
+
+    let node = Node::start(dozo().args(arguments(folder.path())), folder.path());
+    assert!(node.client.get_chunk_bytes(&hash).await.is_err(), "it is taken out");
+    assert!(node.client.put_chunk(&hash, &name, RefTag(1), bytes).await.expect("a good copy is taken"));
+    assert_eq!(node.stop().0.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@
 //! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
-//! | verifying what is stored | [`scrub`] |
+//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
 //! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
@@ -24,6 +24,7 @@ pub mod closing;
 pub mod config;
 pub mod deliveries;
 pub mod feed;
+pub mod fsck;
 pub mod holdings;
 pub mod io;
 pub mod library;

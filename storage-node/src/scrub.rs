@@ -8,7 +8,6 @@
 //! Only this worker deletes chunks without a row. It does so alone with the chunk ([`crate::chunks::ChunkLocks`]), and
 //! asks the committer, behind whatever a put has queued, whether there is a row by now.
 
-use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,9 +19,9 @@ use common::time::UnixMillis;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::catalog::key::{self, Key, Tag};
+use crate::catalog::key::{self, Key};
 use crate::catalog::rows::{OpenScrubRound, ScrubValue};
-use crate::catalog::txn::{RawRows, Reader, Rows};
+use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
 use crate::metrics::ScrubMetrics;
 use crate::node::Node;
@@ -211,7 +210,7 @@ async fn verify_chunks(node: &Node) -> ApiResult<()> {
     let mut saved: Option<Instant> = None;
     loop {
         let after = node.scrub.state().round.and_then(|round| round.after);
-        let page = node.catalog.read(|rows| chunks_after(rows, after.as_ref()))?;
+        let page = node.catalog.read(|rows| chunks::rows_after(rows, after.as_ref(), PAGE_LEN))?;
         if page.is_empty() {
             return Ok(());
         }
@@ -226,19 +225,6 @@ async fn verify_chunks(node: &Node) -> ApiResult<()> {
             pace.spend(bytes).await;
         }
     }
-}
-
-/// The next chunks of the catalog.
-fn chunks_after(rows: &Reader, after: Option<&ChunkHash>) -> ApiResult<Vec<ChunkHash>> {
-    let prefix = key::all(Tag::Chunk);
-    let from = after.map(|hash| Key::Chunk(hash).encode());
-    let from = from.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
-    let mut page = Vec::with_capacity(PAGE_LEN);
-    rows.scan_raw(&prefix, from, &mut |key, _| {
-        page.extend(key::chunk_hash(key));
-        Ok(if page.len() == PAGE_LEN { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    })?;
-    Ok(page)
 }
 
 async fn verify(node: &Node, hash: &ChunkHash) -> ApiResult<Verdict> {

@@ -48,6 +48,33 @@ pub enum Tag {
     Scrub = 0x60,
 }
 
+impl Tag {
+    const ALL: [Self; 17] = [
+        Self::Holding,
+        Self::HoldingClient,
+        Self::Library,
+        Self::Chunk,
+        Self::ChunkRef,
+        Self::UnreferencedChunk,
+        Self::Reap,
+        Self::OpenDelivery,
+        Self::Record,
+        Self::ChainHead,
+        Self::BillingCursor,
+        Self::Announcement,
+        Self::AnnouncementHead,
+        Self::ChangeCursor,
+        Self::NewestTime,
+        Self::FrozenSlot,
+        Self::Scrub,
+    ];
+
+    /// The kind of row that a key begins with.
+    pub fn of(key: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|tag| Some(&(*tag as u8)) == key.first())
+    }
+}
+
 /// Rows that move with their slot.
 pub const SLOT_TAGS: [Tag; 3] = [Tag::Holding, Tag::HoldingClient, Tag::Library];
 

@@ -76,6 +76,7 @@ mod listing;
 mod prefill;
 mod recovery;
 mod segments;
+pub(crate) mod survey;
 mod walk;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -262,6 +263,17 @@ impl Log {
             thread("dozo-compact").spawn(move || compactor.run()).map_err(failed)?,
         ];
         log.0.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
+        Ok(log)
+    }
+
+    /// Opens the log of a device to look at: nothing can be appended, and nothing runs.
+    pub(crate) fn open_for_reading(
+        io: Arc<dyn BlockIo>,
+        metrics: StoreMetrics,
+    ) -> Result<Self, OpenLogError> {
+        let options =
+            OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force: false, prefill: false };
+        let (log, _never_run) = Self::prepare(io, options, metrics)?;
         Ok(log)
     }
 

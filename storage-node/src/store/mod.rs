@@ -31,6 +31,8 @@ pub use url::{InvalidStoreUrl, StoreUrl};
 
 pub use crate::log::PutOutcome;
 
+/// Name of the log beside an object store, in the node's data directory.
+pub(crate) const LOG_FILE: &str = "log";
 /// A log file beside an object store may grow to this length; it takes space as it is written.
 const LOG_FILE_BYTES: u64 = 64 << 30;
 
@@ -163,7 +165,7 @@ pub async fn open_with(
 ) -> Result<Opened, OpenError> {
     let metrics = StoreMetrics::new(metrics);
     let objects = ObjectChunkStore::open(url, metrics.clone()).await?;
-    let (url, log_file) = (url.clone(), data_dir.join("log"));
+    let (url, log_file) = (url.clone(), data_dir.join(LOG_FILE));
     let log_metrics = metrics.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let io = block_io(&url, &log_file, engine)?;

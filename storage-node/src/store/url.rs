@@ -42,6 +42,13 @@ pub struct InvalidStoreUrl {
     problem: String,
 }
 
+impl StoreUrl {
+    /// Whether chunks are in the log itself.
+    pub fn is_block_store(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::Device { .. } | Self::Memory { .. })
+    }
+}
+
 impl FromStr for StoreUrl {
     type Err = InvalidStoreUrl;
 
