@@ -76,9 +76,14 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 }
 
 impl Cli {
-    /// Servers tell what they do; commands only what goes wrong. `up` prints its own summary.
+    /// Servers tell what they do; commands only what goes wrong. `up` prints its own summary; what `fsck` finds is in its
+    /// report, and what the parts of a node say on the way would only mislead: nothing of it is written.
     fn default_filter(&self) -> &'static str {
-        if matches!(self.command, Command::Role(_)) { "info" } else { "warn" }
+        match self.command {
+            Command::Role(_) => "info",
+            Command::Fsck(_) => "off",
+            _ => "warn",
+        }
     }
 
     fn init_logs(&self) {

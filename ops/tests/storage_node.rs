@@ -146,7 +146,8 @@ async fn a_stopped_nodes_store_is_checked_and_repaired() {
     let error = String::from_utf8_lossy(&running.stderr).into_owned();
     assert_eq!(running.status.code(), Some(1), "{error}");
     assert!(error.contains("has it open") && error.contains("next: stop the node first"), "{error}");
-    assert_eq!(node.stop().0.code(), Some(0));
+    // Ended as a crash ends it: the index is behind, and was not closed.
+    drop(node);
 
     let clean = fsck(folder.path(), &[]);
     let text = String::from_utf8_lossy(&clean.stdout).into_owned();

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::auth::random_hex;
 use common::error::{ApiResult, chain};
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, StorageBackend};
+use redb::{Database, DatabaseError, StorageBackend, StorageError};
 use serde::Serialize;
 
 use super::CatalogError;
@@ -105,7 +105,12 @@ fn failed(path: &Path, source: BoxError) -> CatalogError {
 }
 
 fn open_overlaid(file: File) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(Overlay::new(file)?)
+    let overlay = Overlay::new(file)?;
+    let mut database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(overlay)?;
+    match database.check_integrity()? {
+        true => Ok(database),
+        false => Err(DatabaseError::Storage(StorageError::Corrupted("pages of it are damaged".into()))),
+    }
 }
 
 /// A file that is gone when it is closed.

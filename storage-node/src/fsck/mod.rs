@@ -121,7 +121,9 @@ pub async fn run(options: &Options, progress: Progress<'_>) -> Result<Report, Fs
         report
             .add(Severity::Lost, format!("the catalog cannot be brought up to the end of the log: {error}"));
     }
-    add_index(&mut report, &inspected.state, &index_path, options.repair)?;
+    // An index may be all that is left of rows that the log lost.
+    let may_move_index = options.repair && survey.gaps.is_empty();
+    add_index(&mut report, &inspected.state, &index_path, may_move_index)?;
 
     let is_block_store = options.store.is_block_store();
     drop((inspected, log));
@@ -235,7 +237,7 @@ async fn check_chunks(
 }
 
 /// Tells how the index file is; one of no use is moved aside by a repair.
-fn add_index(report: &mut Report, state: &IndexState, path: &Path, repair: bool) -> Result<(), FsckError> {
+fn add_index(report: &mut Report, state: &IndexState, path: &Path, may_move: bool) -> Result<(), FsckError> {
     match state {
         IndexState::Current { .. } => {}
         IndexState::Behind { position } => report.add(
@@ -245,7 +247,7 @@ fn add_index(report: &mut Report, state: &IndexState, path: &Path, repair: bool)
         IndexState::Missing => {
             report.add(Severity::Note, "there is no index file; the next start rebuilds it from the log");
         }
-        IndexState::Useless { reason } if repair => {
+        IndexState::Useless { reason } if may_move => {
             let aside = inspect::move_aside(path).map_err(|error| FsckError::Repair(Box::new(error)))?;
             let aside = aside.display();
             report.add(

@@ -244,7 +244,13 @@ async fn an_index_that_is_behind_missing_or_of_no_use_is_told_as_such() {
     assert_eq!(missing.catalog.as_ref().unwrap().index, IndexState::Missing);
     assert!(!stopped.index().exists());
 
-    std::fs::write(stopped.index(), vec![7; older.len()]).unwrap();
+    for damage in [|bytes: &mut [u8]| bytes.fill(7), |bytes: &mut [u8]| bytes[4096..].fill(7)] {
+        let mut spoilt = older.clone();
+        damage(&mut spoilt);
+        std::fs::write(stopped.index(), spoilt).unwrap();
+        let useless = stopped.check().await;
+        assert_eq!((useless.is_clean(), rows(&useless)), (false, CHUNKS + 1), "{useless:?}");
+    }
     let useless = stopped.check().await;
     assert_eq!((useless.is_clean(), rows(&useless)), (false, CHUNKS + 1), "{useless:?}");
     assert!(told(&useless, Severity::Damage)[0].contains("the index file cannot be used"), "{useless:?}");
@@ -294,7 +300,8 @@ async fn a_write_that_was_cut_off_is_a_note() {
     stopped.flip(stopped.find(CHUNKS - 1) + 9);
     let report = stopped.check().await;
     assert!(report.is_clean(), "{report:?}");
-    assert_eq!(report.chunks.as_ref().unwrap().live, CHUNKS - 1);
+    assert_eq!((report.log.frames_unfinished, report.chunks.as_ref().unwrap().live), (1, CHUNKS - 1));
+    assert!(told(&report, Severity::Note)[0].contains("never acknowledged"), "{report:?}");
     assert_eq!(report.catalog.as_ref().unwrap().chunks_missing, 1);
 }
 

@@ -56,15 +56,15 @@ impl Target {
         Ok(Self { file: Arc::new(file), size_bytes: found_bytes, path: path.into() })
     }
 
-    /// Opens a file or device that is there, to look at it or, with `is_written`, to repair it.
-    pub fn existing(path: &Path, is_device: bool, is_written: bool) -> io::Result<Self> {
+    /// Opens a file or device that is there, to look at it or, with `for_writing`, to repair it.
+    pub fn existing(path: &Path, is_device: bool, for_writing: bool) -> io::Result<Self> {
         let file_type = std::fs::metadata(path)?.file_type();
         if if is_device { !file_type.is_block_device() } else { !file_type.is_file() } {
             let what = if is_device { "not a block device" } else { "not a plain file" };
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         let flags = if is_device { libc::O_EXCL } else { 0 };
-        let mut file = open_direct(OpenOptions::new().read(true).write(is_written), flags, path)?;
+        let mut file = open_direct(OpenOptions::new().read(true).write(for_writing), flags, path)?;
         lock(&file)?;
         let size_bytes = file.seek(SeekFrom::End(0))?;
         Ok(Self { file: Arc::new(file), size_bytes, path: path.into() })

@@ -413,13 +413,27 @@ fn read_segment(
     walk_segment(io, superblock, place, is_last)
 }
 
-/// Reads every frame header of a segment.
+/// Reads every frame header of a segment. Of the last one, frames at its end that were never acknowledged are dropped.
 fn walk_segment(
     io: &dyn BlockIo,
     superblock: &Superblock,
     place: Place,
     is_last: bool,
 ) -> Result<Contents, OpenLogError> {
+    let (mut walked, later) = walk_frames(io, superblock, place, is_last)?;
+    if is_last {
+        walked.drop_unacknowledged(io, &later).map_err(failed("the tail of the log"))?;
+    }
+    Ok(Contents { footer: walked.into_footer(), is_sealed: !is_last })
+}
+
+/// The frames of a segment, and those that were written behind a gap at its end.
+fn walk_frames(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+    is_last: bool,
+) -> Result<(Walked, Vec<FrameHeader>), OpenLogError> {
     let mut walked = Walked::new(place);
     let mut walker = Walker::new(io, superblock, place.sequence, place.slot, place.first_frame);
     while let Some(frame) = walker.next().map_err(failed("a frame"))? {
@@ -431,10 +445,18 @@ fn walk_segment(
     if settled >= walked.next_frame() || !is_last && !later.is_empty() {
         return Err(OpenLogError::Damaged { what: "no valid frame, and one after it that came later,", at });
     }
-    if is_last {
-        walked.drop_unacknowledged(io, &later).map_err(failed("the tail of the log"))?;
-    }
-    Ok(Contents { footer: walked.into_footer(), is_sealed: !is_last })
+    Ok((walked, later))
+}
+
+/// How many frames at the end of the last segment were never acknowledged: a start drops them.
+pub(super) fn unfinished_frames(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+) -> Result<u64, OpenLogError> {
+    let (walked, later) = walk_frames(io, superblock, place, true)?;
+    let kept = walked.acknowledged(io, &later).map_err(failed("the tail of the log"))?;
+    Ok((walked.frames.len() - kept + later.len()) as u64)
 }
 
 /// The footer of a sealed segment; `None` if there is none, or it does not check.
@@ -474,16 +496,22 @@ impl Walked {
         self.frames.last().map_or(self.place.first_frame, |frame| frame.sequence + 1)
     }
 
+    /// Number of frames, from the first, that were acknowledged or may have been: those that a later one says were
+    /// durable, and those behind them whose chunks are all there.
+    fn acknowledged(&self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<usize> {
+        let settled = self.frames.iter().chain(later).map(|frame| frame.settled).max().unwrap_or(0);
+        let mut kept = self.frames.partition_point(|frame| frame.sequence <= settled);
+        while kept < self.frames.len() && payload_verifies(io, &self.frames[kept])? {
+            kept += 1;
+        }
+        Ok(kept)
+    }
+
     /// Takes away the frames at the end that were being written when power was lost: `later` ones, behind a gap, and
     /// those whose chunks are not all there. They must not come back when a later crash leaves other bytes around
     /// them, so each is blotted out, the last one first.
     fn drop_unacknowledged(&mut self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<()> {
-        let settled = self.frames.iter().chain(later).map(|frame| frame.settled).max().unwrap_or(0);
-        let first_open = self.frames.partition_point(|frame| frame.sequence <= settled);
-        let mut kept = first_open;
-        while kept < self.frames.len() && payload_verifies(io, &self.frames[kept])? {
-            kept += 1;
-        }
+        let kept = self.acknowledged(io, later)?;
         let dropped = self.frames.split_off(kept);
         for frame in dropped.iter().chain(later).rev() {
             tracing::warn!(

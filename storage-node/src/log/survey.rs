@@ -185,6 +185,10 @@ impl Survey {
             }
             let walked =
                 self.walk(io, *place, footer.as_ref(), is_last).map_err(failed("the frames of a segment"))?;
+            let is_whole = self.gaps.iter().all(|gap| gap.segment != place.sequence);
+            if footer.is_none() && is_last && is_whole {
+                self.figures.frames_unfinished = recovery::unfinished_frames(io, &self.superblock, *place)?;
+            }
             let next = places.get(i + 1);
             if footer.is_none()
                 && next.is_some_and(|next| {
@@ -253,7 +257,6 @@ impl Survey {
             let later = walker.later_frames()?;
             let settled = later.iter().map(|frame| frame.settled).max().unwrap_or(0);
             if is_last && end.is_none() && settled < walked.next_frame {
-                self.figures.frames_unfinished += later.len() as u64;
                 break;
             }
             let next = later.first();
