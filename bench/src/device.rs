@@ -25,6 +25,9 @@ pub enum DeviceOp {
     Randread,
     /// Durable writes of new chunks.
     Append,
+    /// Opening a store with `chunks` chunks in it, all of them empty: one operation is one chunk found, and the times
+    /// are those of a whole opening.
+    Open,
 }
 
 #[derive(Debug, Clone)]
@@ -39,6 +42,8 @@ pub struct DevicePlan {
     pub duration: Duration,
     /// Bytes to write before random reads begin; at most half of the store.
     pub span: u64,
+    /// Chunks that a store to be opened has.
+    pub chunks: u64,
     /// Folder for what the store does not hold itself; by default one that is removed afterwards.
     pub data_dir: Option<PathBuf>,
 }
@@ -105,6 +110,11 @@ pub async fn run(plan: &DevicePlan) -> Result<DeviceResult, DeviceError> {
     let url: StoreUrl = plan.store.parse()?;
     let (folder, temporary) = match &plan.data_dir {
         Some(folder) => (folder.clone(), None),
+        // Objects belong to the log beside them, so a later run on them needs the same one.
+        None if url.has_objects() => {
+            let name = format!("dozo-bench-{}", ChunkHash::of(url.to_string().as_bytes()).short());
+            (std::env::temp_dir().join(name), None)
+        }
         None => {
             let name = format!("dozo-bench-{}", common::auth::random_hex(8));
             let folder = std::env::temp_dir().join(name);
@@ -112,17 +122,55 @@ pub async fn run(plan: &DevicePlan) -> Result<DeviceResult, DeviceError> {
         }
     };
     std::fs::create_dir_all(&folder).map_err(DeviceError::Folder)?;
-    let opened = store::open(&url, &folder, &MetricsRegistry::new()).await?;
+    let mut opened = store::open(&url, &folder, &MetricsRegistry::new()).await?;
     let mut seed = [0u8; 8];
     common::auth::fill_random(&mut seed);
     let blocks = Blocks { seed: u64::from_le_bytes(seed), len: plan.block };
     let result = match plan.op {
         DeviceOp::Append => append(plan, blocks, &opened.chunks).await,
         DeviceOp::Randread => randread(plan, blocks, &opened.chunks).await,
+        DeviceOp::Open => {
+            fill_with_empty(plan, blocks, &opened.chunks).await?;
+            let mut latency = Latency::default();
+            let (mut elapsed, mut found) = (Duration::ZERO, 0);
+            for _ in 0..OPENINGS {
+                drop(opened);
+                let began = Instant::now();
+                opened = store::open(&url, &folder, &MetricsRegistry::new()).await?;
+                latency.record(began.elapsed());
+                elapsed += began.elapsed();
+                found += opened.chunks.stats().chunks;
+            }
+            Ok(result(plan, &latency, found, elapsed))
+        }
     };
     drop(opened);
     drop(temporary);
     result
+}
+
+/// Openings that are timed.
+const OPENINGS: u32 = 5;
+
+async fn fill_with_empty(
+    plan: &DevicePlan,
+    blocks: Blocks,
+    chunks: &Arc<dyn ChunkStore>,
+) -> Result<(), StoreError> {
+    const LANES: u64 = 256;
+    let fill = |lane: u64| {
+        let (chunks, count) = (chunks.clone(), plan.chunks);
+        tokio::spawn(async move {
+            for nth in (lane..count).step_by(LANES as usize) {
+                chunks.put(blocks.name(nth), bytes::Bytes::new()).await?;
+            }
+            Ok::<(), StoreError>(())
+        })
+    };
+    for lane in join_all((0..LANES).map(fill)).await {
+        lane.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))?;
+    }
+    Ok(())
 }
 
 struct RemovedAtEnd(PathBuf);
@@ -222,14 +270,18 @@ fn gather(plan: &DevicePlan, start: Instant, workers: Vec<Worked>) -> Result<Dev
         latency.merge(&measured);
         operations += done;
     }
+    Ok(result(plan, &latency, operations, Duration::from_secs_f64(elapsed)))
+}
+
+fn result(plan: &DevicePlan, latency: &Latency, operations: u64, elapsed: Duration) -> DeviceResult {
     let summary = latency.summary();
-    let ops_per_s = operations as f64 / elapsed;
-    Ok(DeviceResult {
+    let ops_per_s = operations as f64 / elapsed.as_secs_f64();
+    DeviceResult {
         ops_per_s,
         mib_per_s: ops_per_s * plan.block as f64 / f64::from(1 << 20),
         p50_us: summary.p50_us,
         p99_us: summary.p99_us,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +296,7 @@ mod tests {
             op,
             duration: Duration::from_millis(300),
             span: 4 << 20,
+            chunks: 5000,
             data_dir: None,
         }
     }
@@ -251,7 +304,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn appends_and_reads_are_counted() {
         let folder = tempfile::tempdir().unwrap();
-        for op in [DeviceOp::Append, DeviceOp::Randread] {
+        for op in [DeviceOp::Append, DeviceOp::Randread, DeviceOp::Open] {
             let store = format!("file:{}?size=1GiB", folder.path().join(format!("{op:?}")).display());
             let result = run(&plan(op, store)).await.unwrap();
             assert!(result.ops_per_s > 1.0, "{op:?} {result:?}");

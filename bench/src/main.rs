@@ -166,6 +166,9 @@ struct DeviceArgs {
     /// Bytes written before random reads begin.
     #[arg(long, value_parser = |text: &str| parse_bytes(text), default_value = "1GiB")]
     span: u64,
+    /// Chunks that the store has, with --op open.
+    #[arg(long, default_value_t = 1_000_000)]
+    chunks: u64,
     /// Where the store keeps what is not in it; a temporary folder by default.
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -263,6 +266,7 @@ async fn run_device(args: DeviceArgs) -> Result<bool, Failure> {
         op: args.op,
         duration: Duration::try_from_secs_f64(args.seconds)?,
         span: args.span,
+        chunks: args.chunks,
         data_dir: args.data_dir,
     };
     let result = device::run(&plan).await?;

@@ -14,6 +14,7 @@
 //! | the facts that are billed | [`record`], [`money`] |
 //! | what servers say to each other | [`api`] |
 //! | errors with a code of a closed list | [`error`] |
+//! | clients of S3-compatible stores | [`s3`] |
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
 //! | who may call whom | [`auth`] |
 
@@ -33,6 +34,7 @@ pub mod name;
 pub mod placement;
 pub mod range;
 pub mod record;
+pub mod s3;
 pub mod server;
 pub mod telemetry;
 pub mod time;

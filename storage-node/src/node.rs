@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::api::node::NodeClient;
@@ -13,7 +14,7 @@ use common::id::{NodeId, SiteId};
 use common::placement::Slot;
 use common::record::RecordNumber;
 use common::server::Health;
-use common::time::Clock;
+use common::time::{Clock, UnixMillis};
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::catalog::Catalog;
@@ -37,6 +38,8 @@ pub struct Signals {
     pub reap_queued: Notify,
     pub slot_frozen: Notify,
     pub feed_rewound: Notify,
+    /// When a chunk was last refused for want of space, in milliseconds since 1970; 0 if never.
+    refused_at_ms: AtomicU64,
 }
 
 impl Default for Signals {
@@ -48,11 +51,22 @@ impl Default for Signals {
             reap_queued: Notify::new(),
             slot_frozen: Notify::new(),
             feed_rewound: Notify::new(),
+            refused_at_ms: AtomicU64::new(0),
         }
     }
 }
 
 impl Signals {
+    /// A chunk was refused for want of space.
+    pub fn refused(&self, now: UnixMillis) {
+        self.refused_at_ms.fetch_max(now.0, Ordering::Relaxed);
+    }
+
+    /// When a chunk was last refused for want of space.
+    pub fn refused_at(&self) -> Option<UnixMillis> {
+        Some(self.refused_at_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0).map(UnixMillis)
+    }
+
     /// The chain has grown to `number`.
     pub fn recorded(&self, number: RecordNumber) {
         self.head.send_if_modified(|head| {

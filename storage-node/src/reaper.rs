@@ -27,6 +27,10 @@ const PIECE_LEN: usize = 1024;
 const PAGE_LEN: usize = 64;
 /// Chunks that are deleted at the same time.
 const DELETIONS: usize = 16;
+/// Grace of a chunk while the node is short of space: long enough for most of what is still being sent.
+const PRESSED_GRACE: Duration = Duration::from_secs(20);
+/// For so long after it refused a chunk the node counts as short of space.
+const PRESSED_FOR: Duration = Duration::from_secs(300);
 
 /// Releases the references of holdings that went, for ever.
 pub async fn release(node: Arc<Node>) {
@@ -156,12 +160,14 @@ async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRe
 
 /// Deletes chunks without references once their grace is over, for ever.
 pub async fn delete(node: Arc<Node>) {
-    let grace = node.limits.chunk_grace;
+    let chunk_grace = node.limits.chunk_grace;
     let mut ticks =
-        tokio::time::interval((grace / 4).clamp(Duration::from_millis(50), Duration::from_secs(30)));
+        tokio::time::interval((chunk_grace / 4).clamp(Duration::from_millis(50), Duration::from_secs(5)));
     loop {
         ticks.tick().await;
         let now = node.clock.now();
+        let is_pressed = node.signals.refused_at().is_some_and(|at| now.since(at) < PRESSED_FOR);
+        let grace = if is_pressed { chunk_grace.min(PRESSED_GRACE) } else { chunk_grace };
         let due = node.catalog.read(|rows| {
             let mut due = Vec::new();
             rows.scan(&key::all(Tag::UnreferencedChunk), &mut |key, value| {

@@ -112,7 +112,7 @@ pub async fn run(options: &Options, progress: Progress<'_>) -> Result<Report, Fs
     let (path, inspected_log) = (index_path.clone(), log.clone());
     let inspected = blocking(move || Ok(inspect::inspect(&path, &inspected_log)?)).await?;
     report.add_lost(&survey, index_position(&inspected.state));
-    let store: Arc<dyn ChunkStore> = match objects(&options.store, metrics.clone()).await? {
+    let store: Arc<dyn ChunkStore> = match objects(&options.store, &log.id(), metrics.clone()).await? {
         Some(objects) => Arc::new(objects),
         None => Arc::new(BlockStore::new(log.clone())),
     };
@@ -125,16 +125,14 @@ pub async fn run(options: &Options, progress: Progress<'_>) -> Result<Report, Fs
     let may_move_index = options.repair && survey.gaps.is_empty();
     add_index(&mut report, &inspected.state, &index_path, may_move_index)?;
 
-    let is_block_store = options.store.is_block_store();
+    let log_id = log.id();
     drop((inspected, log));
+    drop(store);
     if options.repair && !damaged.is_empty() {
-        if is_block_store {
-            drop(store);
-            take_out_of_log(io, damaged.clone(), metrics).await?;
+        if options.store.has_objects() {
+            take_out_objects(&options.store, &log_id, &damaged, metrics).await?;
         } else {
-            for hash in &damaged {
-                store.delete(hash).await.map_err(|error| FsckError::Repair(Box::new(error)))?;
-            }
+            take_out_of_log(io, damaged.clone(), metrics).await?;
         }
     }
     add_damaged(&mut report, &damaged, options.repair);
@@ -177,14 +175,32 @@ fn look(
     Ok((io, survey, repaired))
 }
 
-/// The chunks of an object store; none of a block store.
-async fn objects(url: &StoreUrl, metrics: StoreMetrics) -> Result<Option<ObjectChunkStore>, FsckError> {
+/// The chunks of an object store, to look at; none of a block store.
+async fn objects(
+    url: &StoreUrl,
+    log_id: &str,
+    metrics: StoreMetrics,
+) -> Result<Option<ObjectChunkStore>, FsckError> {
     if let StoreUrl::Dir { path } = url {
-        // Opening would make it.
-        std::fs::metadata(path.join("chunks"))
-            .map_err(|source| FsckError::Open { path: path.clone(), source })?;
+        // Reaching it would make it.
+        std::fs::metadata(path).map_err(|source| FsckError::Open { path: path.clone(), source })?;
     }
-    ObjectChunkStore::open(url, metrics).await.map_err(FsckError::Object)
+    ObjectChunkStore::open_for_reading(url, log_id, metrics).await.map_err(FsckError::Object)
+}
+
+/// Deletes damaged objects, and entries of packs. The store is opened for it as a start opens it.
+async fn take_out_objects(
+    url: &StoreUrl,
+    log_id: &str,
+    damaged: &[ChunkHash],
+    metrics: StoreMetrics,
+) -> Result<(), FsckError> {
+    let opened = ObjectChunkStore::open(url, log_id, metrics).await.map_err(FsckError::Object)?;
+    let Some(store) = opened else { return Ok(()) };
+    for hash in damaged {
+        store.delete(hash).await.map_err(|error| FsckError::Repair(Box::new(error)))?;
+    }
+    Ok(())
 }
 
 /// Position up to which an index of use has the log.
@@ -205,7 +221,7 @@ async fn check_chunks(
 ) -> Result<Vec<ChunkHash>, FsckError> {
     let rows = inspected.rows().map_err(|error| FsckError::Catalog(Box::new(error)))?;
     let mut checked = chunks::check(store, &rows, options.fast, progress).await.map_err(FsckError::Chunks)?;
-    if options.store.is_block_store() {
+    if !options.store.has_objects() {
         checked.figures.dead = report.log.chunk_copies.saturating_sub(checked.figures.live);
     }
     let (chunks_missing, named) = chunks::missing(store, &rows).await.map_err(FsckError::Chunks)?;

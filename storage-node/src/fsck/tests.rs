@@ -92,6 +92,7 @@ impl Stopped {
             file.read_exact_at(&mut bytes, 0).unwrap();
             files.push((path, len, bytes));
         }
+        add_names(&self.dir.path().join("objects"), &mut files);
         files
     }
 
@@ -199,9 +200,28 @@ async fn a_damaged_chunk_is_taken_out_and_waits_for_a_good_copy() {
 async fn a_damaged_object_is_taken_out_and_waits_for_a_good_copy() {
     let stopped = Stopped::new("dir:{}/objects").await;
     let hex = chunk(5).0.to_string();
-    let path = stopped.dir.path().join("objects/chunks").join(&hex[..2]).join(&hex);
+    let path = find_file(&stopped.dir.path().join("objects"), &hex).unwrap();
     FileOptions::new().write(true).open(path).unwrap().write_all_at(b"?????", 77).unwrap();
     damaged_chunk_is_taken_out(&stopped, 5).await;
+}
+
+/// Names and lengths of the files in a folder and below it.
+fn add_names(folder: &Path, files: &mut Vec<(PathBuf, u64, Vec<u8>)>) {
+    for path in std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+        let len = std::fs::metadata(&path).unwrap().len();
+        add_names(&path, files);
+        files.push((path, len, Vec::new()));
+    }
+}
+
+/// The file in a folder, or one below it, whose name has `part` in it.
+fn find_file(folder: &Path, part: &str) -> Option<PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find_map(|path| {
+        match path.is_dir() {
+            true => find_file(&path, part),
+            false => path.file_name()?.to_str()?.contains(part).then_some(path),
+        }
+    })
 }
 
 async fn damaged_chunk_is_taken_out(stopped: &Stopped, n: u64) {

@@ -22,7 +22,7 @@ use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
 use crate::node::Node;
 use crate::reaper;
-use crate::store::PutOutcome;
+use crate::store::{PutOutcome, StoreError};
 
 type Shared = State<Arc<Node>>;
 
@@ -70,6 +70,9 @@ pub async fn store(
             Ok(if outcome == PutOutcome::Stored { StatusCode::CREATED } else { StatusCode::OK })
         }
         Err(error) => {
+            if matches!(error, StoreError::Full { .. }) {
+                node.signals.refused(node.clock.now());
+            }
             if noted.is_ok() {
                 let surplus = ChunkReleaseRequest { name, ref_tag: tag, chunks: vec![hash] };
                 // Should this fail too, a surplus reference stays, which harms nobody.

@@ -1,6 +1,7 @@
 //! Chunks on a block device: entries of the node's log, found through its index.
 
 use std::io;
+use std::time::Instant;
 
 use bytes::Bytes;
 use common::hash::ChunkHash;
@@ -51,9 +52,12 @@ impl BlockStore {
         if location.len() == 0 {
             return Ok(Bytes::new());
         }
+        let begun = Instant::now();
+        let shared = self.log.shared();
         let buffer = self.pool.take(location.len()).await;
-        let mut buffer = self.log.shared().io.read_at(buffer, location.offset()).await?;
+        let mut buffer = shared.io.read_at(buffer, location.offset()).await?;
         buffer.set_len(location.len());
+        shared.metrics.read_seconds.record(begun.elapsed().as_secs_f64());
         Ok(buffer.into_bytes())
     }
 }

@@ -7,6 +7,8 @@ use metrics::{Counter, Histogram};
 pub struct StoreMetrics {
     /// Bytes of chunks read.
     pub read_bytes: Counter,
+    /// From the request to the bytes: waiting for a buffer and for the device.
+    pub read_seconds: Histogram,
     /// Bytes written: frames of the log, objects.
     pub written_bytes: Counter,
     /// Durable group commits of the log.
@@ -25,6 +27,7 @@ impl StoreMetrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
         registry.scope(|| Self {
             read_bytes: metrics::counter!("dozo_node_disk_read_bytes_total"),
+            read_seconds: metrics::histogram!("dozo_node_disk_read_duration_seconds"),
             written_bytes: metrics::counter!("dozo_node_disk_written_bytes_total"),
             commits: metrics::counter!("dozo_node_commits_total"),
             commit_seconds: metrics::histogram!("dozo_node_commit_duration_seconds"),

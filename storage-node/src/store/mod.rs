@@ -1,4 +1,5 @@
-//! Where a node keeps chunks: one trait, three kinds of place, one conformance test that all of them run.
+//! Where a node keeps chunks: one trait, three kinds of place, one conformance suite ([`conformance`]) that all of them
+//! run.
 //!
 //! | `--store` | chunks | log |
 //! |---|---|---|
@@ -7,6 +8,7 @@
 //! | `dir:`, `s3:` | [`ObjectChunkStore`] | a file `log` in the node's data directory |
 
 mod block;
+pub mod conformance;
 mod metrics;
 mod object;
 mod url;
@@ -73,7 +75,9 @@ impl From<LogError> for StoreError {
 pub struct StoreStats {
     /// Bytes that can be used before chunks are refused.
     pub capacity_bytes: u64,
-    /// Bytes taken, deleted chunks not counted. A block store counts the rows of the catalog and its own headers.
+    /// Bytes taken, deleted chunks not counted. A block store counts the rows of the catalog and its own headers, an
+    /// object store the bytes of chunks and nothing else; what it has not given back yet, at most about as much again
+    /// in packs, is not counted.
     pub used_bytes: u64,
     pub chunks: u64,
 }
@@ -95,23 +99,31 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropped before it resolves, the chunk may or may not come to be stored; it is never stored in part.
     /// # Errors
-    /// `Full`, `Io`, `Stopped`; nothing is stored then.
+    /// `Full`: nothing is stored. `Io`, `Stopped`: all is as before, but the chunk may be there, whole, after the next
+    /// start. A put that is tried again is answered like any other.
     fn put(&self, hash: ChunkHash, bytes: Bytes) -> BoxFuture<'_, Result<PutOutcome, StoreError>>;
 
     /// The bytes of a chunk, verified against its hash.
     ///
     /// # Errors
-    /// `NotFound`; `Damaged` if other bytes are in its place; `Io`. A store that has stopped still reads.
+    /// `NotFound`; `Damaged` if other bytes, or none, are in its place; `Io`. A block store that has stopped still
+    /// reads.
+    /// # Cancel safety
+    /// Can be dropped at any time.
     fn get<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<Bytes, StoreError>>;
 
     /// Removes a chunk; says whether it was there.
     ///
     /// # Durability
-    /// A block store never shows the chunk again once this resolves. In a directory it may be back after a power
-    /// cut, as a surplus.
+    /// The chunk never shows again once this resolves, whatever happens, until it is put again.
+    /// # Cancel safety
+    /// Dropped before it resolves, the chunk may or may not come to be deleted; the same holds after an error.
+    /// # Errors
+    /// `Io`, `Stopped`. A deletion that is tried again is answered like any other.
     fn delete<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// Whether the chunk is there; its bytes are not verified.
+    /// Whether the chunk is there; its bytes are not verified. What has been put is there at once, and what has been
+    /// deleted is not.
     fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>>;
 
     /// Lists chunks, a bounded part at a time: page 0 first, then whatever page the last one names. What is stored or
@@ -127,8 +139,8 @@ pub enum OpenError {
     Open { path: PathBuf, source: io::Error },
     #[error("the log in {place} cannot be opened")]
     Log { place: String, source: OpenLogError },
-    #[error("the object store {url} cannot be used")]
-    Object { url: String, source: object_store::Error },
+    #[error("the object store {url} cannot be used; {advice}")]
+    Object { url: String, advice: String, source: Arc<dyn Error + Send + Sync> },
     #[error("the thread that opened the store ended early")]
     Interrupted,
 }
@@ -164,23 +176,25 @@ pub async fn open_with(
     Options { force, engine }: Options,
 ) -> Result<Opened, OpenError> {
     let metrics = StoreMetrics::new(metrics);
-    let objects = ObjectChunkStore::open(url, metrics.clone()).await?;
-    let (url, log_file) = (url.clone(), data_dir.join(LOG_FILE));
+    let (log_url, log_file) = (url.clone(), data_dir.join(LOG_FILE));
     let log_metrics = metrics.clone();
     let opening = tokio::task::spawn_blocking(move || {
-        let io = block_io(&url, &log_file, engine)?;
+        let io = block_io(&log_url, &log_file, engine)?;
         let io_engine = io.engine();
-        let place = if objects.is_some() { log_file.display().to_string() } else { url.to_string() };
-        let prefill = matches!(url, StoreUrl::File { prefill: true, .. });
+        let place = if log_url.has_objects() { log_file.display().to_string() } else { log_url.to_string() };
+        let prefill = matches!(log_url, StoreUrl::File { prefill: true, .. });
         let options = OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force, prefill };
         let log = Log::open(io, options, log_metrics).map_err(|source| OpenError::Log { place, source })?;
-        let chunks: Arc<dyn ChunkStore> = match objects {
-            Some(objects) => Arc::new(objects),
-            None => Arc::new(BlockStore::new(log.clone())),
-        };
-        Ok(Opened { chunks, log_id: log.id(), log, io_engine })
+        Ok((log, io_engine))
     });
-    opening.await.unwrap_or(Err(OpenError::Interrupted))
+    let (log, io_engine) = opening.await.unwrap_or(Err(OpenError::Interrupted))?;
+    let log_id = log.id();
+    // After the log, which only one process can open: so nobody else is changing the objects.
+    let chunks: Arc<dyn ChunkStore> = match ObjectChunkStore::open(url, &log_id, metrics).await? {
+        Some(objects) => Arc::new(objects),
+        None => Arc::new(BlockStore::new(log.clone())),
+    };
+    Ok(Opened { chunks, log_id, log, io_engine })
 }
 
 /// The device of the log.

@@ -1,13 +1,16 @@
-//! One conformance test for every kind of store, and what concerns real files.
+//! The conformance suite on every kind of store that needs no server, and what concerns real files.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
-use futures_util::future::join_all;
-
+use super::conformance::{UsedBytes, conforms, sample, survives_reopening};
 use super::*;
 use crate::io::BLOCK;
-use crate::log::{BoxError, LogPosition, SEGMENTS_START};
+use crate::io::sim::SimIo;
+use crate::log::{BoxError, LogPosition, ROWS_BYTES_MAX, SEGMENTS_START};
+
+/// A frame for each deletion, and what is left of a segment.
+const BLOCK_STORE: UsedBytes = UsedBytes::WithOverhead { change_bytes_max: 2 * BLOCK as u64 };
 
 async fn open_at(url: &str, dir: &Path, engine: Engine) -> Opened {
     let options = Options { engine, ..Options::default() };
@@ -15,10 +18,7 @@ async fn open_at(url: &str, dir: &Path, engine: Engine) -> Opened {
 }
 
 fn noise(seed: u64, len: usize) -> Bytes {
-    let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-    let mut bytes = vec![0; len];
-    reader.fill(&mut bytes);
-    bytes.into()
+    sample(seed, len).1
 }
 
 async fn rows(log: &Log) -> Vec<Vec<u8>> {
@@ -35,93 +35,21 @@ async fn rows(log: &Log) -> Vec<Vec<u8>> {
     replay.await.unwrap()
 }
 
-/// What every store must do. Returns chunks that must still be there after a restart.
-async fn conforms(store: &dyn ChunkStore) -> Vec<(ChunkHash, Bytes)> {
-    let empty = store.stats();
-    assert_eq!(empty.chunks, 0);
-    assert!(empty.capacity_bytes > 100 << 20);
-    let lengths = [0, 1, 4095, 4096, 4097, 70_000, 1 << 20, 4 << 20];
-    let chunks: Vec<(ChunkHash, Bytes)> = lengths
-        .iter()
-        .map(|len| noise(*len as u64, *len))
-        .map(|bytes| (ChunkHash::of(&bytes), bytes))
-        .collect();
-    for (hash, bytes) in &chunks {
-        assert!(matches!(store.get(hash).await, Err(StoreError::NotFound)));
-        assert!(!store.contains(hash).await.unwrap() && !store.delete(hash).await.unwrap());
-        assert_eq!(store.put(*hash, bytes.clone()).await.unwrap(), PutOutcome::Stored);
-        assert_eq!(store.put(*hash, bytes.clone()).await.unwrap(), PutOutcome::Present);
-        assert_eq!(store.get(hash).await.unwrap(), bytes);
-        assert!(store.contains(hash).await.unwrap());
-    }
-    let filled = store.stats();
-    assert_eq!(filled.chunks, lengths.len() as u64);
-    assert!(filled.used_bytes >= lengths.iter().sum::<usize>() as u64);
-
-    let (gone, bytes) = &chunks[5];
-    assert!(store.delete(gone).await.unwrap() && !store.delete(gone).await.unwrap());
-    assert!(matches!(store.get(gone).await, Err(StoreError::NotFound)));
-    assert!(store.stats().used_bytes < filled.used_bytes);
-    assert_eq!(store.put(*gone, bytes.clone()).await.unwrap(), PutOutcome::Stored, "and comes back");
-
-    // Equal and different puts at once, with reads beside them.
-    let same = noise(1000, 5000);
-    let puts = join_all((0..20).map(|_| store.put(ChunkHash::of(&same), same.clone()))).await;
-    let stored = puts.into_iter().filter(|p| *p.as_ref().unwrap() == PutOutcome::Stored).count();
-    assert_eq!(stored, 1);
-    let many: Vec<Bytes> = (0..300).map(|i| noise(5000 + i, 3000 + i as usize)).collect();
-    let work = many.iter().map(|bytes| async move {
-        let hash = ChunkHash::of(bytes);
-        store.put(hash, bytes.clone()).await.unwrap();
-        assert_eq!(store.get(&hash).await.unwrap(), bytes);
-    });
-    join_all(work).await;
-    // A read that nobody waits for does no harm.
-    drop(store.get(&chunks[7].0));
-    let _given_up = tokio::time::timeout(std::time::Duration::ZERO, store.get(&chunks[7].0)).await;
-    assert_eq!(store.get(&chunks[7].0).await.unwrap(), chunks[7].1);
-    assert_eq!(store.stats().chunks, lengths.len() as u64 + 301);
-
-    // The list has each of them, and nothing that was deleted.
-    assert!(store.delete(&ChunkHash::of(&same)).await.unwrap());
-    let (mut listed, mut next) = (Vec::new(), Some(0));
-    while let Some(page) = next {
-        let page = store.list(page).await.unwrap();
-        listed.extend(page.hashes);
-        next = page.next;
-    }
-    let mut stored: Vec<ChunkHash> = chunks.iter().map(|(hash, _)| *hash).collect();
-    stored.extend(many.iter().map(|bytes| ChunkHash::of(bytes)));
-    listed.sort_unstable_by_key(|hash| *hash.as_bytes());
-    stored.sort_unstable_by_key(|hash| *hash.as_bytes());
-    assert_eq!(listed, stored);
-    chunks
-}
-
-async fn conforms_and_survives_a_restart(url: &str, dir: &Path, engine: Engine) {
-    let opened = open_at(url, dir, engine).await;
-    let chunks = conforms(&*opened.chunks).await;
-    let long = noise(9, 12 << 20);
-    opened.log.append_rows(Bytes::from_static(b"first")).await.unwrap();
-    opened.log.append_rows(long.clone()).await.unwrap();
-    assert!(opened.log.append_rows(noise(9, (12 << 20) + 1)).await.is_err());
-    let (stats, id) = (opened.chunks.stats(), opened.log_id.clone());
-    drop(opened);
-    let opened = open_at(url, dir, engine).await;
-    assert_eq!((opened.chunks.stats().chunks, &opened.log_id), (stats.chunks, &id));
-    assert_eq!(opened.chunks.stats().used_bytes, stats.used_bytes);
-    for (hash, bytes) in &chunks {
-        assert_eq!(opened.chunks.get(hash).await.unwrap(), bytes);
-        assert_eq!(opened.chunks.put(*hash, bytes.clone()).await.unwrap(), PutOutcome::Present);
-    }
-    assert_eq!(rows(&opened.log).await, [b"first".to_vec(), long.to_vec()]);
+async fn conforms_and_survives(url: &str, dir: &Path, engine: Engine, used_bytes: UsedBytes) {
+    conforms(&*open_at(url, dir, engine).await.chunks, used_bytes).await;
+    let (url, dir) = (url.to_owned(), dir.to_owned());
+    let open = || -> BoxFuture<'static, Arc<dyn ChunkStore>> {
+        let (url, dir) = (url.clone(), dir.clone());
+        Box::pin(async move { open_at(&url, &dir, engine).await.chunks })
+    };
+    survives_reopening(open, used_bytes).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_memory_store_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let opened = open_at("memory:?size=400MiB", dir.path(), Engine::Auto).await;
-    conforms(&*opened.chunks).await;
+    conforms(&*opened.chunks, BLOCK_STORE).await;
     assert_eq!((opened.io_engine, opened.log_id.len()), ("memory", 32));
 }
 
@@ -130,29 +58,98 @@ async fn a_file_store_conforms_on_both_engines() {
     let dir = tempfile::tempdir().unwrap();
     for (engine, name) in [(Engine::Uring, "io_uring"), (Engine::Threads, "threads")] {
         let url = format!("file:{}?size=400MiB", dir.path().join(name).display());
-        conforms_and_survives_a_restart(&url, dir.path(), engine).await;
+        conforms_and_survives(&url, dir.path(), engine, BLOCK_STORE).await;
         assert_eq!(open_at(&url, dir.path(), engine).await.io_engine, name);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_on_the_simulated_device_conforms() {
+    let sim = SimIo::new(vec![0; 400 << 20], None);
+    let open = move || -> BoxFuture<'static, Arc<dyn ChunkStore>> {
+        let (sim, metrics) = (sim.clone(), StoreMetrics::new(&MetricsRegistry::new()));
+        let segment_bytes = segment_bytes_for(sim.size_bytes());
+        let options = crate::log::OpenOptions { segment_bytes, force: false, prefill: false };
+        let open = move || Log::open(Arc::new(sim), options, metrics).unwrap();
+        Box::pin(async move {
+            let log = tokio::task::spawn_blocking(open).await.unwrap();
+            Arc::new(BlockStore::new(log)) as Arc<dyn ChunkStore>
+        })
+    };
+    conforms(&*open().await, BLOCK_STORE).await;
+    survives_reopening(open, BLOCK_STORE).await;
+}
+
+/// A block device on a file, while it lives.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// Or why there is none.
+    fn attach(file: &Path) -> Result<Self, String> {
+        // SAFETY: a call without arguments that cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            return Err("only root attaches loop devices".into());
+        }
+        if !Path::new("/dev/loop-control").exists() {
+            return Err("this system has no /dev/loop-control".into());
+        }
+        let losetup = std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match losetup {
+            Ok(output) if output.status.success() => {
+                Ok(Self(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+            }
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Err(error) => Err(format!("losetup: {error}")),
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+        assert!(detached.unwrap().success(), "{} stays attached", self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_on_a_block_device_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("device");
+    std::fs::File::create(&file).unwrap().set_len(400 << 20).unwrap();
+    let device = match LoopDevice::attach(&file) {
+        Ok(device) => device,
+        Err(reason) => {
+            eprintln!("SKIPPED: no block device to test on: {}", reason.trim());
+            return;
+        }
+    };
+    let url = format!("device:{}", device.0);
+    conforms_and_survives(&url, dir.path(), Engine::Auto, BLOCK_STORE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_store_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("dir:{}", dir.path().join("objects").display());
-    conforms_and_survives_a_restart(&url, dir.path(), Engine::Auto).await;
+    conforms_and_survives(&url, dir.path(), Engine::Auto, UsedBytes::OfChunks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_object_is_never_answered() {
+async fn the_log_beside_any_store_keeps_its_id_and_rows_of_the_greatest_length() {
     let dir = tempfile::tempdir().unwrap();
-    let opened = open_at(&format!("dir:{}", dir.path().display()), dir.path(), Engine::Auto).await;
-    let bytes = noise(1, 9000);
-    let hash = ChunkHash::of(&bytes);
-    opened.chunks.put(hash, bytes).await.unwrap();
-    let hex = hash.to_string();
-    let path = dir.path().join("chunks").join(&hex[..2]).join(&hex);
-    OpenOptions::new().write(true).open(path).unwrap().write_at(b"?", 4000).unwrap();
-    assert!(matches!(opened.chunks.get(&hash).await, Err(StoreError::Damaged { .. })));
+    for url in ["file:{}/store?size=400MiB", "dir:{}/objects"] {
+        let url = url.replace("{}", dir.path().to_str().unwrap());
+        let opened = open_at(&url, dir.path(), Engine::Auto).await;
+        let long = noise(9, ROWS_BYTES_MAX);
+        opened.log.append_rows(Bytes::from_static(b"first")).await.unwrap();
+        opened.log.append_rows(long.clone()).await.unwrap();
+        assert!(opened.log.append_rows(noise(9, ROWS_BYTES_MAX + 1)).await.is_err());
+        let id = opened.log_id.clone();
+        drop(opened);
+        let opened = open_at(&url, dir.path(), Engine::Auto).await;
+        assert_eq!(opened.log_id, id);
+        assert_eq!(rows(&opened.log).await, [b"first".to_vec(), long.to_vec()]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,10 +20,10 @@ pub enum StoreUrl {
     File { path: PathBuf, size_bytes: u64, prefill: bool },
     /// `device:/dev/nvme1n1`: a block store on a whole raw device.
     Device { path: PathBuf },
-    /// `dir:/path`: one file a chunk.
+    /// `dir:/path`: files with one large or many small chunks each.
     Dir { path: PathBuf },
-    /// `s3://bucket/prefix?endpoint=URL&region=R&capacity=1TiB`: one object a chunk in an S3-compatible store.
-    /// Keys come from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+    /// `s3://bucket/prefix?endpoint=URL&region=R&capacity=1TiB`: objects of the same kind in an S3-compatible
+    /// store. Keys come from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
     S3 {
         bucket: String,
         prefix: String,
@@ -43,9 +43,9 @@ pub struct InvalidStoreUrl {
 }
 
 impl StoreUrl {
-    /// Whether chunks are in the log itself.
-    pub fn is_block_store(&self) -> bool {
-        matches!(self, Self::File { .. } | Self::Device { .. } | Self::Memory { .. })
+    /// Whether chunks are objects, apart from the log.
+    pub fn has_objects(&self) -> bool {
+        matches!(self, Self::Dir { .. } | Self::S3 { .. })
     }
 }
 
@@ -53,7 +53,7 @@ impl FromStr for StoreUrl {
     type Err = InvalidStoreUrl;
 
     fn from_str(url: &str) -> Result<Self, InvalidStoreUrl> {
-        parse(url).map_err(|problem| InvalidStoreUrl { url: url.into(), problem })
+        parse(url).map_err(|problem| InvalidStoreUrl { url: without_keys(url), problem })
     }
 }
 
@@ -83,7 +83,7 @@ fn parse(url: &str) -> Result<StoreUrl, String> {
                 bucket: bucket.into(),
                 prefix: prefix.trim_matches('/').into(),
                 capacity_bytes: options.bytes("capacity", S3_BYTES_DEFAULT)?,
-                endpoint: options.take("endpoint"),
+                endpoint: options.take("endpoint").map(endpoint).transpose()?,
                 region: options.take("region"),
             }
         }
@@ -104,6 +104,30 @@ fn at_least(size_bytes: u64) -> Result<u64, String> {
         return Err(format!("size is below the smallest possible, {SIZE_BYTES_MIN} bytes (300MiB will do)"));
     }
     Ok(size_bytes)
+}
+
+/// An address is shown and logged, so it must not contain keys.
+fn endpoint(address: String) -> Result<String, String> {
+    if !address.starts_with("http://") && !address.starts_with("https://") {
+        return Err("endpoint must begin with http:// or https://".into());
+    }
+    if address.contains('@') {
+        return Err(
+            "keys do not belong into the endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into()
+        );
+    }
+    Ok(address)
+}
+
+/// The text, cut where keys in an address would begin.
+fn without_keys(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((before, _)) if before.contains("://") => {
+            let shown = before.rsplit_once("://").map_or("", |(shown, _)| shown);
+            format!("{shown}://…")
+        }
+        _ => url.into(),
+    }
 }
 
 struct Options(Vec<(String, String)>);
@@ -200,9 +224,16 @@ mod tests {
             ("file:/x?sise=1GiB", "no option \"sise\""),
             ("s3:bucket", "s3://bucket/prefix"),
             ("s3:///prefix", "names no bucket"),
+            ("s3://b?endpoint=127.0.0.1:9", "http://"),
         ] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_in_an_address_are_refused_and_not_repeated() {
+        let error = "s3://b?endpoint=http://me:hidden@127.0.0.1:9".parse::<StoreUrl>().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hidden"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod fake;
+mod s3;
 mod scrub;
 mod slots;
 
@@ -231,9 +232,15 @@ async fn bad_requests_are_refused_with_their_codes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_knows_everything_and_is_ready_without_search() {
+    let dir = tempfile::tempdir().unwrap();
+    for store in ["file:{}/store?size=1GiB", "dir:{}/objects"] {
+        restarts_and_knows_everything(&store.replace("{}", dir.path().to_str().unwrap())).await;
+    }
+}
+
+async fn restarts_and_knows_everything(store: &str) {
     let (dir, search) = (tempfile::tempdir().unwrap(), Fake::start().await);
-    let store = format!("file:{}/store?size=1GiB", dir.path().display());
-    let node = start(config("n1", &store, dir.path(), &search.url)).await;
+    let node = start(config("n1", store, dir.path(), &search.url)).await;
     ready(&node).await;
     let song = name("alice/song");
     publish(&node.client, &song, b"la la la").await;
@@ -244,7 +251,7 @@ async fn a_restarted_node_knows_everything_and_is_ready_without_search() {
     node.running.stop().await;
 
     // Search is away; the kept map is enough to serve.
-    let node = start(config("n1", &store, dir.path(), "http://127.0.0.1:9")).await;
+    let node = start(config("n1", store, dir.path(), "http://127.0.0.1:9")).await;
     ready(&node).await;
     let resolve = ResolveRequest { name: song.clone(), client: None };
     assert!(node.client.resolve(&resolve).await.unwrap().holding.is_some());
@@ -257,7 +264,7 @@ async fn a_restarted_node_knows_everything_and_is_ready_without_search() {
 
     // The index is lost: everything comes back from the log.
     std::fs::remove_file(dir.path().join("n1/index.redb")).unwrap();
-    let node = start(config("n1", &store, dir.path(), &search.url)).await;
+    let node = start(config("n1", store, dir.path(), &search.url)).await;
     ready(&node).await;
     assert!(node.client.resolve(&resolve).await.unwrap().holding.is_some());
     let again = node.client.begin(&begin_request("bob", &song, b"la la la")).await.unwrap();

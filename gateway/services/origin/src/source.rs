@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -19,6 +18,7 @@ use object_store::{GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
 use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
+use common::s3;
 use common::time::UnixMillis;
 
 /// Objects are handed on in groups of at most this many.
@@ -165,17 +165,18 @@ fn open_s3(rest: &str) -> Result<Arc<dyn ObjectStore>, String> {
     if bucket.is_empty() {
         return Err("the bucket is missing".into());
     }
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    let (mut endpoint, mut region) = (None, None);
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = percent_decode_str(value).decode_utf8().map_err(|e| e.to_string())?;
-        builder = match key {
-            "endpoint" => builder.with_allow_http(value.starts_with("http://")).with_endpoint(value),
-            "region" => builder.with_region(value),
+        match key {
+            "endpoint" => endpoint = Some(value),
+            "region" => region = Some(value),
             _ => return Err(format!("unknown parameter {key:?}; there are endpoint and region")),
-        };
+        }
     }
-    let store = builder.build().map_err(|e| e.to_string())?;
+    let store =
+        s3::client(bucket, endpoint.as_deref(), region.as_deref()).build().map_err(|e| e.to_string())?;
     let prefix = Path::parse(prefix).map_err(|e| e.to_string())?;
     Ok(if prefix.is_root() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) })
 }
