@@ -44,3 +44,8 @@ pub mod store;
 
 pub use config::Config;
 pub use server::start;
+
+// The driver of the fuzz targets, which lie beside the decoders: these are private.
+#[cfg(test)]
+#[path = "../../common/tests/fuzz/driver.rs"]
+mod fuzz;

@@ -154,4 +154,6 @@ impl Catalog {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@ pub(crate) const SEGMENTS_START: u64 = 1 << 20;
 /// Below this a device is too small to be of use: the reserve, and as much again.
 pub(crate) const MIN_SEGMENTS: u64 = 2 * super::RESERVED_SEGMENTS as u64;
 pub(super) const FORMAT_VERSION: u32 = 1;
+/// No log comes to so many segments. Positions are counted from them, without looking for overflow.
+const SEGMENT_SEQUENCE_MAX: u64 = 1 << 37;
 
 const SUPERBLOCK_MAGIC: &[u8; 8] = b"DOZOLOG\0";
 const SEGMENT_MAGIC: &[u8; 8] = b"DOZOSEG\0";
@@ -16,9 +18,9 @@ const FREED_MAGIC: &[u8; 8] = b"DOZOFRE\0";
 const FRAME_MAGIC: &[u8; 8] = b"DOZOFRM\0";
 const FOOTER_MAGIC: &[u8; 8] = b"DOZOFTR\0";
 
-const CHECK_AT: usize = 56;
+pub(super) const CHECK_AT: usize = 56;
 pub(super) const FRAME_FIXED: usize = 88;
-const FOOTER_CHECK_AT: usize = 64;
+pub(super) const FOOTER_CHECK_AT: usize = 64;
 pub(super) const ENTRY: usize = 48;
 
 /// Bytes of a device with that many slots.
@@ -112,11 +114,10 @@ impl SlotHeader {
         }
         let checks =
             u64_at(block, 24) == offset && block[32..64] == *blake3::keyed_hash(key, &block[..32]).as_bytes();
-        let sequence = u64_at(block, 8);
+        let (sequence, first_frame) = (u64_at(block, 8), u64_at(block, 16));
+        let checks = checks && sequence <= SEGMENT_SEQUENCE_MAX;
         match &block[..8] {
-            magic if magic == SEGMENT_MAGIC && checks => {
-                Self::Segment { sequence, first_frame: u64_at(block, 16) }
-            }
+            magic if magic == SEGMENT_MAGIC && checks => Self::Segment { sequence, first_frame },
             magic if magic == FREED_MAGIC && checks => Self::Freed { sequence },
             _ => Self::Unreadable,
         }
@@ -174,7 +175,10 @@ impl Entry {
         let hash = ChunkHash::from_bytes(array_at(place, 16));
         match place[0] {
             1 => Some(Self::Rows { at: at.try_into().ok()?, len }),
-            2 => Some(Self::Chunk { at: at.try_into().ok()?, len, hash }),
+            2 => {
+                let fits_index = at.is_multiple_of(BLOCK as u64) && len as usize <= super::CHUNK_BYTES_MAX;
+                fits_index.then_some(Self::Chunk { at: at.try_into().ok()?, len, hash })
+            }
             3 => Some(Self::Tombstone { of: at, hash }),
             4 => Some(Self::Floor { position: at }),
             _ => None,
@@ -248,10 +252,12 @@ impl FrameHeader {
         let entries = decode_table(&bytes[FRAME_FIXED..], u32_at(bytes, 32) as usize)?;
         let whole = whole_blocks(u64::from(frame_bytes)) == u64::from(frame_bytes)
             && whole_blocks(u64::from(header_bytes)) <= u64::from(frame_bytes);
-        (whole && entries.iter().all(|entry| entry.fits(header_bytes, frame_bytes))).then(|| Self {
+        let segment = u64_at(bytes, 40);
+        let plausible = whole && segment <= SEGMENT_SEQUENCE_MAX;
+        (plausible && entries.iter().all(|entry| entry.fits(header_bytes, frame_bytes))).then(|| Self {
             sequence: u64_at(bytes, 8),
             offset,
-            segment: u64_at(bytes, 40),
+            segment,
             settled: u64_at(bytes, 48),
             header_bytes,
             frame_bytes,

@@ -3,6 +3,8 @@
 mod compaction;
 mod crash;
 mod damage;
+mod fixtures;
+mod fuzz;
 mod space;
 
 use std::collections::BTreeMap;
