@@ -10,18 +10,18 @@ use crate::log::survey::{Gap, LogFigures, Survey};
 /// Findings of one kind that are told in words; the figures count all of them.
 pub(super) const TOLD_MAX: usize = 20;
 
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// How bad a finding is; the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// The node takes care of it by itself.
-    Note,
+    /// It cannot be repaired here.
+    Lost,
     /// Damage that `--repair` repairs.
     Damage,
     /// It was repaired just now.
     Repaired,
-    /// It cannot be repaired here.
-    Lost,
+    /// The node takes care of it by itself.
+    Note,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,6 +65,7 @@ pub struct Report {
     /// Absent when the log cannot be opened.
     pub chunks: Option<ChunkFigures>,
     pub catalog: Option<CatalogFigures>,
+    /// The worst first.
     pub findings: Vec<Finding>,
 }
 
@@ -75,7 +76,8 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, severity: Severity, what: impl Into<String>) {
-        self.findings.push(Finding { severity, what: what.into() });
+        let at = self.findings.partition_point(|finding| finding.severity <= severity);
+        self.findings.insert(at, Finding { severity, what: what.into() });
     }
 
     /// Names up to [`TOLD_MAX`] things, then says how many more there are.
