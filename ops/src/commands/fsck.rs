@@ -47,7 +47,7 @@ pub async fn fsck(args: FsckArgs) -> Result<(), Failure> {
     let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
     let (damage, lost) = (count(Severity::Damage), count(Severity::Lost));
     let failure = Failure::new(format!(
-        "{} is damaged: {damage} findings can be repaired, {lost} cannot",
+        "{} is damaged; findings that can be repaired: {damage}, that cannot: {lost}",
         report.store
     ));
     Err(failure.with_next_step(if damage > 0 {
