@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -72,11 +73,28 @@ fn loopback() -> SocketAddr {
 pub struct Health {
     conditions: Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>,
     notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    failure: watch::Sender<Option<String>>,
 }
 
 impl Health {
     pub fn set(&self, condition: &'static str, state: Result<(), String>) {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner).insert(condition, state);
+    }
+
+    /// Says that the server can do its work only once it is started anew. It is not ready from now on.
+    pub fn fail(&self, condition: &'static str, reason: String) {
+        self.set(condition, Err(reason.clone()));
+        self.failure.send_replace(Some(reason));
+    }
+
+    /// Waits for [`Health::fail`], perhaps for ever; answers the reason.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // Cannot be: the sender is ours.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Tells of something under way that readiness does not wait for; shown by `/readyz?verbose`.

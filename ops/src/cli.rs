@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
-use crate::commands::{billing, config, content, directory, status, usage, who_holds};
+use crate::commands::{billing, config, content, directory, fsck, scrub, status, usage, who_holds};
 use crate::error::Failure;
 use crate::roles::{self, RoleCommand};
 use crate::up::{self, UpOptions};
@@ -35,6 +35,10 @@ enum Command {
     /// Storage nodes
     #[command(subcommand)]
     Node(status::NodeCommand),
+    /// Check, or repair, the store of a storage node that does not run
+    Fsck(fsck::FsckArgs),
+    /// Show how far the nodes are with verifying what they store, or start it
+    Scrub(scrub::ScrubArgs),
     /// Clients
     #[command(subcommand)]
     Client(directory::ClientCommand),
@@ -72,9 +76,14 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 }
 
 impl Cli {
-    /// Servers tell what they do; commands only what goes wrong. `up` prints its own summary.
+    /// Servers tell what they do; commands only what goes wrong. `up` prints its own summary; what `fsck` finds is in its
+    /// report, and what the parts of a node say on the way would only mislead: nothing of it is written.
     fn default_filter(&self) -> &'static str {
-        if matches!(self.command, Command::Role(_)) { "info" } else { "warn" }
+        match self.command {
+            Command::Role(_) => "info",
+            Command::Fsck(_) => "off",
+            _ => "warn",
+        }
     }
 
     fn init_logs(&self) {
@@ -112,6 +121,8 @@ impl Command {
             Self::Role(role) => roles::run(role).await,
             Self::Status(args) => status::status(args).await,
             Self::Node(command) => status::node(command).await,
+            Self::Fsck(args) => fsck::fsck(args).await,
+            Self::Scrub(args) => scrub::scrub(args).await,
             Self::Client(command) => directory::client(command).await,
             Self::Bucket(command) => directory::bucket(command).await,
             Self::Put(args) => content::put(args).await,

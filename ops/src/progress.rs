@@ -27,6 +27,11 @@ impl Progress {
         self.0.inc(bytes);
     }
 
+    /// So many bytes of it are done.
+    pub fn set(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }

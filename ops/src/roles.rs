@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::auth::ClusterSecret;
 use common::auth::Role;
@@ -80,6 +81,9 @@ pub struct StorageNodeArgs {
     /// Folder for the catalog, the map and, beside an object store, the log
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Make a store also on a device or file that holds something else, which is lost
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -166,6 +170,10 @@ impl Flags {
         self.0.extend(value.map(|v| (key.to_owned(), Value::String(v.to_string()))));
     }
 
+    fn set_true(&mut self, key: &str, is_set: bool) {
+        self.0.extend(is_set.then(|| (key.to_owned(), Value::Boolean(true))));
+    }
+
     /// TOML's integers have 63 bits; greater values are refused by the server's own checks.
     fn set_number(&mut self, key: &str, value: Option<u64>) {
         self.0.extend(value.map(|v| (key.to_owned(), Value::Integer(i64::try_from(v).unwrap_or(i64::MAX)))));
@@ -242,6 +250,7 @@ impl RoleCommand {
                 flags.site(&args.site);
                 flags.set("store", args.store.as_ref());
                 flags.folder(args.data_dir.as_ref());
+                flags.set_true("force", args.force);
             }
             Self::Search(args) => flags.folder(args.data_dir.as_ref()),
             Self::Origin(args) => {
@@ -362,15 +371,28 @@ fn no_mobile_access() -> ConfigError {
     ConfigError::Invalid("this build has no mobile access server".to_owned())
 }
 
-/// Runs one server until a signal stops it.
+/// What a failed server may take for its requests in flight.
+const FAILED_STOP_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Runs one server until a signal stops it, or until it has failed: whoever watches the process then starts it anew.
 pub async fn run(command: RoleCommand) -> Result<(), Failure> {
     let settings = command.settings()?;
     let secret = command.secret(&settings)?;
     let mut signals = Signals::install()?;
     let running = settings.start(secret).await?;
-    signals.next().await;
-    signals.stop(running.stop()).await;
-    Ok(())
+    let health = running.health.clone();
+    tokio::select! {
+        () = signals.next() => {
+            signals.stop(running.stop()).await;
+            Ok(())
+        }
+        reason = health.failed() => {
+            let failure = Failure::new(format!("{} has stopped: {reason}", running.name));
+            // What cannot be ended in order is cut off: all that was acknowledged is durable.
+            let _in_time = tokio::time::timeout(FAILED_STOP_TIME_MAX, signals.stop(running.stop())).await;
+            Err(failure.with_next_step("start it again: it recovers what it acknowledged; look at its disk if that fails"))
+        }
+    }
 }
 
 /// A path as text for a setting; other than UTF-8 has no form in TOML.

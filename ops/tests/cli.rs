@@ -36,6 +36,10 @@ fn wrong_usage_exits_with_2() {
         &["gateway", "--listen", "nowhere"],
         &["gateway"],
         &["--log-format", "xml", "status"],
+        &["scrub", "--node", "no dot"],
+        &["fsck", "--store", "file:x"],
+        &["fsck", "--store", "nowhere", "--data-dir", "d"],
+        &["fsck", "--store", "memory:", "--data-dir", "d"],
     ];
     for args in wrong {
         let output = dozo(folder.path(), args);
@@ -59,6 +63,7 @@ fn commands_without_a_system_fail_with_the_next_step() {
     let commands: &[&[&str]] = &[
         &["status"],
         &["node", "list", "--json"],
+        &["scrub"],
         &["client", "list"],
         &["bucket", "list", "--json"],
         &["ls", "alice", "--as", "alice"],

@@ -105,6 +105,14 @@ fn a_demo_system_serves_its_clients_and_finds_everything_after_a_restart() {
     let nodes = system.json(&["node", "list", "--json"]);
     assert_eq!(nodes.as_array().map(Vec::len), Some(4), "{nodes}");
 
+    let scrubs = system.json(&["scrub", "--start", "--json"]);
+    assert_eq!(scrubs.as_array().map(Vec::len), Some(4), "{scrubs}");
+    let scrubs = system.json(&["scrub", "--node", "tokyo.n1", "--json"]);
+    assert_eq!(
+        (scrubs[0]["node"].as_str(), scrubs[0]["counts"]["damaged"].as_u64()),
+        (Some("tokyo.n1"), Some(0))
+    );
+
     system.done(&["client", "add", "dave", "--site", "osaka"]);
     system.done(&["get", "alice/films/film.bin", "for-dave.bin", "--as", "dave"]);
     assert_eq!(read("for-dave.bin"), sent);

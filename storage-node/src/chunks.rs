@@ -4,7 +4,7 @@
 //! reaper holds it alone. A chunk counts as present when the store has it *and* its row is there; a crash
 //! between the two leaves one of them, and the next put completes it.
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 use common::api::node::RefTag;
@@ -151,6 +151,23 @@ pub fn forget(txn: &mut Txn<'_>, hash: &ChunkHash) -> ApiResult<()> {
     }
     txn.delete(Key::UnreferencedChunk(hash));
     Ok(())
+}
+
+/// Chunks that have a row, in the order of their hashes, behind `after`; `max` at most.
+pub fn rows_after(
+    rows: &(impl Rows + ?Sized),
+    after: Option<&ChunkHash>,
+    max: usize,
+) -> ApiResult<Vec<ChunkHash>> {
+    let prefix = key::all(Tag::Chunk);
+    let from = after.map(|hash| Key::Chunk(hash).encode());
+    let from = from.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
+    let mut page = Vec::with_capacity(max);
+    rows.scan_raw(&prefix, from, &mut |key, _| {
+        page.extend(key::chunk_hash(key));
+        Ok(if page.len() == max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(page)
 }
 
 /// Sum of the lengths of referenced chunks, each as often as it is referred to: one walk over all references.

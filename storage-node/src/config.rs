@@ -50,6 +50,12 @@ pub struct Config {
     /// How long a new owner of slots may take before the old one takes them back.
     #[serde(default = "slot_move_ms")]
     pub slot_move_ms: u64,
+    /// Bytes a second at which the scrub reads stored chunks to verify them; 0 turns it off.
+    #[serde(default = "scrub_bytes_per_s")]
+    pub scrub_bytes_per_s: u64,
+    /// Time from the start of one round of the scrub to that of the next.
+    #[serde(default = "scrub_interval_ms")]
+    pub scrub_interval_ms: u64,
 }
 
 fn loopback() -> SocketAddr {
@@ -74,6 +80,14 @@ fn chunk_grace_ms() -> u64 {
 
 fn slot_move_ms() -> u64 {
     10_000
+}
+
+fn scrub_bytes_per_s() -> u64 {
+    20 << 20
+}
+
+fn scrub_interval_ms() -> u64 {
+    7 * 24 * 3_600_000
 }
 
 /// The node's time limits.

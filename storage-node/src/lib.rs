@@ -12,10 +12,11 @@
 //! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
+//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
 //! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
-//! durable; only the reaper deletes chunks; a delivery record is never changed once it has its number.
+//! durable; only the reaper deletes chunks, and the scrub those that no row knows of; a delivery record is never changed once it has its number.
 
 pub mod catalog;
 pub mod chunks;
@@ -23,6 +24,7 @@ pub mod closing;
 pub mod config;
 pub mod deliveries;
 pub mod feed;
+pub mod fsck;
 pub mod holdings;
 pub mod io;
 pub mod library;
@@ -34,6 +36,7 @@ pub mod open;
 pub mod outbox;
 pub mod reaper;
 mod routes;
+pub mod scrub;
 pub mod server;
 pub mod slot_moves;
 pub mod slots;

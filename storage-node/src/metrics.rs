@@ -60,6 +60,7 @@ pub struct Metrics {
     pub announcements_pending: Gauge,
     service: OutboxMetrics,
     content: OutboxMetrics,
+    pub scrub: ScrubMetrics,
     logical: AtomicU64,
     open: AtomicI64,
 }
@@ -80,6 +81,28 @@ impl OutboxMetrics {
     }
 }
 
+/// Figures of the scrub.
+pub struct ScrubMetrics {
+    /// Of the round under way; 1 while there is none.
+    pub progress_ratio: Gauge,
+    pub chunks: Counter,
+    pub damaged: Counter,
+    pub surplus: Counter,
+    pub last_completed_timestamp_seconds: Gauge,
+}
+
+impl ScrubMetrics {
+    fn new() -> Self {
+        Self {
+            progress_ratio: gauge!("dozo_node_scrub_progress_ratio"),
+            chunks: counter!("dozo_node_scrub_chunks_total"),
+            damaged: counter!("dozo_node_scrub_damaged_total"),
+            surplus: counter!("dozo_node_scrub_surplus_total"),
+            last_completed_timestamp_seconds: gauge!("dozo_node_scrub_last_completed_timestamp_seconds"),
+        }
+    }
+}
+
 impl Metrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
         registry.scope(|| {
@@ -94,6 +117,7 @@ impl Metrics {
                 announcements_pending: gauge!("dozo_node_announcements_pending"),
                 service: OutboxMetrics::new(Fee::Service),
                 content: OutboxMetrics::new(Fee::Content),
+                scrub: ScrubMetrics::new(),
                 logical: AtomicU64::new(0),
                 open: AtomicI64::new(0),
             };

@@ -24,6 +24,7 @@ use crate::config::Limits;
 use crate::deliveries::{Ended, Recorder};
 use crate::map_watch;
 use crate::metrics::Metrics;
+use crate::scrub::Scrub;
 use crate::slots::Slots;
 use crate::store::ChunkStore;
 
@@ -89,6 +90,7 @@ pub struct Node {
     pub catalog: Catalog,
     pub chunks: Arc<dyn ChunkStore>,
     pub chunk_locks: ChunkLocks,
+    pub scrub: Scrub,
     pub slots: Arc<Slots>,
     pub search: SearchClient,
     pub client: ServerClient,

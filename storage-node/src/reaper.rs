@@ -1,7 +1,7 @@
 //! Gives back what is no longer needed: first the chunk references of holdings that went, on every node of the
 //! site, then, after a grace, the chunks that nothing refers to.
 //!
-//! Only this worker deletes chunks.
+//! Only this worker deletes chunks that the catalog knows of.
 
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;

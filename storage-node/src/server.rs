@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::map_watch::{self, Identity};
 use crate::metrics::Metrics;
 use crate::node::{Node, Signals};
+use crate::scrub::{self, Scrub};
 use crate::slots::Slots;
 use crate::store::{self, StoreUrl};
 use crate::{closing, feed, outbox, reaper, routes, slot_moves};
@@ -66,6 +67,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         catalog: catalog.clone(),
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
+        scrub: Scrub::new(config.scrub_bytes_per_s, Duration::from_millis(config.scrub_interval_ms)),
         search: SearchClient::new(client.clone(), &config.search),
         client,
         metrics: Metrics::new(&server.metrics),
@@ -105,6 +107,7 @@ fn registration(config: &Config, server: &Server) -> Registration {
 fn recall(node: &Node) -> ApiResult<()> {
     node.catalog.read(|rows| {
         node.slots.restore(rows)?;
+        node.scrub.restore(rows, &node.metrics.scrub)?;
         if let Some(head) = rows.get::<ChainHead>(Key::ChainHead)? {
             node.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
         }
@@ -130,6 +133,7 @@ fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
     server.spawn_worker(closing::close(node.clone(), started));
     server.spawn_worker(reaper::release(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
+    server.spawn_worker(scrub::run(node.clone()));
     server.spawn_worker(show_figures(node.clone()));
     server.spawn_worker(watch_catalog(node.clone()));
 }
@@ -145,12 +149,12 @@ async fn show_figures(node: Arc<Node>) {
     }
 }
 
-/// A node whose catalog stopped is not ready.
+/// A node whose log or catalog stopped takes nothing more until it is started anew, and recovers.
 async fn watch_catalog(node: Arc<Node>) {
     let mut stopped = node.catalog.stopped();
     let reason = match stopped.wait_for(Option::is_some).await {
         Ok(reason) => reason.clone().unwrap_or_default(),
         Err(error) => chain(&error),
     };
-    node.health.set("catalog", Err(reason));
+    node.health.fail("catalog", reason);
 }

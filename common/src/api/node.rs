@@ -350,6 +350,45 @@ pub struct NodeStatus {
     pub epoch: MapEpoch,
 }
 
+/// What a round of the scrub has seen so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScrubCounts {
+    /// Chunks that were read and verified, and their bytes.
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Chunks with other bytes than their own. They were taken out and wait for a good copy.
+    pub damaged: u64,
+    /// Chunks that the node should have and does not.
+    pub missing: u64,
+    /// Chunks that could not be read, tried again and again.
+    pub unreadable: u64,
+    /// Chunks that nothing knew of; deleted.
+    pub surplus: u64,
+}
+
+/// A round of the scrub that came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubRound {
+    pub started: UnixMillis,
+    pub completed: UnixMillis,
+    pub counts: ScrubCounts,
+}
+
+/// `GET /v1/scrub` and `POST /v1/scrub` on the admin listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Whether a round is under way.
+    pub running: bool,
+    /// Bytes read a second at most; 0 means that the scrub is off.
+    pub bytes_per_s: u64,
+    /// From 0 to 1, of the round under way.
+    pub progress: f64,
+    pub started: Option<UnixMillis>,
+    /// Of the round under way.
+    pub counts: ScrubCounts,
+    pub last_completed: Option<ScrubRound>,
+}
+
 /// Typed client of one storage node.
 #[derive(Clone)]
 pub struct NodeClient {

@@ -4,6 +4,8 @@ pub mod billing;
 pub mod config;
 pub mod content;
 pub mod directory;
+pub mod fsck;
+pub mod scrub;
 pub mod status;
 pub mod usage;
 pub mod who_holds;

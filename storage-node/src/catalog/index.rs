@@ -1,10 +1,10 @@
 //! The index file: opened, matched with the log, caught up or rebuilt. Everything here blocks.
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::error::chain;
-use redb::{Database, Durability, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, DatabaseError, Durability, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::CatalogError;
 use super::redo;
@@ -37,7 +37,7 @@ pub(super) fn open(path: &Path, log: &Log, log_id: &str, cache_bytes: usize) -> 
     let (database, from, position) = match opened {
         Ok(opened) => opened,
         Err(reason) if existed => {
-            let aside = path.with_extension("redb.aside");
+            let aside = aside(path);
             tracing::warn!(index = %path.display(), aside = %aside.display(), reason = chain(&*reason), "the index is of no use and is rebuilt from the log");
             std::fs::rename(path, &aside).map_err(|error| failed(error.into()))?;
             let (database, from) = try_open(path, log_id, cache_bytes).map_err(failed)?;
@@ -54,10 +54,23 @@ pub(super) fn open(path: &Path, log: &Log, log_id: &str, cache_bytes: usize) -> 
     Ok(Opened { database, position })
 }
 
+/// Where an index of no use goes.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    path.with_extension("redb.aside")
+}
+
 fn try_open(path: &Path, log_id: &str, cache_bytes: usize) -> Result<(Database, LogPosition), BoxError> {
+    open_matched(|| Database::builder().set_cache_size(cache_bytes).create(path), log_id)
+}
+
+/// Opens a database and matches it with the log.
+pub(super) fn open_matched(
+    open: impl FnOnce() -> Result<Database, DatabaseError>,
+    log_id: &str,
+) -> Result<(Database, LogPosition), BoxError> {
     // redb may panic on a file that was altered behind its back.
     let opened = std::panic::catch_unwind(AssertUnwindSafe(|| -> Result<_, BoxError> {
-        let database = Database::builder().set_cache_size(cache_bytes).create(path)?;
+        let database = open()?;
         let position = match_log(&database, log_id)?;
         Ok((database, position))
     }));
@@ -93,7 +106,7 @@ fn match_log(database: &Database, log_id: &str) -> Result<LogPosition, BoxError>
     Ok(position)
 }
 
-fn replay(database: &Database, log: &Log, from: LogPosition) -> Result<LogPosition, ReplayError> {
+pub(super) fn replay(database: &Database, log: &Log, from: LogPosition) -> Result<LogPosition, ReplayError> {
     let mut last = from;
     let mut pending: Vec<Vec<u8>> = Vec::new();
     let mut pending_bytes = 0;

@@ -45,6 +45,34 @@ pub enum Tag {
     ChangeCursor = 0x42,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
+    Scrub = 0x60,
+}
+
+impl Tag {
+    const ALL: [Self; 17] = [
+        Self::Holding,
+        Self::HoldingClient,
+        Self::Library,
+        Self::Chunk,
+        Self::ChunkRef,
+        Self::UnreferencedChunk,
+        Self::Reap,
+        Self::OpenDelivery,
+        Self::Record,
+        Self::ChainHead,
+        Self::BillingCursor,
+        Self::Announcement,
+        Self::AnnouncementHead,
+        Self::ChangeCursor,
+        Self::NewestTime,
+        Self::FrozenSlot,
+        Self::Scrub,
+    ];
+
+    /// The kind of row that a key begins with.
+    pub fn of(key: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|tag| Some(&(*tag as u8)) == key.first())
+    }
 }
 
 /// Rows that move with their slot.
@@ -89,6 +117,8 @@ pub enum Key<'a> {
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
     /// map says who owns it.
     FrozenSlot(Slot),
+    /// [`super::rows::ScrubValue`]. From the first round on; kept.
+    Scrub,
 }
 
 impl Key<'_> {
@@ -131,6 +161,7 @@ impl Key<'_> {
             Self::ChangeCursor => all(Tag::ChangeCursor),
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
+            Self::Scrub => all(Tag::Scrub),
         }
     }
 }
@@ -195,7 +226,7 @@ pub fn frozen_slot(key: &[u8]) -> Option<Slot> {
     key.get(1..3).and_then(|bytes| bytes.try_into().ok()).map(|bytes| Slot(u16::from_be_bytes(bytes)))
 }
 
-/// The chunk of an encoded [`Key::UnreferencedChunk`] or [`Key::ChunkRef`].
+/// The chunk of an encoded [`Key::Chunk`], [`Key::UnreferencedChunk`] or [`Key::ChunkRef`].
 pub fn chunk_hash(key: &[u8]) -> Option<ChunkHash> {
     key.get(1..33).and_then(|bytes| bytes.try_into().ok()).map(ChunkHash::from_bytes)
 }
@@ -223,5 +254,6 @@ mod tests {
         assert_eq!(hex(Key::Record(RecordNumber { epoch: 1, seq: 2 })), "3100000000000000010000000000000002");
         assert_eq!(hex(Key::BillingCursor(Fee::Content)), "3302");
         assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
+        assert_eq!(hex(Key::Scrub), "60");
     }
 }

@@ -13,10 +13,12 @@
 //! | `redo.rs` | the form of a batch in the log |
 //! | `committer.rs` | the one thread that changes anything |
 //! | `index.rs` | the index file: open, catch up, rebuild |
+//! | `inspect.rs` | the catalog of a stopped node, to look at |
 //! | `write_out.rs` | the whole catalog once more in the log, so that older rows may go |
 
 mod committer;
 mod index;
+pub(crate) mod inspect;
 pub mod key;
 mod redo;
 pub mod rows;

@@ -2,10 +2,10 @@
 //!
 //! A type that is stored may change only with its version, and the older version must still be read.
 
-use common::api::node::{Holding, LibraryRow, RefTag};
+use common::api::node::{Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
 use common::api::search::Announcement;
 use common::error::ApiError;
-use common::hash::{ContentHash, RecordDigest};
+use common::hash::{ChunkHash, ContentHash, RecordDigest};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use common::manifest::ChunkList;
 use common::name::ContentName;
@@ -61,7 +61,7 @@ macro_rules! rows {
 rows! {
     Holding => 1, Since => 1, LibraryValue => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1,
+    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1,
 }
 
 /// When a set member was added.
@@ -202,6 +202,22 @@ pub struct FrozenSlot {
     pub to: NodeId,
     pub fence: u64,
     pub since: UnixMillis,
+}
+
+/// How far the scrub is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScrubValue {
+    pub round: Option<OpenScrubRound>,
+    pub last_completed: Option<ScrubRound>,
+}
+
+/// A round of the scrub that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenScrubRound {
+    pub started: UnixMillis,
+    /// Last chunk that was looked at; the round goes in the order of the hashes.
+    pub after: Option<ChunkHash>,
+    pub counts: ScrubCounts,
 }
 
 #[cfg(test)]

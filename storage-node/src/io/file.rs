@@ -61,6 +61,20 @@ impl Target {
         Ok(Self { file: Arc::new(file), size_bytes: found_bytes, path: path.into() })
     }
 
+    /// Opens a file or device that is there, to look at it or, with `for_writing`, to repair it.
+    pub fn existing(path: &Path, is_device: bool, for_writing: bool) -> io::Result<Self> {
+        let file_type = std::fs::metadata(path)?.file_type();
+        if if is_device { !file_type.is_block_device() } else { !file_type.is_file() } {
+            let what = if is_device { "not a block device" } else { "not a plain file" };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        let flags = if is_device { libc::O_EXCL } else { 0 };
+        let mut file = open_direct(OpenOptions::new().read(true).write(for_writing), flags, path)?;
+        lock(&file)?;
+        let size_bytes = file.seek(SeekFrom::End(0))?;
+        Ok(Self { file: Arc::new(file), size_bytes, path: path.into() })
+    }
+
     /// Opens a raw block device that nothing else (a mounted file system, say) uses.
     pub fn device(path: &Path) -> io::Result<Self> {
         if !std::fs::metadata(path)?.file_type().is_block_device() {

@@ -7,6 +7,7 @@
 mod buffer;
 mod file;
 mod memory;
+mod overlay;
 #[cfg(test)]
 pub(crate) mod sim;
 mod threads;
@@ -22,6 +23,7 @@ use tokio::sync::oneshot;
 pub use buffer::{AlignedBuf, BufferPool};
 pub use file::{Engine, Target};
 pub use memory::MemIo;
+pub use overlay::OverlayIo;
 pub use threads::ThreadedIo;
 pub use uring::UringIo;
 

@@ -72,9 +72,11 @@ mod compactor;
 mod format;
 mod free_slots;
 mod index;
+mod listing;
 mod prefill;
 mod recovery;
 mod segments;
+pub(crate) mod survey;
 mod walk;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -264,6 +266,17 @@ impl Log {
         Ok(log)
     }
 
+    /// Opens the log of a device to look at: nothing can be appended, and nothing runs.
+    pub(crate) fn open_for_reading(
+        io: Arc<dyn BlockIo>,
+        metrics: StoreMetrics,
+    ) -> Result<Self, OpenLogError> {
+        let options =
+            OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force: false, prefill: false };
+        let (log, _never_run) = Self::prepare(io, options, metrics)?;
+        Ok(log)
+    }
+
     /// The log and what has to run for it, not running yet.
     fn prepare(
         io: Arc<dyn BlockIo>,
@@ -398,6 +411,11 @@ impl Log {
 
     pub(crate) async fn append_tombstone(&self, hash: ChunkHash) -> Result<bool, LogError> {
         self.ask(|reply| Work::Tombstone { hash, reply })?.await.unwrap_or(Err(LogError::Stopped))
+    }
+
+    /// Hashes of the chunks in the first segment from sequence `from` on, and where to go on. Blocks.
+    pub(crate) fn list_chunks(&self, from: u64) -> std::io::Result<(Vec<ChunkHash>, Option<u64>)> {
+        listing::list(&self.0.shared, from)
     }
 
     pub(crate) fn shared(&self) -> &Shared {

@@ -40,15 +40,15 @@ pub enum OpenLogError {
     Damaged { what: &'static str, at: u64 },
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenLogError {
+pub(super) fn failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenLogError {
     move |source| OpenLogError::Io { what, source }
 }
 
-fn read(io: &dyn BlockIo, offset: u64, len: usize) -> io::Result<AlignedBuf> {
+pub(super) fn read(io: &dyn BlockIo, offset: u64, len: usize) -> io::Result<AlignedBuf> {
     io.read_at(AlignedBuf::heap(len), offset).wait()
 }
 
-fn write(io: &dyn BlockIo, block: AlignedBuf, offset: u64) -> io::Result<()> {
+pub(super) fn write(io: &dyn BlockIo, block: AlignedBuf, offset: u64) -> io::Result<()> {
     io.write_durable_at(block, offset).wait().map(drop)
 }
 
@@ -85,7 +85,11 @@ pub(super) fn read_or_format(io: &dyn BlockIo, options: OpenOptions) -> Result<S
     Ok(superblock)
 }
 
-fn write_superblock(io: &dyn BlockIo, superblock: &Superblock, offset: u64) -> Result<(), OpenLogError> {
+pub(super) fn write_superblock(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    offset: u64,
+) -> Result<(), OpenLogError> {
     let mut block = AlignedBuf::heap(BLOCK);
     superblock.encode(&mut block);
     write(io, block, offset).map_err(failed("the superblock"))
@@ -222,10 +226,10 @@ pub(super) fn recover(io: &dyn BlockIo, superblock: &Superblock) -> Result<Recov
 
 /// What is known of a segment before it is read.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    sequence: u64,
-    slot: u32,
-    first_frame: u64,
+pub(super) struct Place {
+    pub sequence: u64,
+    pub slot: u32,
+    pub first_frame: u64,
 }
 
 struct Found {
@@ -236,42 +240,86 @@ struct Found {
     newest: u64,
 }
 
-/// Reads the header of every slot. One that was lost is made again from the segment's first frame.
+/// What a slot was found to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SlotState {
+    Segment(Place),
+    /// The header of the segment that is in it was lost.
+    Headless(Place),
+    Freed {
+        sequence: u64,
+    },
+    Empty,
+    /// Neither its header nor a first frame can be read.
+    Unreadable,
+}
+
+/// Reads the header of every slot.
+pub(super) fn slot_states(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+) -> Result<Vec<(u32, SlotState)>, OpenLogError> {
+    let firsts = slot_blocks(io, superblock, BLOCK as u64)?;
+    let headers = slot_blocks(io, superblock, 0)?;
+    let mut states = Vec::with_capacity(headers.len());
+    for ((slot, block), (_, first)) in headers.into_iter().zip(firsts) {
+        let (freed, otherwise) =
+            match SlotHeader::decode(&block, superblock.segment_offset(slot), &superblock.key) {
+                SlotHeader::Segment { sequence, first_frame } => {
+                    states.push((slot, SlotState::Segment(Place { sequence, slot, first_frame })));
+                    continue;
+                }
+                SlotHeader::Freed { sequence } => (Some(sequence), SlotState::Freed { sequence }),
+                SlotHeader::Empty => (Some(0), SlotState::Empty),
+                SlotHeader::Unreadable => (None, SlotState::Unreadable),
+            };
+        let lost = lost_header(io, superblock, slot, &first)?.filter(|lost| Some(lost.sequence) > freed);
+        states.push((slot, lost.map_or(otherwise, SlotState::Headless)));
+    }
+    Ok(states)
+}
+
+/// Finds the segments. A header that was lost is made again from the segment's first frame.
 fn find_segments(io: &dyn BlockIo, superblock: &Superblock) -> Result<Found, OpenLogError> {
     let mut found = Found { places: Vec::new(), free_slots: Vec::new(), newest: 0 };
-    let firsts = slot_blocks(io, superblock, BLOCK as u64)?;
-    for ((slot, block), (_, first)) in slot_blocks(io, superblock, 0)?.into_iter().zip(firsts) {
-        let offset = superblock.segment_offset(slot);
-        let freed = match SlotHeader::decode(&block, offset, &superblock.key) {
-            SlotHeader::Segment { sequence, first_frame } => {
-                found.places.push(Place { sequence, slot, first_frame });
-                continue;
-            }
-            SlotHeader::Freed { sequence } => Some(sequence),
-            SlotHeader::Empty => Some(0),
-            SlotHeader::Unreadable => None,
-        };
-        found.newest = found.newest.max(freed.unwrap_or(0));
-        match lost_header(io, superblock, slot, &first)?.filter(|lost| Some(lost.sequence) > freed) {
-            Some(place) => {
+    for (slot, state) in slot_states(io, superblock)? {
+        let at = superblock.segment_offset(slot);
+        match state {
+            SlotState::Segment(place) => found.places.push(place),
+            SlotState::Headless(place) => {
                 tracing::warn!(
-                    at = offset,
+                    at,
                     sequence = place.sequence,
                     "a segment's header was lost and is made again"
                 );
-                let header = SlotHeader::Segment { sequence: place.sequence, first_frame: place.first_frame };
-                let mut block = AlignedBuf::heap(BLOCK);
-                header.encode(&mut block, offset, &superblock.key);
-                write(io, block, offset).map_err(failed("a slot header"))?;
+                write_slot_header(io, superblock, &place)?;
                 found.places.push(place);
             }
-            None if freed.is_some() => found.free_slots.push(slot),
-            None => return Err(OpenLogError::Damaged { what: "no valid slot header", at: offset }),
+            SlotState::Freed { sequence } => {
+                found.newest = found.newest.max(sequence);
+                found.free_slots.push(slot);
+            }
+            SlotState::Empty => found.free_slots.push(slot),
+            SlotState::Unreadable => {
+                return Err(OpenLogError::Damaged { what: "no valid slot header", at });
+            }
         }
     }
     found.places.sort_unstable_by_key(|place| place.sequence);
     found.newest = found.newest.max(found.places.last().map_or(0, |place| place.sequence));
     Ok(found)
+}
+
+pub(super) fn write_slot_header(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: &Place,
+) -> Result<(), OpenLogError> {
+    let offset = superblock.segment_offset(place.slot);
+    let header = SlotHeader::Segment { sequence: place.sequence, first_frame: place.first_frame };
+    let mut block = AlignedBuf::heap(BLOCK);
+    header.encode(&mut block, offset, &superblock.key);
+    write(io, block, offset).map_err(failed("a slot header"))
 }
 
 /// The segment whose first frame lies in the slot, going by its first block alone.
@@ -362,6 +410,30 @@ fn read_segment(
     {
         return Ok(Contents { footer, is_sealed: true });
     }
+    walk_segment(io, superblock, place, is_last)
+}
+
+/// Reads every frame header of a segment. Of the last one, frames at its end that were never acknowledged are dropped.
+fn walk_segment(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+    is_last: bool,
+) -> Result<Contents, OpenLogError> {
+    let (mut walked, later) = walk_frames(io, superblock, place, is_last)?;
+    if is_last {
+        walked.drop_unacknowledged(io, &later).map_err(failed("the tail of the log"))?;
+    }
+    Ok(Contents { footer: walked.into_footer(), is_sealed: !is_last })
+}
+
+/// The frames of a segment, and those that were written behind a gap at its end.
+fn walk_frames(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+    is_last: bool,
+) -> Result<(Walked, Vec<FrameHeader>), OpenLogError> {
     let mut walked = Walked::new(place);
     let mut walker = Walker::new(io, superblock, place.sequence, place.slot, place.first_frame);
     while let Some(frame) = walker.next().map_err(failed("a frame"))? {
@@ -373,10 +445,18 @@ fn read_segment(
     if settled >= walked.next_frame() || !is_last && !later.is_empty() {
         return Err(OpenLogError::Damaged { what: "no valid frame, and one after it that came later,", at });
     }
-    if is_last {
-        walked.drop_unacknowledged(io, &later).map_err(failed("the tail of the log"))?;
-    }
-    Ok(Contents { footer: walked.into_footer(), is_sealed: !is_last })
+    Ok((walked, later))
+}
+
+/// How many frames at the end of the last segment were never acknowledged: a start drops them.
+pub(super) fn unfinished_frames(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+) -> Result<u64, OpenLogError> {
+    let (walked, later) = walk_frames(io, superblock, place, true)?;
+    let kept = walked.acknowledged(io, &later).map_err(failed("the tail of the log"))?;
+    Ok((walked.frames.len() - kept + later.len()) as u64)
 }
 
 /// The footer of a sealed segment; `None` if there is none, or it does not check.
@@ -416,16 +496,22 @@ impl Walked {
         self.frames.last().map_or(self.place.first_frame, |frame| frame.sequence + 1)
     }
 
+    /// Number of frames, from the first, that were acknowledged or may have been: those that a later one says were
+    /// durable, and those behind them whose chunks are all there.
+    fn acknowledged(&self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<usize> {
+        let settled = self.frames.iter().chain(later).map(|frame| frame.settled).max().unwrap_or(0);
+        let mut kept = self.frames.partition_point(|frame| frame.sequence <= settled);
+        while kept < self.frames.len() && payload_verifies(io, &self.frames[kept])? {
+            kept += 1;
+        }
+        Ok(kept)
+    }
+
     /// Takes away the frames at the end that were being written when power was lost: `later` ones, behind a gap, and
     /// those whose chunks are not all there. They must not come back when a later crash leaves other bytes around
     /// them, so each is blotted out, the last one first.
     fn drop_unacknowledged(&mut self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<()> {
-        let settled = self.frames.iter().chain(later).map(|frame| frame.settled).max().unwrap_or(0);
-        let first_open = self.frames.partition_point(|frame| frame.sequence <= settled);
-        let mut kept = first_open;
-        while kept < self.frames.len() && payload_verifies(io, &self.frames[kept])? {
-            kept += 1;
-        }
+        let kept = self.acknowledged(io, later)?;
         let dropped = self.frames.split_off(kept);
         for frame in dropped.iter().chain(later).rev() {
             tracing::warn!(
@@ -473,6 +559,15 @@ fn payload_verifies(io: &dyn BlockIo, frame: &FrameHeader) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// The footer of a sealed segment, made anew from its frames.
+pub(super) fn footer_from_frames(
+    io: &dyn BlockIo,
+    superblock: &Superblock,
+    place: Place,
+) -> Result<Footer, OpenLogError> {
+    Ok(walk_segment(io, superblock, place, false)?.footer)
 }
 
 /// What a sealed segment holds, read for the compactor.

@@ -5,6 +5,7 @@ mod chunks;
 mod deliveries;
 mod holdings;
 mod library;
+mod scrub;
 mod slots;
 mod status;
 
@@ -55,7 +56,11 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
 
 /// The admin listener, beside health and metrics.
 pub fn admin(node: Arc<Node>) -> Router {
-    Router::new().route("/v1/node", get(status::node)).route("/v1/map", get(status::map)).with_state(node)
+    Router::new()
+        .route("/v1/node", get(status::node))
+        .route("/v1/map", get(status::map))
+        .route("/v1/scrub", get(scrub::status).post(scrub::start))
+        .with_state(node)
 }
 
 async fn count(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {

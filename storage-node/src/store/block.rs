@@ -1,12 +1,13 @@
 //! Chunks on a block device: entries of the node's log, found through its index.
 
+use std::io;
 use std::time::Instant;
 
 use bytes::Bytes;
 use common::hash::ChunkHash;
 use futures_util::future::BoxFuture;
 
-use super::{ChunkStore, PutOutcome, StoreError, StoreStats};
+use super::{ChunkPage, ChunkStore, PutOutcome, StoreError, StoreStats};
 use crate::io::BufferPool;
 use crate::log::{Location, Log};
 
@@ -76,6 +77,16 @@ impl ChunkStore for BlockStore {
 
     fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.log.shared().index.get(hash).is_some()) })
+    }
+
+    /// A page is a segment of the log.
+    fn list(&self, page: u64) -> BoxFuture<'_, Result<ChunkPage, StoreError>> {
+        Box::pin(async move {
+            let log = self.log.clone();
+            let listing = tokio::task::spawn_blocking(move || log.list_chunks(page));
+            let (hashes, next) = listing.await.map_err(io::Error::other)??;
+            Ok(ChunkPage { hashes, next })
+        })
     }
 
     fn stats(&self) -> StoreStats {

@@ -212,7 +212,23 @@ impl Suite<'_> {
         self.holds(&chunks);
         let reads = chunks.iter().map(|(hash, bytes)| reads(self.store, hash, bytes));
         join_all(reads).await;
+        self.lists(&chunks).await;
         self.delete_all(&chunks).await;
+        self.lists(&[]).await;
+    }
+
+    /// The pages of the list have these chunks and no others.
+    async fn lists(&self, chunks: &[(ChunkHash, Bytes)]) {
+        let (mut listed, mut next) = (Vec::new(), Some(0));
+        while let Some(page) = next {
+            let page = ok("list", self.store.list(page).await);
+            listed.extend(page.hashes.iter().map(|hash| *hash.as_bytes()));
+            next = page.next;
+        }
+        let mut stored: Vec<_> = chunks.iter().map(|(hash, _)| *hash.as_bytes()).collect();
+        listed.sort_unstable();
+        stored.sort_unstable();
+        assert_eq!(listed, stored, "listed chunks and those that are stored");
     }
 
     async fn reads_given_up_do_no_harm(&self) {

@@ -33,6 +33,8 @@ pub use url::{InvalidStoreUrl, StoreUrl};
 
 pub use crate::log::PutOutcome;
 
+/// Name of the log beside an object store, in the node's data directory.
+pub(crate) const LOG_FILE: &str = "log";
 /// A log file beside an object store may grow to this length; it takes space as it is written.
 const LOG_FILE_BYTES: u64 = 64 << 30;
 
@@ -80,6 +82,14 @@ pub struct StoreStats {
     pub chunks: u64,
 }
 
+/// A part of the chunks that a store has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChunkPage {
+    pub hashes: Vec<ChunkHash>,
+    /// Number of the page to ask for next, if there is one.
+    pub next: Option<u64>,
+}
+
 /// Keeps chunks by their hash.
 pub trait ChunkStore: Send + Sync + 'static {
     /// Stores a chunk whose hash the caller has verified. Equal puts at the same time are fine.
@@ -115,6 +125,10 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// Whether the chunk is there; its bytes are not verified. What has been put is there at once, and what has been
     /// deleted is not.
     fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Lists chunks, a bounded part at a time: page 0 first, then whatever page the last one names. What is stored or
+    /// deleted meanwhile may or may not be listed; every other chunk is, perhaps twice.
+    fn list(&self, page: u64) -> BoxFuture<'_, Result<ChunkPage, StoreError>>;
 
     fn stats(&self) -> StoreStats;
 }
@@ -162,7 +176,7 @@ pub async fn open_with(
     Options { force, engine }: Options,
 ) -> Result<Opened, OpenError> {
     let metrics = StoreMetrics::new(metrics);
-    let (log_url, log_file) = (url.clone(), data_dir.join("log"));
+    let (log_url, log_file) = (url.clone(), data_dir.join(LOG_FILE));
     let log_metrics = metrics.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let io = block_io(&log_url, &log_file, engine)?;

@@ -4,6 +4,7 @@
 
 mod fake;
 mod s3;
+mod scrub;
 mod slots;
 
 use std::collections::BTreeMap;
@@ -64,6 +65,8 @@ fn config(name: &str, store: &str, dir: &Path, search: &str) -> Config {
         delivery_open_max_ms: 600_000,
         chunk_grace_ms: 200,
         slot_move_ms: 500,
+        scrub_bytes_per_s: 0,
+        scrub_interval_ms: 3_600_000,
     }
 }
 
@@ -72,6 +75,16 @@ async fn start(config: Config) -> TestNode {
     let running = storage_node::start(config, secret()).await.unwrap();
     let client = NodeClient::new(server_client(), &running.http);
     TestNode { running, id, client }
+}
+
+/// Flips one bit on a disk: of bytes that are found near the start of the log.
+fn flip_a_bit(file: &Path, bytes: &[u8]) {
+    let disk = std::fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+    let mut start_of_log = vec![0u8; 16 << 20];
+    disk.read_exact_at(&mut start_of_log, 0).unwrap();
+    let at = start_of_log.windows(bytes.len()).position(|window| window == bytes).unwrap();
+    disk.write_all_at(&[bytes[100] ^ 1], at as u64 + 100).unwrap();
+    disk.sync_all().unwrap();
 }
 
 /// Waits for a condition that must come true.
@@ -452,14 +465,7 @@ async fn a_damaged_chunk_is_never_sent_and_a_good_copy_takes_its_place() {
     let (hash, song, tag) = (ChunkHash::of(&bytes), name("alice/song"), RefTag(1));
     assert!(node.client.put_chunk(&hash, &song, tag, bytes.clone()).await.unwrap());
 
-    // One bit on the disk flips: found by its bytes near the start of the log.
-    let disk = std::fs::OpenOptions::new().read(true).write(true).open(&file).unwrap();
-    let mut start_of_log = vec![0u8; 16 << 20];
-    disk.read_exact_at(&mut start_of_log, 0).unwrap();
-    let at = start_of_log.windows(200).position(|window| window == &bytes[..200]).unwrap();
-    disk.write_all_at(&[bytes[100] ^ 1], at as u64 + 100).unwrap();
-    disk.sync_all().unwrap();
-
+    flip_a_bit(&file, &bytes[..200]);
     let read = node.client.get_chunk_bytes(&hash).await.unwrap_err();
     assert_eq!(read.code(), Some(ErrorCode::Damaged));
     let again = node.client.get_chunk_bytes(&hash).await.unwrap_err();

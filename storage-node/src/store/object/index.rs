@@ -120,6 +120,11 @@ impl State {
         self.doubtful = HashSet::new();
     }
 
+    /// Chunks that are there and wanted.
+    pub fn hashes(&self, is_wanted: impl Fn(&ChunkHash) -> bool) -> Vec<ChunkHash> {
+        self.live.keys().filter(|hash| is_wanted(hash)).copied().collect()
+    }
+
     pub fn chunks(&self) -> u64 {
         self.live.len() as u64
     }

@@ -41,7 +41,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{ChunkStore, PutOutcome, StoreError, StoreStats};
+use super::{ChunkPage, ChunkStore, PutOutcome, StoreError, StoreStats};
 use crate::log::{CHUNK_BYTES_MAX, LogError};
 use committer::Work;
 use index::{Garbage, Place};
@@ -206,6 +206,12 @@ impl ChunkStore for ObjectChunkStore {
 
     fn contains<'a>(&'a self, hash: &'a ChunkHash) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.objects.index.get(hash).is_some()) })
+    }
+
+    /// A page is what begins with the same four bits.
+    fn list(&self, page: u64) -> BoxFuture<'_, Result<ChunkPage, StoreError>> {
+        let hashes = self.objects.index.lock().hashes(|hash| u64::from(hash.as_bytes()[0] >> 4) == page);
+        Box::pin(async move { Ok(ChunkPage { hashes, next: (page < 15).then_some(page + 1) }) })
     }
 
     fn stats(&self) -> StoreStats {

@@ -61,6 +61,23 @@ impl ObjectChunkStore {
         })
     }
 
+    /// Opens a place to look at: nothing is written to it, and changes are refused.
+    ///
+    /// # Errors
+    /// As of [`ObjectChunkStore::open`].
+    pub(crate) async fn open_for_reading(
+        url: &StoreUrl,
+        log_id: &str,
+        metrics: StoreMetrics,
+    ) -> Result<Option<Self>, OpenError> {
+        let Some((store, room)) = place::reach(url).await? else { return Ok(None) };
+        place::check_owner(&*store, url, log_id).await?;
+        let objects = Arc::new(Objects::new(store, room, metrics));
+        rebuild(&objects, VoidPacks::LeftAlone).await.map_err(|error| place::unusable(url, error))?;
+        let (work, _nobody_takes_it) = mpsc::channel(1);
+        Ok(Some(Self { objects, stripes: Arc::new(Stripes::new()), work, tasks: Vec::new() }))
+    }
+
     pub(super) async fn start(
         store: Arc<dyn ObjectStore>,
         room: Room,
@@ -78,7 +95,7 @@ impl ObjectChunkStore {
         metrics: StoreMetrics,
     ) -> Result<(Self, Tidier), RebuildError> {
         let objects = Arc::new(Objects::new(store, room, metrics));
-        let opening = write_opening(&objects, rebuild(&objects).await?).await?;
+        let opening = write_opening(&objects, rebuild(&objects, VoidPacks::Deleted).await?).await?;
         let (work, queue) = mpsc::channel(QUEUE_LEN);
         let committer = Committer::new(Arc::clone(&objects), queue, opening);
         let tidier = Tidier::new(Arc::clone(&objects), work.downgrade());
@@ -93,7 +110,14 @@ struct Found {
     last_pack: u64,
 }
 
-async fn rebuild(objects: &Objects) -> Result<Found, RebuildError> {
+/// What becomes of packs that count for nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum VoidPacks {
+    Deleted,
+    LeftAlone,
+}
+
+async fn rebuild(objects: &Objects, void_packs: VoidPacks) -> Result<Found, RebuildError> {
     let mut highest = 0;
     list(objects, names::CHUNKS, |object| {
         let (hash, sequence) = names::parse_chunk(&object.location)?;
@@ -110,7 +134,7 @@ async fn rebuild(objects: &Objects) -> Result<Found, RebuildError> {
     .await?;
     packs.sort_unstable();
     let void = split_void(&mut packs);
-    for (id, _) in &void {
+    for (id, _) in void.iter().filter(|_| void_packs == VoidPacks::Deleted) {
         objects.delete(&names::pack(*id)).await.map_err(RebuildError::Void)?;
     }
     let last_pack = packs.last().map_or(0, |(id, _)| id.sequence);

@@ -81,7 +81,18 @@ pub async fn take(store: &dyn ObjectStore, url: &StoreUrl, log_id: &str) -> Resu
         bounded(store.put(&names::owner(), text.into())).await.map_err(|e| unusable(url, e))?;
         found = read().await;
     }
-    let owner = found.map_err(|error| unusable(url, error))?;
+    is_owner(&found.map_err(|error| unusable(url, error))?, url, log_id)
+}
+
+/// Whether the place is this node's, or nobody's; writes nothing.
+pub async fn check_owner(store: &dyn ObjectStore, url: &StoreUrl, log_id: &str) -> Result<(), OpenError> {
+    match bounded(async { store.get(&names::owner()).await?.bytes().await }).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        found => is_owner(&found.map_err(|error| unusable(url, error))?, url, log_id),
+    }
+}
+
+fn is_owner(owner: &[u8], url: &StoreUrl, log_id: &str) -> Result<(), OpenError> {
     if owner.trim_ascii() == log_id.as_bytes() {
         return Ok(());
     }
