@@ -114,16 +114,18 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
 
 async fn serve(file: Arc<File>, mut queue: mpsc::UnboundedReceiver<Request>) {
     let slots = Arc::new(Semaphore::new(DEPTH as usize));
-    while let Some(request) = queue.recv().await {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
-        if request.is_abandoned() {
-            continue;
+    let mut requests = Vec::with_capacity(DEPTH as usize);
+    while queue.recv_many(&mut requests, DEPTH as usize).await > 0 {
+        for request in requests.drain(..).filter(|request| !request.is_abandoned()) {
+            // Given back by the transfer. The semaphore is never closed.
+            let Ok(slot) = slots.acquire().await else { return };
+            slot.forget();
+            let (file, slots) = (Arc::clone(&file), Arc::clone(&slots));
+            tokio_uring::spawn(async move {
+                transfer(file, request).await;
+                slots.add_permits(1);
+            });
         }
-        let file = Arc::clone(&file);
-        tokio_uring::spawn(async move {
-            transfer(file, request).await;
-            drop(slot);
-        });
     }
     // What is in flight is answered before the thread ends.
     let _ = slots.acquire_many(DEPTH).await;

@@ -27,7 +27,7 @@ const FRAME_ENTRIES_MAX: usize = 1024;
 /// Frames being written at once.
 const IN_FLIGHT_MAX: usize = 2;
 /// A frame is written beside another only if at least this much is waiting: small work gains more from gathering.
-const OVERLAP_BYTES_MIN: u64 = 512 << 10;
+const OVERLAP_BYTES_MIN: u64 = 64 << 10;
 /// Rows and deletions leave this many slots to the compactor.
 const COMPACTOR_SEGMENTS: usize = 2;
 
