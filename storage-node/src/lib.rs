@@ -16,7 +16,8 @@
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
 //! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
-//! durable; only the reaper deletes chunks, and the scrub those that no row knows of; a delivery record is never changed once it has its number.
+//! durable; only the reaper deletes chunks, and the scrub those that no row knows of; a delivery record is never
+//! changed once it has its number.
 
 pub mod catalog;
 pub mod chunks;

@@ -120,34 +120,35 @@ fn format(io: &dyn BlockIo, segment_bytes: u64) -> Result<Superblock, OpenLogErr
     let slots = ((io.size_bytes() - SEGMENTS_START) / segment_bytes).min(u64::from(u32::MAX));
     let superblock =
         Superblock { log_id, key, segment_bytes, slots, device_bytes: device_bytes(slots, segment_bytes) };
-    for (slot, header) in slot_blocks(io, &superblock, 0)? {
-        if header.iter().any(|byte| *byte != 0) {
-            let offset = superblock.segment_offset(slot);
-            write(io, AlignedBuf::heap(BLOCK), offset).map_err(failed("a slot header"))?;
+    for_each_slot(io, &superblock, |slot, header, _| {
+        if header.iter().all(|byte| *byte == 0) {
+            return Ok(());
         }
-    }
+        let offset = superblock.segment_offset(slot);
+        write(io, AlignedBuf::heap(BLOCK), offset).map_err(failed("a slot header"))
+    })?;
     for offset in [0, BLOCK as u64] {
         write_superblock(io, &superblock, offset)?;
     }
     Ok(superblock)
 }
 
-/// The block at `at` of each slot.
-fn slot_blocks(
+/// Shows the first two blocks of each slot, a few slots at a time: the slot's header, and where its first frame begins.
+fn for_each_slot(
     io: &dyn BlockIo,
     superblock: &Superblock,
-    at: u64,
-) -> Result<Vec<(u32, AlignedBuf)>, OpenLogError> {
+    mut visit: impl FnMut(u32, &[u8], &[u8]) -> Result<(), OpenLogError>,
+) -> Result<(), OpenLogError> {
     let slots: Vec<u32> = (0..superblock.slots as u32).collect();
-    let mut blocks = Vec::with_capacity(slots.len());
     for group in slots.chunks(HEADER_READS) {
-        let read = |slot: &u32| io.read_at(AlignedBuf::heap(BLOCK), superblock.segment_offset(*slot) + at);
+        let read = |slot: &u32| io.read_at(AlignedBuf::heap(2 * BLOCK), superblock.segment_offset(*slot));
         let reads: Vec<Pending> = group.iter().map(read).collect();
         for (slot, read) in group.iter().zip(reads) {
-            blocks.push((*slot, read.wait().map_err(failed("a slot"))?));
+            let blocks = read.wait().map_err(failed("a slot"))?;
+            visit(*slot, &blocks[..BLOCK], &blocks[BLOCK..])?;
         }
     }
-    Ok(blocks)
+    Ok(())
 }
 
 pub(super) struct Recovered {
@@ -259,23 +260,22 @@ pub(super) fn slot_states(
     io: &dyn BlockIo,
     superblock: &Superblock,
 ) -> Result<Vec<(u32, SlotState)>, OpenLogError> {
-    let firsts = slot_blocks(io, superblock, BLOCK as u64)?;
-    let headers = slot_blocks(io, superblock, 0)?;
-    let mut states = Vec::with_capacity(headers.len());
-    for ((slot, block), (_, first)) in headers.into_iter().zip(firsts) {
+    let mut states = Vec::with_capacity(superblock.slots as usize);
+    for_each_slot(io, superblock, |slot, header, first| {
         let (freed, otherwise) =
-            match SlotHeader::decode(&block, superblock.segment_offset(slot), &superblock.key) {
+            match SlotHeader::decode(header, superblock.segment_offset(slot), &superblock.key) {
                 SlotHeader::Segment { sequence, first_frame } => {
                     states.push((slot, SlotState::Segment(Place { sequence, slot, first_frame })));
-                    continue;
+                    return Ok(());
                 }
                 SlotHeader::Freed { sequence } => (Some(sequence), SlotState::Freed { sequence }),
                 SlotHeader::Empty => (Some(0), SlotState::Empty),
                 SlotHeader::Unreadable => (None, SlotState::Unreadable),
             };
-        let lost = lost_header(io, superblock, slot, &first)?.filter(|lost| Some(lost.sequence) > freed);
+        let lost = lost_header(io, superblock, slot, first)?.filter(|lost| Some(lost.sequence) > freed);
         states.push((slot, lost.map_or(otherwise, SlotState::Headless)));
-    }
+        Ok(())
+    })?;
     Ok(states)
 }
 
