@@ -11,9 +11,10 @@ use common::hash::ChunkHash;
 use tokio::sync::oneshot;
 
 use super::batch::Work;
+use super::contents::contents_of;
 use super::format::{Entry, SlotHeader};
 use super::index::Location;
-use super::recovery::{OpenLogError, contents_of};
+use super::recovery::OpenLogError;
 use super::segments::Segment;
 use super::{LogError, LogPosition, Shared};
 use crate::io::{AlignedBuf, BLOCK, whole_blocks};

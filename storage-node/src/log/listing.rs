@@ -5,9 +5,9 @@ use std::io;
 use common::hash::ChunkHash;
 
 use super::Shared;
+use super::contents::read_footer;
 use super::format::Entry;
 use super::index::Location;
-use super::recovery::read_footer;
 use super::segments::Segment;
 use super::walk::Walker;
 

@@ -69,6 +69,7 @@ mod appender;
 mod batch;
 mod compaction;
 mod compactor;
+mod contents;
 mod format;
 mod free_slots;
 mod index;
@@ -76,6 +77,7 @@ mod listing;
 mod prefill;
 mod recovery;
 mod segments;
+mod superblock;
 pub(crate) mod survey;
 mod walk;
 
@@ -283,7 +285,7 @@ impl Log {
         options: OpenOptions,
         metrics: StoreMetrics,
     ) -> Result<(Self, Appender), OpenLogError> {
-        let superblock = recovery::read_or_format(&*io, options)?;
+        let superblock = superblock::read_or_format(&*io, options)?;
         let recovered = recovery::recover(&*io, &superblock)?;
         let shared = Arc::new(Shared {
             io,

@@ -1,20 +1,17 @@
-//! Opening a device: its superblock, its segments, the index of its chunks, and where the log ends.
+//! Opening a log: its segments, the index of its chunks, and where it ends.
 
 use std::collections::HashMap;
 use std::io;
 
 use common::hash::ChunkHash;
 
+use super::LogPosition;
 use super::appender::Head;
-use super::format::{
-    Entry, FORMAT_VERSION, Footer, FrameHeader, MIN_SEGMENTS, SEGMENTS_START, SlotHeader, Superblock,
-    SuperblockRead, device_bytes,
-};
+use super::contents::{Contents, read_segment};
+use super::format::{Entry, FORMAT_VERSION, FrameHeader, SlotHeader, Superblock};
 use super::free_slots::FreeSlots;
 use super::index::{ChunkIndex, Location};
 use super::segments::{Segment, Segments};
-use super::walk::Walker;
-use super::{LogPosition, OpenOptions};
 use crate::io::{AlignedBuf, BLOCK, BlockIo, Pending, whole_blocks};
 
 /// Segments that are read at once.
@@ -52,89 +49,8 @@ pub(super) fn write(io: &dyn BlockIo, block: AlignedBuf, offset: u64) -> io::Res
     io.write_durable_at(block, offset).wait().map(drop)
 }
 
-/// Reads the superblock; an empty device gets one. A copy that was lost is written again.
-pub(super) fn read_or_format(io: &dyn BlockIo, options: OpenOptions) -> Result<Superblock, OpenLogError> {
-    let needed_bytes = device_bytes(MIN_SEGMENTS, options.segment_bytes);
-    if io.size_bytes() < needed_bytes {
-        return Err(OpenLogError::TooSmall { found_bytes: io.size_bytes(), needed_bytes });
-    }
-    let both = read(io, 0, 2 * BLOCK).map_err(failed("the superblock"))?;
-    let copies = [Superblock::decode(&both[..BLOCK]), Superblock::decode(&both[BLOCK..])];
-    let newer = |copy: &SuperblockRead| if let SuperblockRead::Newer(v) = copy { Some(*v) } else { None };
-    if let Some(found) = copies.iter().find_map(newer) {
-        return Err(OpenLogError::NewerFormat { found });
-    }
-    let valid = |copy: &SuperblockRead| match copy {
-        SuperblockRead::Valid(superblock) => Some(superblock.clone()),
-        _ => None,
-    };
-    let superblock = match copies.iter().find_map(valid) {
-        Some(superblock) => superblock,
-        None if options.force || is_empty(io)? => return format(io, options.segment_bytes),
-        None => return Err(OpenLogError::NotALog),
-    };
-    if io.size_bytes() < superblock.device_bytes {
-        let (found_bytes, needed_bytes) = (io.size_bytes(), superblock.device_bytes);
-        return Err(OpenLogError::TooSmall { found_bytes, needed_bytes });
-    }
-    for (copy, offset) in copies.iter().zip([0, BLOCK as u64]) {
-        if !matches!(copy, SuperblockRead::Valid(_)) {
-            write_superblock(io, &superblock, offset)?;
-        }
-    }
-    Ok(superblock)
-}
-
-pub(super) fn write_superblock(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    offset: u64,
-) -> Result<(), OpenLogError> {
-    let mut block = AlignedBuf::heap(BLOCK);
-    superblock.encode(&mut block);
-    write(io, block, offset).map_err(failed("the superblock"))
-}
-
-/// Whether there is nothing where file systems, partition tables and volume managers keep their marks: in the
-/// first MiB, and at the end.
-fn is_empty(io: &dyn BlockIo) -> Result<bool, OpenLogError> {
-    const END_BYTES: u64 = 128 << 10;
-    let end = io.size_bytes() / BLOCK as u64 * BLOCK as u64;
-    for (offset, len) in [(0, SEGMENTS_START), (end - END_BYTES, END_BYTES)] {
-        let bytes = read(io, offset, len as usize).map_err(failed("the device"))?;
-        if bytes.iter().any(|byte| *byte != 0) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Makes an empty log. The superblocks come last: a device that loses power before them is still what it was.
-fn format(io: &dyn BlockIo, segment_bytes: u64) -> Result<Superblock, OpenLogError> {
-    io.reserve(0, SEGMENTS_START).map_err(failed("the superblock"))?;
-    let mut random = [0; 48];
-    getrandom::fill(&mut random).map_err(|e| failed("the source of random numbers")(io::Error::other(e)))?;
-    let (mut log_id, mut key) = ([0; 16], [0; 32]);
-    log_id.copy_from_slice(&random[..16]);
-    key.copy_from_slice(&random[16..]);
-    let slots = ((io.size_bytes() - SEGMENTS_START) / segment_bytes).min(u64::from(u32::MAX));
-    let superblock =
-        Superblock { log_id, key, segment_bytes, slots, device_bytes: device_bytes(slots, segment_bytes) };
-    for_each_slot(io, &superblock, |slot, header, _| {
-        if header.iter().all(|byte| *byte == 0) {
-            return Ok(());
-        }
-        let offset = superblock.segment_offset(slot);
-        write(io, AlignedBuf::heap(BLOCK), offset).map_err(failed("a slot header"))
-    })?;
-    for offset in [0, BLOCK as u64] {
-        write_superblock(io, &superblock, offset)?;
-    }
-    Ok(superblock)
-}
-
 /// Shows the first two blocks of each slot, a few slots at a time: the slot's header, and where its first frame begins.
-fn for_each_slot(
+pub(super) fn for_each_slot(
     io: &dyn BlockIo,
     superblock: &Superblock,
     mut visit: impl FnMut(u32, &[u8], &[u8]) -> Result<(), OpenLogError>,
@@ -390,192 +306,4 @@ impl Building<'_> {
             }
         }
     }
-}
-
-/// What a segment holds, in the form of its footer.
-struct Contents {
-    footer: Footer,
-    is_sealed: bool,
-}
-
-/// Reads a segment's footer or, where there is none, every frame header.
-fn read_segment(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    place: Place,
-    is_last: bool,
-) -> Result<Contents, OpenLogError> {
-    if let Some(footer) =
-        read_footer(io, superblock, place.sequence, place.slot).map_err(failed("a footer"))?
-    {
-        return Ok(Contents { footer, is_sealed: true });
-    }
-    walk_segment(io, superblock, place, is_last)
-}
-
-/// Reads every frame header of a segment. Of the last one, frames at its end that were never acknowledged are dropped.
-fn walk_segment(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    place: Place,
-    is_last: bool,
-) -> Result<Contents, OpenLogError> {
-    let (mut walked, later) = walk_frames(io, superblock, place, is_last)?;
-    if is_last {
-        walked.drop_unacknowledged(io, &later).map_err(failed("the tail of the log"))?;
-    }
-    Ok(Contents { footer: walked.into_footer(), is_sealed: !is_last })
-}
-
-/// The frames of a segment, and those that were written behind a gap at its end.
-fn walk_frames(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    place: Place,
-    is_last: bool,
-) -> Result<(Walked, Vec<FrameHeader>), OpenLogError> {
-    let mut walked = Walked::new(place);
-    let mut walker = Walker::new(io, superblock, place.sequence, place.slot, place.first_frame);
-    while let Some(frame) = walker.next().map_err(failed("a frame"))? {
-        walked.add(frame.header);
-    }
-    let at = walker.device_offset();
-    let later = walker.later_frames().map_err(failed("the tail of a segment"))?;
-    let settled = later.iter().map(|frame| frame.settled).max().unwrap_or(0);
-    if settled >= walked.next_frame() || !is_last && !later.is_empty() {
-        return Err(OpenLogError::Damaged { what: "no valid frame, and one after it that came later,", at });
-    }
-    Ok((walked, later))
-}
-
-/// How many frames at the end of the last segment were never acknowledged: a start drops them.
-pub(super) fn unfinished_frames(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    place: Place,
-) -> Result<u64, OpenLogError> {
-    let (walked, later) = walk_frames(io, superblock, place, true)?;
-    let kept = walked.acknowledged(io, &later).map_err(failed("the tail of the log"))?;
-    Ok((walked.frames.len() - kept + later.len()) as u64)
-}
-
-/// The footer of a sealed segment; `None` if there is none, or it does not check.
-pub(super) fn read_footer(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    sequence: u64,
-    slot: u32,
-) -> io::Result<Option<Footer>> {
-    let segment_end = superblock.segment_offset(slot) + superblock.segment_bytes;
-    let trailer = read(io, segment_end - BLOCK as u64, BLOCK)?;
-    let Some(entries) = Footer::announced_entries(&trailer, sequence, segment_end) else { return Ok(None) };
-    if entries as u64 > superblock.segment_bytes / 48 {
-        return Ok(None);
-    }
-    let len = Footer::bytes(entries);
-    let bytes = read(io, segment_end - len, len as usize)?;
-    Ok(Footer::decode(&bytes, sequence, segment_end, &superblock.key))
-}
-
-/// The frames of a segment without a footer.
-struct Walked {
-    place: Place,
-    frames: Vec<FrameHeader>,
-}
-
-impl Walked {
-    fn new(place: Place) -> Self {
-        Self { place, frames: Vec::new() }
-    }
-
-    fn add(&mut self, frame: FrameHeader) {
-        self.frames.push(frame);
-    }
-
-    fn next_frame(&self) -> u64 {
-        self.frames.last().map_or(self.place.first_frame, |frame| frame.sequence + 1)
-    }
-
-    /// Number of frames, from the first, that were acknowledged or may have been: those that a later one says were
-    /// durable, and those behind them whose chunks are all there.
-    fn acknowledged(&self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<usize> {
-        let settled = self.frames.iter().chain(later).map(|frame| frame.settled).max().unwrap_or(0);
-        let mut kept = self.frames.partition_point(|frame| frame.sequence <= settled);
-        while kept < self.frames.len() && payload_verifies(io, &self.frames[kept])? {
-            kept += 1;
-        }
-        Ok(kept)
-    }
-
-    /// Takes away the frames at the end that were being written when power was lost: `later` ones, behind a gap, and
-    /// those whose chunks are not all there. They must not come back when a later crash leaves other bytes around
-    /// them, so each is blotted out, the last one first.
-    fn drop_unacknowledged(&mut self, io: &dyn BlockIo, later: &[FrameHeader]) -> io::Result<()> {
-        let kept = self.acknowledged(io, later)?;
-        let dropped = self.frames.split_off(kept);
-        for frame in dropped.iter().chain(later).rev() {
-            tracing::warn!(
-                at = frame.offset,
-                sequence = frame.sequence,
-                "a write before the stop was incomplete and is dropped: it was never acknowledged"
-            );
-            write(io, AlignedBuf::heap(BLOCK), frame.offset)?;
-        }
-        Ok(())
-    }
-
-    fn into_footer(self) -> Footer {
-        let mut footer = Footer {
-            segment: self.place.sequence,
-            end: BLOCK as u64,
-            next_frame: self.next_frame(),
-            rows_bytes: 0,
-            entries: Vec::new(),
-            floor: 0,
-        };
-        for frame in self.frames {
-            for entry in frame.entries {
-                match entry {
-                    Entry::Chunk { at, len, hash } => {
-                        footer.entries.push(Entry::Chunk { at: at + footer.end as u32, len, hash });
-                    }
-                    Entry::Tombstone { .. } => footer.entries.push(entry),
-                    Entry::Floor { position } => footer.floor = footer.floor.max(position),
-                    Entry::Rows { .. } => footer.rows_bytes += entry.rows_bytes(),
-                }
-            }
-            footer.end += u64::from(frame.frame_bytes);
-        }
-        footer
-    }
-}
-
-fn payload_verifies(io: &dyn BlockIo, frame: &FrameHeader) -> io::Result<bool> {
-    for entry in &frame.entries {
-        let Entry::Chunk { at, len, hash } = entry else { continue };
-        let bytes = read(io, frame.offset + u64::from(*at), *len as usize)?;
-        if ChunkHash::of(&bytes[..*len as usize]) != *hash {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// The footer of a sealed segment, made anew from its frames.
-pub(super) fn footer_from_frames(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    place: Place,
-) -> Result<Footer, OpenLogError> {
-    Ok(walk_segment(io, superblock, place, false)?.footer)
-}
-
-/// What a sealed segment holds, read for the compactor.
-pub(super) fn contents_of(
-    io: &dyn BlockIo,
-    superblock: &Superblock,
-    segment: &Segment,
-) -> Result<Footer, OpenLogError> {
-    let place = Place { sequence: segment.sequence, slot: segment.slot, first_frame: segment.first_frame };
-    Ok(read_segment(io, superblock, place, false)?.footer)
 }

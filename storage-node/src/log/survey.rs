@@ -7,8 +7,10 @@ use std::io;
 
 use serde::Serialize;
 
+use super::contents::{footer_from_frames, read_footer, unfinished_frames};
 use super::format::{Entry, Footer, MIN_SEGMENTS, Superblock, SuperblockRead, device_bytes};
-use super::recovery::{self, OpenLogError, Place, SlotState, failed, footer_from_frames, read_footer};
+use super::recovery::{self, OpenLogError, Place, SlotState, failed};
+use super::superblock::write_superblock;
 use super::walk::Walker;
 use crate::io::{AlignedBuf, BLOCK, BlockIo};
 
@@ -187,7 +189,7 @@ impl Survey {
                 self.walk(io, *place, footer.as_ref(), is_last).map_err(failed("the frames of a segment"))?;
             let is_whole = self.gaps.iter().all(|gap| gap.segment != place.sequence);
             if footer.is_none() && is_last && is_whole {
-                self.figures.frames_unfinished = recovery::unfinished_frames(io, &self.superblock, *place)?;
+                self.figures.frames_unfinished = unfinished_frames(io, &self.superblock, *place)?;
             }
             let next = places.get(i + 1);
             if footer.is_none()
@@ -301,7 +303,7 @@ impl Survey {
     pub fn repair(&self, io: &dyn BlockIo) -> Result<Vec<String>, OpenLogError> {
         let mut done = Vec::new();
         for offset in &self.lost_superblocks {
-            recovery::write_superblock(io, &self.superblock, *offset)?;
+            write_superblock(io, &self.superblock, *offset)?;
             done.push(format!("the copy of the superblock at byte {offset} was written again"));
         }
         for place in &self.lost_headers {

@@ -50,7 +50,7 @@ fn a_tombstone_lives_as_long_as_what_it_speaks_of() {
         let shared = node.shared();
         let is_tombstone = |entry: &&format::Entry| matches!(entry, format::Entry::Tombstone { .. });
         let of = |segment: &Segment| {
-            let footer = recovery::contents_of(&*shared.io, &shared.superblock, segment).unwrap();
+            let footer = contents::contents_of(&*shared.io, &shared.superblock, segment).unwrap();
             footer.entries.iter().filter(is_tombstone).count()
         };
         shared.segments.all().iter().map(of).sum()
