@@ -12,7 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::txn::{Overlay, ROWS, Reader, Txn};
-use super::write_out::{WriteOut, is_due};
+use super::write_out::{WriteOut, is_due, pays};
 use super::{index, redo};
 use crate::log::{Log, LogError, LogPosition};
 
@@ -179,7 +179,7 @@ impl Committer {
         if let Some(piece) = piece.map_err(|error| chain(&error))? {
             let entry = redo::encode(&piece);
             self.bytes_since_sync += entry.len();
-            self.applied = self.log.append_rows_blocking(entry).map_err(|error| chain(&error))?;
+            self.applied = self.log.write_out_rows_blocking(entry).map_err(|error| chain(&error))?;
             return Ok(true);
         }
         // The index must not need rows from below the floor.
@@ -195,7 +195,14 @@ impl Committer {
         let committed = self.commit(first, next, &mut overlay, &mut answers);
         let (batch, failed) = match committed {
             Ok(()) => (Ok(()), None),
-            Err(Failure::Refused(error)) => (Err(error), None),
+            Err(Failure::Refused(error)) => {
+                // The rows that led to here may be what takes the room.
+                let is_full = error.code == ErrorCode::NodeFull;
+                if is_full && self.write_out.is_none() && self.log.is_higher_floor(self.applied) {
+                    self.write_out = Some(WriteOut::begin(self.applied));
+                }
+                (Err(error), None)
+            }
             Err(Failure::Broken(reason)) => {
                 let mut error = ApiError::new(ErrorCode::Unavailable, "the node takes no more changes");
                 error.cause = Some(reason.clone());
@@ -207,6 +214,9 @@ impl Committer {
         }
         if self.bytes_since_sync >= CHECKPOINT_BYTES {
             self.checkpoint()?;
+        }
+        if self.write_out.is_none() && pays(&self.log, self.written_out_bytes) {
+            self.write_out = Some(WriteOut::begin(self.applied));
         }
         failed.map_or(Ok(()), Err)
     }

@@ -303,3 +303,33 @@ async fn a_store_takes_many_times_its_size_when_what_it_held_is_deleted() {
     }
     catalog.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_store_rows_can_be_changed_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let url: StoreUrl = format!("file:{}?size=300MiB", dir.path().join("store").display()).parse().unwrap();
+    let opened = store::open(&url, Path::new("/nowhere"), &MetricsRegistry::new()).await.unwrap();
+    let catalog = open(dir.path(), &opened).await;
+    let mut n = 0u64;
+    while opened.chunks.put(ChunkHash::of(&n.to_le_bytes()), vec![n as u8; 1 << 20].into()).await.is_ok() {
+        n += 1;
+    }
+    // As much as the device holds, over a few rows: nothing but the log's own forgetting makes room for it.
+    for change in 0..600u32 {
+        let commit = async {
+            let row = move |txn: &mut Txn<'_>| {
+                txn.put_raw(vec![7, (change % 4) as u8], vec![change as u8; 500_000]);
+                Ok(())
+            };
+            while let Err(error) = catalog.commit(row).await {
+                assert_eq!(error.code, ErrorCode::NodeFull, "{error}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), commit)
+            .await
+            .expect("a full store takes changes of rows");
+    }
+    assert_eq!(opened.chunks.stats().chunks, n, "and keeps its chunks");
+    catalog.close().await;
+}

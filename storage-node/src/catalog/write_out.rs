@@ -48,10 +48,19 @@ impl WriteOut {
     }
 }
 
-/// Whether it is time for a write-out, when the last one took `last_bytes`: the log holds much more than that, or it
-/// would give back twice as much, and a segment, in exchange.
+/// Whether it is time for a write-out, when the last one took `last_bytes`: the log holds much more than that, or
+/// [`pays`].
 pub(super) fn is_due(log: &Log, last_bytes: u64) -> bool {
     let surplus = log.needed_rows_bytes().saturating_sub(last_bytes);
-    surplus >= SURPLUS_BYTES_MIN.max(last_bytes / 2)
-        || log.blocked_bytes() >= 2 * last_bytes + log.segment_bytes()
+    surplus >= SURPLUS_BYTES_MIN.max(last_bytes / 2) || pays(log, last_bytes)
+}
+
+/// Whether the log would give back twice as much in exchange for a write-out; half as much while slots are few.
+pub(super) fn pays(log: &Log, last_bytes: u64) -> bool {
+    let blocked = log.blocked_bytes();
+    if blocked == 0 {
+        return false;
+    }
+    let price = if log.is_pressed() { last_bytes / 2 } else { 2 * last_bytes };
+    blocked >= price + log.segment_bytes() / 4
 }

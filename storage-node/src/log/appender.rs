@@ -307,8 +307,10 @@ impl Appender {
     /// Whether the work can join the batch; opens the next segment if need be.
     fn find_room(&mut self, batch: &Batch, work: &Work) -> Result<Room, LogError> {
         let full = LogError::Full { capacity_bytes: self.shared.capacity_bytes() };
+        let is_write_out = matches!(work, Work::Rows { is_write_out: true, .. });
         let is_compactors =
             matches!(work, Work::Move { .. } | Work::Drop { .. } | Work::Keep { .. } | Work::Floor { .. });
+        let makes_room = is_write_out || is_compactors;
         let frame_bytes = batch.frame_bytes_with(work);
         let is_first = batch.members.is_empty();
         if !is_first && frame_bytes > FRAME_BYTES_TARGET {
@@ -319,13 +321,15 @@ impl Appender {
             let room = self.shared.superblock.segment_bytes - head.end;
             if frame_bytes + Footer::bytes(entries) <= room {
                 // On a device as full as that the compactor has the last room to itself.
-                let is_kept = !is_compactors && self.shared.free_slots.len() < COMPACTOR_SEGMENTS;
+                let is_kept = !makes_room && self.shared.free_slots.len() < COMPACTOR_SEGMENTS;
                 return if is_kept { Err(full) } else { Ok(Room::Here) };
             }
         }
         let kept_back = match work {
             Work::Chunk { .. } => self.shared.reserved_segments(),
             _ if is_compactors => 0,
+            // What it frees needs no room to be freed, so one slot is enough for the compactor meanwhile.
+            _ if is_write_out => COMPACTOR_SEGMENTS - 1,
             _ => COMPACTOR_SEGMENTS,
         };
         if self.shared.free_slots.len() <= kept_back {

@@ -26,6 +26,8 @@ pub(super) enum Message {
 pub(super) enum Work {
     Rows {
         rows: Bytes,
+        /// Part of a write-out, which makes room: it may take some of what is kept for the compactor.
+        is_write_out: bool,
         reply: Reply<LogPosition>,
     },
     Chunk {

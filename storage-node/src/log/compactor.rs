@@ -21,8 +21,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LEISURE_BYTES_PER_S: f64 = (128 << 20) as f64;
 /// A segment that could not be freed is left alone for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// Free slots beside the reserved ones below which every gain counts.
-const PRESSED_SLOTS: usize = 2;
 
 /// Wakes a thread, or tells it to stop.
 #[derive(Default)]
@@ -81,7 +79,7 @@ pub(super) struct Victim {
 pub(super) fn choose(shared: &Shared, is_left_alone: impl Fn(&Segment) -> bool) -> Option<Victim> {
     let segments = shared.segments.all();
     let segment_bytes = shared.superblock.segment_bytes;
-    let is_pressed = shared.free_slots.len() <= shared.reserved_segments() + PRESSED_SLOTS;
+    let is_pressed = shared.is_pressed();
     // What freeing a segment gains: dead chunks, rows that are not needed, and headers that gathering spares.
     let gain = |segment: &Segment| {
         let live = shared.segments.live_bytes(segment.slot);

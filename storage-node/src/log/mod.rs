@@ -112,6 +112,8 @@ pub const ROWS_BYTES_MAX: usize = 12 << 20;
 pub const CHUNK_BYTES_MAX: usize = 8 << 20;
 /// Slots that chunks may not take: two for rows and deletions on a full device, two for the compactor.
 pub(crate) const RESERVED_SEGMENTS: usize = 4;
+/// Free slots beside the reserved ones below which every gain counts.
+const PRESSED_SLOTS: usize = 2;
 /// Bytes of chunks that wait to be written or are being written, at most; further ones wait outside.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
 
@@ -229,6 +231,11 @@ impl Shared {
         RESERVED_SEGMENTS + rows as usize
     }
 
+    /// Whether slots are so few that every gain counts.
+    fn is_pressed(&self) -> bool {
+        self.free_slots.len() <= self.reserved_segments() + PRESSED_SLOTS
+    }
+
     /// Bytes that chunks and rows may fill before chunks are refused.
     fn capacity_bytes(&self) -> u64 {
         (self.superblock.slots - RESERVED_SEGMENTS as u64) * self.superblock.segment_bytes
@@ -322,12 +329,22 @@ impl Log {
     /// # Cancel safety
     /// Once polled the entry is appended even if the future is dropped.
     pub async fn append_rows(&self, rows: Bytes) -> Result<LogPosition, LogError> {
-        self.ask(|reply| Work::Rows { rows, reply })?.await.unwrap_or(Err(LogError::Stopped))
+        self.ask(|reply| Work::Rows { rows, is_write_out: false, reply })?
+            .await
+            .unwrap_or(Err(LogError::Stopped))
     }
 
     /// [`Log::append_rows`] for a thread of its own; must not be called from a task.
     pub fn append_rows_blocking(&self, rows: Bytes) -> Result<LogPosition, LogError> {
-        self.ask(|reply| Work::Rows { rows, reply })?.blocking_recv().unwrap_or(Err(LogError::Stopped))
+        let answer = self.ask(|reply| Work::Rows { rows, is_write_out: false, reply })?;
+        answer.blocking_recv().unwrap_or(Err(LogError::Stopped))
+    }
+
+    /// [`Log::append_rows_blocking`] for rows that are written out so that the floor can be raised: they are taken
+    /// also when the log has no room for others.
+    pub fn write_out_rows_blocking(&self, rows: Bytes) -> Result<LogPosition, LogError> {
+        let answer = self.ask(|reply| Work::Rows { rows, is_write_out: true, reply })?;
+        answer.blocking_recv().unwrap_or(Err(LogError::Stopped))
     }
 
     /// Says, durably, that rows up to `position` are not needed any more: whatever they left stands in rows behind
@@ -345,6 +362,13 @@ impl Log {
         self.0.shared.segments.floor()
     }
 
+    /// Whether a floor at this position would stand in a later segment than the one that is: only then it gives
+    /// something back.
+    pub fn is_higher_floor(&self, position: LogPosition) -> bool {
+        let segment = |position: LogPosition| position.0 / self.segment_bytes();
+        segment(position) > segment(self.floor())
+    }
+
     /// Bytes of rows behind the floor, with those before it in the same segment.
     pub fn needed_rows_bytes(&self) -> u64 {
         self.0.shared.segments.needed_rows_bytes()
@@ -353,6 +377,11 @@ impl Log {
     /// Bytes that could be given back if the floor were above them, when nothing else can be.
     pub fn blocked_bytes(&self) -> u64 {
         self.0.shared.blocked_bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether slots are few.
+    pub fn is_pressed(&self) -> bool {
+        self.0.shared.is_pressed()
     }
 
     pub fn segment_bytes(&self) -> u64 {

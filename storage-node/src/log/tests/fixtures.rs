@@ -92,7 +92,7 @@ impl Node {
 
     fn append_text(&mut self, text: &'static str) {
         let rows = Bytes::from_static(text.as_bytes());
-        let mut answer = self.log.ask(|reply| Work::Rows { rows, reply }).unwrap();
+        let mut answer = self.log.ask(|reply| Work::Rows { rows, is_write_out: false, reply }).unwrap();
         self.appender.catch_up();
         self.last_rows = answer.try_recv().unwrap().unwrap();
     }

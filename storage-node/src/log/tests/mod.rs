@@ -116,9 +116,9 @@ impl Node {
     fn send(&mut self, op: Op) -> Answer {
         let log = &self.log;
         match op {
-            Op::Rows { name, len } => {
-                Answer::Rows(log.ask(|reply| Work::Rows { rows: content(name, len), reply }).unwrap())
-            }
+            Op::Rows { name, len } => Answer::Rows(
+                log.ask(|reply| Work::Rows { rows: content(name, len), is_write_out: false, reply }).unwrap(),
+            ),
             Op::Put { name, len } => {
                 let (hash, bytes) = (hash_of(name, len), content(name, len));
                 Answer::Put(log.ask(|reply| Work::Chunk { hash, bytes, reply }).unwrap())
