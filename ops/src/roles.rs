@@ -75,7 +75,7 @@ pub struct StorageNodeArgs {
     member: MemberArgs,
     #[command(flatten)]
     site: SiteArgs,
-    /// Where chunks are kept: file:/path?size=20GiB, dir:/path, s3://bucket/prefix?endpoint=URL&region=R, memory:
+    /// Where chunks are kept: file:/path?size=20GiB, device:/dev/nvme1n1, dir:/path, s3://bucket/prefix?endpoint=URL&region=R, memory:
     #[arg(long)]
     store: Option<String>,
     /// Folder for the catalog, the map and, beside an object store, the log

@@ -63,7 +63,8 @@
 //! all that it holds now and then, and sets a *floor* behind which no row is needed.
 //!
 //! Slots are kept back so that this works on a full device: [`RESERVED_SEGMENTS`] and room for the catalog from
-//! chunks, two of them from rows and deletions as well, for the compactor.
+//! chunks, two of them from rows and deletions as well, for the compactor. Rows that are written out so that the floor
+//! can rise may take one of these two: what they free needs no room to be freed.
 
 mod appender;
 mod batch;
