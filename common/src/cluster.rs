@@ -37,25 +37,48 @@ pub struct SiteEntry {
     pub id: SiteId,
     #[serde(default)]
     pub zone: Option<String>,
+    /// Nodes that are to have each chunk, and each shard's rows: 1 to [`REPLICAS_MAX`].
+    pub replicas: u8,
     pub gateways: Vec<GatewayEntry>,
+    /// Every node that ever was of the site; a node keeps its place.
     pub nodes: Vec<NodeEntry>,
-    /// Owner of each slot as an index into `nodes`, [`SLOT_COUNT`] entries; empty before the first node.
+    /// The node whose shard has each slot, as an index into `nodes`, [`SLOT_COUNT`] entries; empty before the
+    /// first node.
     pub slot_owners: Vec<u16>,
 }
 
+/// Most copies of anything that a site keeps.
+pub const REPLICAS_MAX: u8 = 3;
+
 impl SiteEntry {
     pub fn new(id: SiteId) -> Self {
-        Self { id, zone: None, gateways: Vec::new(), nodes: Vec::new(), slot_owners: Vec::new() }
+        Self { id, zone: None, replicas: 1, gateways: Vec::new(), nodes: Vec::new(), slot_owners: Vec::new() }
     }
 
-    /// The node that decides for a slot; `None` while the site has no node.
+    /// The node whose shard has the slot; `None` while the site has no node.
     pub fn slot_owner(&self, slot: Slot) -> Option<&NodeEntry> {
-        self.slot_owner_index(slot).map(|index| &self.nodes[index])
+        let index = usize::from(*self.slot_owners.get(usize::from(slot.0))?);
+        self.nodes.get(index)
+    }
+
+    /// The node that decides for a slot at present: the one that serves the shard which has it.
+    pub fn slot_primary(&self, slot: Slot) -> Option<&NodeEntry> {
+        self.slot_primary_index(slot).map(|index| &self.nodes[index])
     }
 
     /// Place of that node in [`SiteEntry::nodes`].
-    pub fn slot_owner_index(&self, slot: Slot) -> Option<usize> {
-        let index = usize::from(*self.slot_owners.get(usize::from(slot.0))?);
+    pub fn slot_primary_index(&self, slot: Slot) -> Option<usize> {
+        self.primary_index(self.slot_owner(slot)?)
+    }
+
+    /// The node that serves a shard at present.
+    pub fn shard_primary(&self, shard: &NodeId) -> Option<&NodeEntry> {
+        self.primary_index(self.node(shard)?).map(|index| &self.nodes[index])
+    }
+
+    /// Place in [`SiteEntry::nodes`] of the node that serves `node`'s shard.
+    pub fn primary_index(&self, node: &NodeEntry) -> Option<usize> {
+        let index = usize::from(node.shard.primary);
         (index < self.nodes.len()).then_some(index)
     }
 
@@ -63,6 +86,11 @@ impl SiteEntry {
         self.nodes.iter().find(|n| &n.id == id)
     }
 
+    pub fn node_index(&self, id: &NodeId) -> Option<usize> {
+        self.nodes.iter().position(|n| &n.id == id)
+    }
+
+    /// The slots of a node's shard.
     pub fn slots_owned_by<'a>(&'a self, id: &'a NodeId) -> impl Iterator<Item = Slot> + 'a {
         (0..SLOT_COUNT).map(Slot).filter(move |s| self.slot_owner(*s).is_some_and(|n| &n.id == id))
     }
@@ -86,17 +114,55 @@ pub struct NodeEntry {
     pub http: String,
     pub admin: String,
     pub state: NodeState,
-    /// Share in placement, in proportion to capacity (GiB, at least 1; 0 while draining).
+    /// False while its heartbeat is missing.
+    pub alive: bool,
+    /// Share in placement; 0 unless active. Such that nodes fill evenly: see [`crate::placement::weights`].
     pub weight: u32,
+    pub capacity_bytes: u64,
+    pub shard: ShardEntry,
 }
 
+impl NodeEntry {
+    /// Whether it may be given anything new.
+    pub fn takes_writes(&self) -> bool {
+        self.alive && self.weight > 0
+    }
+
+    /// Its state as people are told: also `down`, and `syncing` while another node still serves its shard.
+    pub fn shown_state(&self, site: &SiteEntry) -> &'static str {
+        let serves_itself = || site.primary_index(self).is_some_and(|index| site.nodes[index].id == self.id);
+        match (self.state, self.alive) {
+            (NodeState::Removed, _) => "removed",
+            (_, false) => "down",
+            (_, true) if !serves_itself() => "syncing",
+            (NodeState::Draining, true) => "draining",
+            (NodeState::Active, true) => "active",
+        }
+    }
+}
+
+/// What the operator wants of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
-    /// Serves; takes its share of new writes.
+    /// Serves; takes its share of what is new.
     Active,
-    /// Missed its heartbeats.
-    Down,
+    /// Serves what it still has; everything moves to the other nodes.
+    Draining,
+    /// Gone for ever. Its place stays, and so does its shard until what is left in it is settled.
+    Removed,
+}
+
+/// A node's *shard*: the rows of its slots, its delivery records, and what it still has to tell others. One node at a
+/// time serves it: the node itself, or while that is away one that followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ShardEntry {
+    /// Greater each time another node becomes primary.
+    pub term: u64,
+    /// Place in [`SiteEntry::nodes`] of the node that serves it.
+    pub primary: u16,
+    /// Places of the nodes that have every acknowledged change: one of them becomes primary when that one is lost.
+    pub followers: Vec<u16>,
 }
 
 /// A server that belongs to no site: origin, billing.

@@ -37,8 +37,8 @@ pub struct Ends {
 /// It is told of a begin before that is asked for: should the client go away meanwhile, or the node's answer be lost,
 /// the delivery that may have begun ends at once, with nothing sent.
 pub struct EndGuard {
-    /// Where a delivery has begun, or may have; `None` while there is none to end.
-    node: Option<NodeId>,
+    /// The shard in which a delivery has begun, or may have; `None` while there is none to end.
+    shard: Option<NodeId>,
     request: DeliveryId,
     delivery: DeliveryId,
     sent: u64,
@@ -47,22 +47,22 @@ pub struct EndGuard {
 
 impl EndGuard {
     pub fn new(request: DeliveryId, ends: Ends) -> Self {
-        Self { node: None, request, delivery: request, sent: 0, ends }
+        Self { shard: None, request, delivery: request, sent: 0, ends }
     }
 
-    /// The node is going to be asked: from now on the delivery may have begun there.
-    pub fn asking(&mut self, node: NodeId) {
-        self.node = Some(node);
+    /// Who serves the shard is going to be asked: from now on the delivery may have begun there.
+    pub fn asking(&mut self, shard: NodeId) {
+        self.shard = Some(shard);
     }
 
-    /// The node that was asked began nothing.
+    /// Nothing was begun there.
     pub fn not_begun(&mut self) {
-        self.node = None;
+        self.shard = None;
     }
 
-    /// The node recorded the begin; the bytes may belong to an earlier delivery that this request joined.
+    /// The begin is recorded; the bytes may belong to an earlier delivery that this request joined.
     pub fn begun(&mut self, begin: &BeginAnswer) {
-        self.node = Some(begin.node.clone());
+        self.shard = Some(begin.shard.clone());
         self.delivery = begin.delivery;
     }
 
@@ -78,9 +78,9 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        let Some(node) = self.node.take() else { return };
+        let Some(shard) = self.shard.take() else { return };
         let end = EndRequest { delivery: self.delivery, request: self.request, bytes_sent: self.sent };
-        if self.ends.queue.try_send((node, end)).is_err() {
+        if self.ends.queue.try_send((shard, end)).is_err() {
             self.ends.metrics.ends_lost.increment(1);
             tracing::error!(delivery = %self.delivery, "the queue of delivery ends is full; this one becomes 'recovered'");
         }
@@ -162,41 +162,41 @@ impl Worker {
 
     /// Sends everything once; true when nothing is left.
     async fn flush(&mut self) -> bool {
-        let nodes: Vec<NodeId> = self.pending.keys().cloned().collect();
-        for node in nodes {
-            let ends = self.pending.remove(&node).unwrap_or_default();
+        let shards: Vec<NodeId> = self.pending.keys().cloned().collect();
+        for shard in shards {
+            let ends = self.pending.remove(&shard).unwrap_or_default();
             let mut unsent = Vec::new();
             for part in ends.chunks(BATCH_MAX) {
-                match self.send(&node, part).await {
+                match self.send(&shard, part).await {
                     Ok(()) => self.count -= part.len(),
                     Err(error) => {
-                        tracing::debug!(%node, error = %common::error::chain(&error), "ends not taken yet");
+                        tracing::debug!(%shard, error = %common::error::chain(&error), "ends not taken yet");
                         unsent.extend_from_slice(part);
                     }
                 }
             }
             if !unsent.is_empty() {
-                self.pending.insert(node, unsent);
+                self.pending.insert(shard, unsent);
             }
         }
         self.metrics.ends_pending.set(self.count as f64);
         self.pending.is_empty()
     }
 
-    async fn send(&self, node: &NodeId, ends: &[EndRequest]) -> Result<(), CallError> {
-        if let Some(client) = self.site.node_by_id(node) {
-            return client.end(&EndBatch { ends: ends.to_vec() }).await;
+    async fn send(&self, shard: &NodeId, ends: &[EndRequest]) -> Result<(), CallError> {
+        if let Some(client) = self.site.shard_primary(shard) {
+            return client.end(&EndBatch { shard: shard.clone(), ends: ends.to_vec() }).await;
         }
         // Recorded at another site: for a client of that site, served here.
-        let peer = self.home_gateway(node).ok_or_else(|| CallError::Unreachable {
-            url: node.to_string(),
+        let peer = self.home_gateway(shard).ok_or_else(|| CallError::Unreachable {
+            url: shard.to_string(),
             source: "the node is not in the cluster map, and its site has no gateway".into(),
         })?;
-        peer.ends(&PeerEnds { node: node.clone(), ends: ends.to_vec() }).await
+        peer.ends(&PeerEnds { shard: shard.clone(), ends: ends.to_vec() }).await
     }
 
-    fn home_gateway(&self, node: &NodeId) -> Option<PeerClient> {
-        let site = SiteId::new(node.site()).ok().filter(|s| s != &self.site.id)?;
+    fn home_gateway(&self, shard: &NodeId) -> Option<PeerClient> {
+        let site = SiteId::new(shard.site()).ok().filter(|s| s != &self.site.id)?;
         let map = self.site.map();
         let gateway = map.site(&site)?.gateways.iter().find(|g| g.alive)?;
         Some(PeerClient::gateway(self.server.clone(), &gateway.http))
@@ -248,7 +248,7 @@ mod tests {
         let (at, end) = reported(|guard| {
             guard.asking(node("tokyo.n1"));
             let begin =
-                BeginAnswer { delivery: joined, class: DeliveryClass::Reference, node: node("tokyo.n2") };
+                BeginAnswer { delivery: joined, class: DeliveryClass::Reference, shard: node("tokyo.n2") };
             guard.begun(&begin);
             guard.sent(40);
             guard.sent(2);

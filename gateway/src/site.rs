@@ -107,29 +107,38 @@ impl SiteView {
         self.with_site(rank).unwrap_or_default()
     }
 
-    pub fn node_by_id(&self, id: &NodeId) -> Option<NodeClient> {
+    /// The site's nodes that are there.
+    pub fn nodes(&self) -> Vec<(NodeId, NodeClient)> {
+        let all = |site: &SiteEntry, clients: &[NodeClient]| {
+            let there = site.nodes.iter().zip(clients).filter(|(node, _)| node.alive);
+            there.map(|(node, client)| (node.id.clone(), client.clone())).collect::<Vec<_>>()
+        };
+        self.with_site(all).unwrap_or_default()
+    }
+
+    /// Who serves a node's shard.
+    pub fn shard_primary(&self, shard: &NodeId) -> Option<NodeClient> {
         let find = |site: &SiteEntry, clients: &[NodeClient]| {
-            site.nodes.iter().position(|n| &n.id == id).map(|index| clients[index].clone())
+            let index = site.primary_index(site.node(shard)?)?;
+            Some(clients[index].clone())
         };
         self.with_site(find).flatten()
     }
 
-    /// The node that owns a slot, as far as this gateway knows.
+    /// The shard that has a slot and who serves it, as far as this gateway knows.
     pub fn owner(&self, slot: Slot) -> Option<(NodeId, NodeClient)> {
         let find = |site: &SiteEntry, clients: &[NodeClient]| {
-            let index = site.slot_owner_index(slot)?;
-            Some((site.nodes[index].id.clone(), clients[index].clone()))
+            let shard = site.slot_owner(slot)?;
+            let index = site.primary_index(shard)?;
+            Some((shard.id.clone(), clients[index].clone()))
         };
         self.with_site(find).flatten()
     }
 
-    /// The node that owns both slots, if one does.
+    /// The shard that has both slots, if one does, and who serves it.
     pub fn owner_of_both(&self, a: Slot, b: Slot) -> Option<(NodeId, NodeClient)> {
-        let find = |site: &SiteEntry, clients: &[NodeClient]| {
-            let index = site.slot_owner_index(a).filter(|index| site.slot_owner_index(b) == Some(*index))?;
-            Some((site.nodes[index].id.clone(), clients[index].clone()))
-        };
-        self.with_site(find).flatten()
+        let (shard, primary) = self.owner(a)?;
+        self.owner(b).filter(|(other, _)| *other == shard).map(|_| (shard, primary))
     }
 
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the

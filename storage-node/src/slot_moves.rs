@@ -19,7 +19,7 @@ use std::time::Duration;
 use common::api::node::{ExportAnswer, ExportRequest};
 use common::api::search::{FenceRequest, SlotMove};
 use common::backoff::Backoff;
-use common::cluster::{NodeEntry, NodeState};
+use common::cluster::NodeEntry;
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::id::NodeId;
 use common::placement::{SLOT_COUNT, Slot, preferred_owner};
@@ -105,8 +105,7 @@ fn next_batch<'a>(view: &'a View, node: &NodeId) -> Option<(&'a NodeEntry, Vec<S
     view.me()?;
     let mut wanted: BTreeMap<&NodeId, (&NodeEntry, Vec<Slot>)> = BTreeMap::new();
     for slot in (0..SLOT_COUNT).map(Slot) {
-        let Some(owner) = site.slot_owner(slot).filter(|o| &o.id != node && o.state == NodeState::Active)
-        else {
+        let Some(owner) = site.slot_owner(slot).filter(|o| &o.id != node && o.alive) else {
             continue;
         };
         if preferred_owner(site, slot).is_some_and(|preferred| &preferred.id == node) {

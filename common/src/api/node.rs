@@ -188,8 +188,8 @@ pub struct BeginAnswer {
     /// The delivery that the bytes belong to: the request's, or the one that it joined.
     pub delivery: DeliveryId,
     pub class: DeliveryClass,
-    /// The node that has the record and takes its end.
-    pub node: NodeId,
+    /// The node whose shard has the record; who serves that shard takes its end.
+    pub shard: NodeId,
 }
 
 /// *resolve* and *begin* in one commit, for a plain GET: what the site holds complete is delivered at once, to a
@@ -218,7 +218,7 @@ pub struct OpenAnswer {
     pub begin: Option<BeginAnswer>,
 }
 
-/// How a delivery, or one range of it, went. `POST /v1/deliveries/end`, to [`BeginAnswer::node`].
+/// How a delivery, or one range of it, went. `POST /v1/deliveries/end`, to who serves [`BeginAnswer::shard`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndRequest {
     pub delivery: DeliveryId,
@@ -230,6 +230,7 @@ pub struct EndRequest {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EndBatch {
+    pub shard: NodeId,
     pub ends: Vec<EndRequest>,
 }
 

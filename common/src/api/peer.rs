@@ -50,7 +50,8 @@ pub struct PossessionAnswer {
 /// Ends of deliveries that home recorded for a visited site. `POST /v1/peer/ends`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PeerEnds {
-    pub node: NodeId,
+    /// [`BeginAnswer::shard`].
+    pub shard: NodeId,
     pub ends: Vec<EndRequest>,
 }
 

@@ -79,6 +79,74 @@ pub struct SlotMove {
     pub fence: u64,
 }
 
+/// The primary of a shard says who follows it from now on: who has every change that it will have acknowledged.
+/// Takes effect only if it is the primary of that term. `POST /v1/map/shards/followers`, answers [`ClusterMap`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FollowersChange {
+    pub site: SiteId,
+    pub shard: NodeId,
+    pub primary: NodeId,
+    pub term: u64,
+    #[serde(default)]
+    pub add: Vec<NodeId>,
+    #[serde(default)]
+    pub remove: Vec<NodeId>,
+}
+
+/// The primary of a shard hands it to one of its followers and follows in its place, with a greater term.
+/// `POST /v1/map/shards/hand-over`, answers [`ClusterMap`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HandOver {
+    pub site: SiteId,
+    pub shard: NodeId,
+    pub primary: NodeId,
+    pub term: u64,
+    pub to: NodeId,
+}
+
+/// Somebody could not reach a node. Search looks itself, and marks the node as down if it does not answer either.
+/// `POST /v1/nodes/suspect`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Suspicion {
+    pub node: NodeId,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SuspicionAnswer {
+    pub alive: bool,
+}
+
+/// What becomes of a node. `POST /v1/nodes/{node}/{action}`, answers [`ClusterMap`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeAction {
+    /// Everything moves to the other nodes.
+    Drain,
+    /// A draining node takes its share again.
+    Undrain,
+    /// A drained node, which has nothing left, leaves. `Conflict` while it has something.
+    Remove,
+    /// A node that is down is given up with all that it alone had.
+    RemoveLost,
+}
+
+impl NodeAction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Undrain => "undrain",
+            Self::Remove => "remove",
+            Self::RemoveLost => "remove-lost",
+        }
+    }
+}
+
+/// Settings of a site. `PUT /v1/sites/{site}`, answers [`ClusterMap`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SiteSettings {
+    /// Copies of each chunk and each shard, 1 to 3; `None`: two, or one while the site has one node.
+    pub replicas: Option<u8>,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewClient {
     pub client: ClientId,
@@ -279,6 +347,28 @@ impl SearchClient {
     /// `Conflict` when the owner or the fence is another by now.
     pub async fn move_slots(&self, request: &SlotMove) -> Result<ClusterMap, CallError> {
         self.send(Method::POST, "/v1/map/slots/move", request).await
+    }
+
+    /// `Conflict` when the primary or the term is another by now.
+    pub async fn change_followers(&self, change: &FollowersChange) -> Result<ClusterMap, CallError> {
+        self.send(Method::POST, "/v1/map/shards/followers", change).await
+    }
+
+    /// `Conflict` when the primary or the term is another by now, or `to` does not follow.
+    pub async fn hand_over(&self, request: &HandOver) -> Result<ClusterMap, CallError> {
+        self.send(Method::POST, "/v1/map/shards/hand-over", request).await
+    }
+
+    pub async fn suspect(&self, node: &NodeId) -> Result<SuspicionAnswer, CallError> {
+        self.send(Method::POST, "/v1/nodes/suspect", &Suspicion { node: node.clone() }).await
+    }
+
+    pub async fn change_node(&self, node: &NodeId, action: NodeAction) -> Result<ClusterMap, CallError> {
+        self.send(Method::POST, &format!("/v1/nodes/{node}/{}", action.as_str()), &()).await
+    }
+
+    pub async fn set_site(&self, site: &SiteId, settings: &SiteSettings) -> Result<ClusterMap, CallError> {
+        self.send(Method::PUT, &format!("/v1/sites/{site}"), settings).await
     }
 
     pub async fn create_client(&self, client: &NewClient) -> Result<ClientKeys, CallError> {

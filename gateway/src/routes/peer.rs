@@ -13,7 +13,7 @@ use common::api::node::{ChunkRefsRequest, EndBatch, HoldingState, ResolveRequest
 use common::api::peer::{NodeShare, PeerEnds, PossessionAnswer, PossessionRequest, SiteHolders};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
-use common::id::{ClientId, NodeId};
+use common::id::ClientId;
 use common::manifest::{ChunkList, ChunkRef};
 use common::name::ContentName;
 use common::placement::Slot;
@@ -129,14 +129,14 @@ pub async fn ends(
     body: Result<ApiJson<PeerEnds>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Peer, async {
-        let ApiJson(PeerEnds { node, ends }) = body?;
-        let client = gateway.site.node_by_id(&node).ok_or_else(|| {
+        let ApiJson(PeerEnds { shard, ends }) = body?;
+        let client = gateway.site.shard_primary(&shard).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NodeUnavailable,
-                format!("node {node} is not of site {}", gateway.site.id),
+                format!("node {shard} is not of site {}", gateway.site.id),
             )
         })?;
-        client.end(&EndBatch { ends }).await.map_err(|error| {
+        client.end(&EndBatch { shard, ends }).await.map_err(|error| {
             error.to_api(
                 ErrorCode::NodeUnavailable,
                 "the storage node that recorded the delivery does not answer",
@@ -204,15 +204,9 @@ impl Gateway {
 
     /// Which nodes have these chunks, and how many of the chunks more than one holding refers to.
     async fn chunk_places(&self, chunks: &[ChunkRef]) -> (Vec<NodeShare>, u64) {
-        let map = self.site.map();
-        let nodes: Vec<NodeId> = map
-            .site(&self.site.id)
-            .map(|s| s.nodes.iter().map(|n| n.id.clone()).collect())
-            .unwrap_or_default();
         let mut shares = Vec::new();
         let mut refs: BTreeMap<ChunkHash, u64> = BTreeMap::new();
-        for node in nodes {
-            let Some(client) = self.site.node_by_id(&node) else { continue };
+        for (node, client) in self.site.nodes() {
             let request = ChunkRefsRequest { chunks: chunks.iter().map(|c| c.hash).collect() };
             let answer = match client.chunk_refs(&request).await {
                 Ok(answer) => answer,
@@ -226,7 +220,8 @@ impl Gateway {
                 if let Some(count) = count {
                     share.chunks += 1;
                     share.bytes += u64::from(chunk.len);
-                    *refs.entry(chunk.hash).or_default() += count;
+                    let most = refs.entry(chunk.hash).or_default();
+                    *most = count.max(*most);
                 }
             }
             if share.chunks > 0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::api::node::NodeStatus;
 use common::auth::Role;
 use common::client::ServerClient;
-use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, SiteEntry};
+use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, SiteEntry};
 use common::config::show_bytes;
 use common::error::chain;
 use common::id::SiteId;
@@ -51,7 +51,7 @@ struct SiteStatus {
 struct NodeLine {
     site: SiteId,
     name: String,
-    /// `active` or `down` as search sees it; or what the node says of itself.
+    /// As the map has it: `active`, `draining`, `down`, `syncing` or `removed`.
     state: String,
     http: String,
     admin: String,
@@ -119,11 +119,7 @@ async fn ask(server: &ServerClient, site: &SiteEntry, node: &NodeEntry) -> NodeL
         Ok(own) => (Some(own), None),
         Err(error) => (None, Some(chain(&error))),
     };
-    let state = match (node.state, &own) {
-        (NodeState::Down, _) => "down".to_owned(),
-        (NodeState::Active, Some(own)) => own.state.clone(),
-        (NodeState::Active, None) => "active".to_owned(),
-    };
+    let state = node.shown_state(site).to_owned();
     let ratio =
         |own: &NodeStatus| (own.used_bytes > 0).then(|| own.logical_bytes as f64 / own.used_bytes as f64);
     NodeLine {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::api::search::{ListQuery, SearchClient};
-use common::cluster::{ClusterMap, MapEpoch, NodeState, SiteEntry};
+use common::cluster::{ClusterMap, MapEpoch, SiteEntry};
 use common::error::ErrorCode;
 use common::id::{BucketName, SiteId};
 use common::placement::{SLOT_COUNT, Slot, preferred_owner};
@@ -60,7 +60,7 @@ async fn next_map(search: &SearchClient, map: ClusterMap) -> Result<ClusterMap, 
 }
 
 fn can_serve(site: &SiteEntry, nodes: usize) -> bool {
-    let active = site.nodes.iter().filter(|n| n.state == NodeState::Active).count();
+    let active = site.nodes.iter().filter(|n| n.alive).count();
     active >= nodes && site.slot_owners.len() == usize::from(SLOT_COUNT)
 }
 

@@ -45,7 +45,7 @@ fn answer_begun(node: &Node, begun: Begun) -> BeginAnswer {
     if begun.opened {
         node.metrics.add_open_deliveries(1);
     }
-    BeginAnswer { delivery: begun.delivery, class: begun.class, node: node.id.clone() }
+    BeginAnswer { delivery: begun.delivery, class: begun.class, shard: node.id.clone() }
 }
 
 pub async fn end(State(node): Shared, ApiJson(batch): ApiJson<EndBatch>) -> ApiResult<ApiJson<()>> {

@@ -6,7 +6,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::api::extract::ApiJson;
 use common::api::node::NodeStatus;
-use common::cluster::NodeState;
 
 use crate::node::Node;
 
@@ -16,10 +15,9 @@ pub async fn map(State(node): State<Arc<Node>>) -> Response {
 
 pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
     let (stats, view) = (node.chunks.stats(), node.slots.view());
-    let state = match view.me().map(|me| me.state) {
-        None => "joining",
-        Some(NodeState::Active) => "active",
-        Some(NodeState::Down) => "down",
+    let state = match (view.site(), view.me()) {
+        (Some(site), Some(me)) => me.shown_state(site),
+        _ => "joining",
     };
     ApiJson(NodeStatus {
         node: node.id.clone(),

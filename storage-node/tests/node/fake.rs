@@ -13,7 +13,7 @@ use common::api::search::{
     AnnounceAnswer, AnnounceBatch, Announcement, Announcer, Change, ChangePage, Fence, FenceRequest,
     Registered, Registration, SlotMove,
 };
-use common::cluster::{ClusterMap, MapEpoch, NodeEntry, NodeState, ServerEntry, SiteEntry};
+use common::cluster::{ClusterMap, MapEpoch, NodeEntry, NodeState, ServerEntry, ShardEntry, SiteEntry};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::RecordDigest;
 use common::id::{NodeId, ServerName};
@@ -96,9 +96,14 @@ async fn register(
             http: registration.http.clone(),
             admin: registration.admin.clone(),
             state: NodeState::Active,
+            alive: true,
             weight: 100,
+            capacity_bytes: 100 << 30,
+            shard: ShardEntry::default(),
         };
         let site = map.sites.iter_mut().find(|s| s.id == site).unwrap();
+        let primary = site.nodes.iter().position(|n| n.id == id).unwrap_or(site.nodes.len()) as u16;
+        let entry = NodeEntry { shard: ShardEntry { primary, ..ShardEntry::default() }, ..entry };
         match site.nodes.iter_mut().find(|n| n.id == id) {
             Some(known) if *known == entry => return false,
             Some(known) => *known = entry,

@@ -159,8 +159,8 @@ fn begin_request(client: &str, name: &ContentName, bytes: &[u8]) -> BeginRequest
     }
 }
 
-fn ends(delivery: DeliveryId, bytes_sent: u64) -> EndBatch {
-    EndBatch { ends: vec![EndRequest { delivery, request: delivery, bytes_sent }] }
+fn ends(shard: &NodeId, delivery: DeliveryId, bytes_sent: u64) -> EndBatch {
+    EndBatch { shard: shard.clone(), ends: vec![EndRequest { delivery, request: delivery, bytes_sent }] }
 }
 
 async fn refs(node: &NodeClient, hash: ChunkHash) -> Option<u64> {
@@ -189,8 +189,8 @@ async fn a_content_is_stored_held_delivered_and_booked() {
     assert_eq!(holders.clients, [client_id("alice"), client_id("bob")]);
 
     let begun = node.client.begin(&begin_request("bob", &song, bytes)).await.unwrap();
-    assert_eq!((begun.class, &begun.node), (DeliveryClass::Purchase, &node.id));
-    node.client.end(&ends(begun.delivery, 8)).await.unwrap();
+    assert_eq!((begun.class, &begun.shard), (DeliveryClass::Purchase, &node.id));
+    node.client.end(&ends(&begun.shard, begun.delivery, 8)).await.unwrap();
     until("both billing servers book it", async || search.record_count() == 1).await;
     let row = node.client.library_row(&client_id("bob"), &song).await.unwrap().unwrap();
     assert_eq!((row.deliveries, row.len), (1, 8));
@@ -246,7 +246,7 @@ async fn restarts_and_knows_everything(store: &str) {
     publish(&node.client, &song, b"la la la").await;
     search.books.lock().unwrap().billing_down = true;
     let whole = node.client.begin(&begin_request("bob", &song, b"la la la")).await.unwrap();
-    node.client.end(&ends(whole.delivery, 8)).await.unwrap();
+    node.client.end(&ends(&whole.shard, whole.delivery, 8)).await.unwrap();
     let open = node.client.begin(&begin_request("carol", &song, b"la la la")).await.unwrap();
     node.running.stop().await;
 
@@ -256,7 +256,7 @@ async fn restarts_and_knows_everything(store: &str) {
     let resolve = ResolveRequest { name: song.clone(), client: None };
     assert!(node.client.resolve(&resolve).await.unwrap().holding.is_some());
     assert_eq!(node.client.get_chunk_bytes(&ChunkHash::of(b"la la la")).await.unwrap(), "la la la");
-    node.client.end(&ends(open.delivery, 8)).await.unwrap();
+    node.client.end(&ends(&open.shard, open.delivery, 8)).await.unwrap();
     search.books.lock().unwrap().billing_down = false;
     until("the records of before and after the restart are booked", async || search.record_count() == 2)
         .await;
@@ -313,8 +313,8 @@ async fn a_joining_node_takes_its_share_of_slots_and_no_row_is_lost() {
         assert!(row.await.is_some(), "library of {client}");
     }
     // The delivery stays with the node that began it, wherever bob's slot is now.
-    assert_eq!(open.node, first.id);
-    first.client.end(&ends(open.delivery, 8)).await.unwrap();
+    assert_eq!(open.shard, first.id);
+    first.client.end(&ends(&open.shard, open.delivery, 8)).await.unwrap();
     until("the open delivery is booked", async || search.record_count() == 1).await;
     first.running.stop().await;
     second.running.stop().await;
@@ -436,10 +436,10 @@ async fn deliveries_that_nobody_completes_are_booked_as_what_they_were() {
     ready(&node).await;
     let song = name("alice/song");
     let partial = node.client.begin(&begin_request("bob", &song, b"la la la")).await.unwrap();
-    node.client.end(&ends(partial.delivery, 3)).await.unwrap();
+    node.client.end(&ends(&partial.shard, partial.delivery, 3)).await.unwrap();
     node.client.begin(&begin_request("carol", &song, b"la la la")).await.unwrap();
     let void = node.client.begin(&begin_request("dave", &song, b"la la la")).await.unwrap();
-    node.client.end(&ends(void.delivery, 0)).await.unwrap();
+    node.client.end(&ends(&void.shard, void.delivery, 0)).await.unwrap();
     until("all three are booked", async || search.record_count() == 3).await;
     {
         let books = search.books.lock().unwrap();

@@ -76,7 +76,7 @@ async fn an_open_is_for_the_node_that_owns_both_slots() {
     };
     let opened = owner.client.open(&request(&here)).await.unwrap();
     let begin = opened.begin.unwrap();
-    assert_eq!((begin.class, &begin.node), (DeliveryClass::Purchase, &owner.id));
+    assert_eq!((begin.class, &begin.shard), (DeliveryClass::Purchase, &owner.id));
     assert!(owner.client.library_row(&here, &song).await.unwrap().is_some());
     let holders = owner.client.holding_clients(&song).await.unwrap().clients;
     assert_eq!(holders, [client_id("alice"), here.clone()]);
@@ -85,7 +85,7 @@ async fn an_open_is_for_the_node_that_owns_both_slots() {
         assert_eq!(refused.code(), Some(ErrorCode::WrongNode));
     }
     assert_eq!(owner.client.holding_clients(&song).await.unwrap().clients, holders);
-    owner.client.end(&ends(begin.delivery, 2)).await.unwrap();
+    owner.client.end(&ends(&begin.shard, begin.delivery, 2)).await.unwrap();
     until("the delivery is booked", async || pair.search.record_count() == 1).await;
     pair.stop().await;
 }

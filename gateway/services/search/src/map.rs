@@ -8,7 +8,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use common::auth::Role;
-use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, ServerEntry, SiteEntry};
+use common::cluster::{
+    ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, ServerEntry, ShardEntry, SiteEntry,
+};
 use common::id::{NodeId, ServerName, SiteId};
 
 use crate::db::Connection;
@@ -105,8 +107,11 @@ fn add_to_site(entry: &mut SiteEntry, row: &ServerRow) -> Result<(), Failure> {
             id: NodeId::of(&entry.id, &name),
             http: row.http.clone(),
             admin: row.admin.clone(),
-            state: if row.alive { NodeState::Active } else { NodeState::Down },
+            state: NodeState::Active,
+            alive: row.alive,
             weight: row.weight.and_then(|w| u32::try_from(w).ok()).unwrap_or(1),
+            capacity_bytes: row.weight.map_or(0, natural) << 30,
+            shard: ShardEntry { primary: entry.nodes.len() as u16, ..ShardEntry::default() },
         }),
         _ => {}
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::api::search::{FenceRequest, NodeFacts, SlotMove};
 use common::auth::Role;
-use common::cluster::{MapEpoch, NodeState};
+use common::cluster::MapEpoch;
 use common::error::ErrorCode;
 use common::placement::{SLOT_COUNT, Slot};
 
@@ -27,8 +27,8 @@ async fn registering_builds_the_map_and_heartbeats_leave_it_alone() {
     assert_eq!(map.epoch, MapEpoch(6));
     let site = map.site(&id("tokyo")).unwrap();
     assert!(site.gateways[0].alive);
-    let nodes: Vec<_> = site.nodes.iter().map(|n| (n.id.as_str(), n.weight, n.state)).collect();
-    assert_eq!(nodes, [("tokyo.n1", 20, NodeState::Active), ("tokyo.n0", 1, NodeState::Active)]);
+    let nodes: Vec<_> = site.nodes.iter().map(|n| (n.id.as_str(), n.weight, n.alive)).collect();
+    assert_eq!(nodes, [("tokyo.n1", 20, true), ("tokyo.n0", 1, true)]);
     assert_eq!(site.slot_owners, vec![0; usize::from(SLOT_COUNT)], "the first node has every slot");
     assert_eq!(map.origins[0].name, id("studio"));
     assert_eq!(map.service_billing.unwrap().name, id("sb"));
@@ -61,8 +61,7 @@ async fn a_server_that_falls_silent_is_down_until_it_reports_again() {
     let search = TestSearch::with_lease(200).await;
     search.client.register(&node("tokyo", "n1", "a", 1)).await.unwrap();
     let up = search.client.register(&gateway("tokyo", "g1")).await.unwrap().map_epoch;
-    let is_down =
-        |site: &common::cluster::SiteEntry| !site.gateways[0].alive && site.nodes[0].state == NodeState::Down;
+    let is_down = |site: &common::cluster::SiteEntry| !site.gateways[0].alive && !site.nodes[0].alive;
     let (mut epoch, mut waits) = (up, 0);
     loop {
         let map = search.client.map(epoch, SOON).await.unwrap();
