@@ -61,7 +61,7 @@ macro_rules! rows {
 rows! {
     Holding => 1, Since => 1, LibraryValue => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1,
+    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, ShardPosition => 1,
 }
 
 /// When a set member was added.
@@ -202,6 +202,13 @@ pub struct FrozenSlot {
     pub to: NodeId,
     pub fence: u64,
     pub since: UnixMillis,
+}
+
+/// How far a shard's rows are: number of the last batch, in the term of the primary that committed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct ShardPosition {
+    pub term: u64,
+    pub seq: u64,
 }
 
 /// How far the scrub is.
