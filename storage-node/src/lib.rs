@@ -8,8 +8,9 @@
 //! |---|---|
 //! | start, configuration, routes | [`server`], [`config`], `routes` |
 //! | rows, group commit, index | [`catalog`] |
+//! | what a node decides for, and who serves it | [`shard`], [`shards`] |
 //! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
-//! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
+//! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
@@ -39,9 +40,12 @@ pub mod reaper;
 mod routes;
 pub mod scrub;
 pub mod server;
+pub mod shard;
+pub mod shards;
 pub mod slot_moves;
 pub mod slots;
 pub mod store;
+pub mod view;
 
 pub use config::Config;
 pub use server::start;

@@ -20,6 +20,7 @@ use crate::catalog::rows::{ReapValue, Row, Since};
 use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
 use crate::node::Node;
+use crate::shard::Shard;
 
 /// References that are released in one commit or call.
 const PIECE_LEN: usize = 1024;
@@ -33,17 +34,17 @@ const PRESSED_GRACE: Duration = Duration::from_secs(20);
 const PRESSED_FOR: Duration = Duration::from_secs(300);
 
 /// Releases the references of holdings that went, for ever.
-pub async fn release(node: Arc<Node>) {
+pub async fn release(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     loop {
-        match release_all(&node).await {
+        match release_all(&shard).await {
             Ok(true) => {
                 backoff.reset();
-                node.signals.reap_queued.notified().await;
+                shard.signals.reap_queued.notified().await;
             }
             Ok(false) => tokio::time::sleep(backoff.next_delay()).await,
             Err(error) => {
-                tracing::warn!(node = %node.id, error = chain(&error), "references cannot be released");
+                tracing::warn!(shard = %shard.id, error = chain(&error), "references cannot be released");
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -51,16 +52,17 @@ pub async fn release(node: Arc<Node>) {
 }
 
 /// Goes once through the queue. Answers whether all of it is done.
-async fn release_all(node: &Node) -> ApiResult<bool> {
+async fn release_all(shard: &Shard) -> ApiResult<bool> {
     let (mut after, mut done) = (key::all(Tag::Reap), true);
     loop {
-        let page = node.catalog.read(|rows| queued(rows, &after))?;
+        let page = shard.catalog.read(|rows| queued(rows, &after))?;
         let Some((last, _)) = page.last() else { return Ok(done) };
         after.clone_from(last);
         for (key, reap) in page {
-            match release_everywhere(node, &reap).await {
+            match release_everywhere(&shard.node, &reap).await {
                 Ok(()) => {
-                    node.catalog
+                    shard
+                        .catalog
                         .commit(move |txn| {
                             txn.delete_raw(key);
                             Ok(())
@@ -68,7 +70,7 @@ async fn release_all(node: &Node) -> ApiResult<bool> {
                         .await?;
                 }
                 Err(error) => {
-                    tracing::debug!(node = %node.id, name = %reap.name, error = chain(&error), "references stay for now");
+                    tracing::debug!(shard = %shard.id, name = %reap.name, error = chain(&error), "references stay for now");
                     done = false;
                 }
             }
@@ -99,7 +101,7 @@ async fn release_everywhere(node: &Node, reap: &ReapValue) -> ApiResult<()> {
             }
         },
     };
-    let view = node.slots.view();
+    let view = node.maps.view();
     for piece in hashes.chunks(PIECE_LEN) {
         release_here(
             node,
@@ -139,7 +141,7 @@ async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRe
     if let Ok(bytes) = node.chunks.get(&list.hash).await {
         return ChunkList::decode(&bytes).map(Some).map_err(unreadable);
     }
-    let view = node.slots.view();
+    let view = node.maps.view();
     let nodes = view.site().map_or(&[][..], |site| &site.nodes);
     let ranked = view.site().map(|site| rank_for_chunk(site, &list.hash)).unwrap_or_default();
     let mut all_answered = true;

@@ -8,24 +8,21 @@ use common::auth::{ClusterSecret, Guard, Role};
 use common::client::{HttpClient, ServerClient};
 use common::error::{ApiResult, chain};
 use common::id::NodeId;
-use common::record::RecordNumber;
 use common::server::{Listen, Running, Server, StartError};
 use common::time::Clock;
 use tokio::sync::Mutex;
 
 use crate::catalog::Catalog;
-use crate::catalog::key::{self, Fee, Key, Tag};
-use crate::catalog::rows::ChainHead;
-use crate::catalog::txn::Rows;
 use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
 use crate::map_watch::{self, Identity};
 use crate::metrics::Metrics;
 use crate::node::{Node, Signals};
 use crate::scrub::{self, Scrub};
-use crate::slots::Slots;
+use crate::shards::{self, Shards};
 use crate::store::{self, StoreUrl};
-use crate::{closing, feed, outbox, reaper, routes, slot_moves};
+use crate::view::Maps;
+use crate::{reaper, routes};
 
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,7 +56,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let http = HttpClient::new();
     let client = ServerClient::new(http, secret.clone(), &server.name, clock.clone());
     let node = Arc::new(Node {
-        slots: Arc::new(Slots::new(id.clone(), config.site.clone(), map)),
+        maps: Arc::new(Maps::new(id.clone(), config.site.clone(), map)),
+        shards: Shards::default(),
         site: config.site.clone(),
         store: url.to_string(),
         clock: clock.clone(),
@@ -82,9 +80,11 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     spawn_workers(&server, &node, identity);
 
     let guard = Guard { secret, audience: Role::StorageNode, clock };
+    let closing = node.clone();
     let (service, admin) = (routes::service(node.clone(), guard), routes::admin(node));
     let log = opened.log;
     Ok(server.run(service, admin, async move {
+        closing.shards.close();
         catalog.close().await;
         log.close().await;
     }))
@@ -106,32 +106,21 @@ fn registration(config: &Config, server: &Server) -> Registration {
 /// Brings back what is kept beside the rows for speed.
 fn recall(node: &Node) -> ApiResult<()> {
     node.catalog.read(|rows| {
-        node.slots.restore(rows)?;
         node.scrub.restore(rows, &node.metrics.scrub)?;
-        if let Some(head) = rows.get::<ChainHead>(Key::ChainHead)? {
-            node.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
-        }
-        node.metrics.add_open_deliveries(rows.count(&key::all(Tag::OpenDelivery))? as i64);
         node.metrics.add_logical_bytes(chunks::logical_bytes(rows)? as i64);
         Ok(())
     })?;
     node.report_map();
     node.health.set("catalog", Ok(()));
+    node.health.set("shards", Err("not served yet".into()));
     Ok(())
 }
 
 fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
-    let started = node.clock.now();
     server.spawn_worker(map_watch::register(node.clone(), identity));
     server.spawn_worker(map_watch::follow(node.clone()));
-    server.spawn_worker(feed::follow(node.clone()));
-    server.spawn_worker(outbox::announcements::send(node.clone()));
-    server.spawn_worker(outbox::billing::send(node.clone(), Fee::Service));
-    server.spawn_worker(outbox::billing::send(node.clone(), Fee::Content));
-    server.spawn_worker(slot_moves::take_over(node.clone()));
-    server.spawn_worker(slot_moves::settle(node.clone()));
-    server.spawn_worker(closing::close(node.clone(), started));
-    server.spawn_worker(reaper::release(node.clone()));
+    server.spawn_worker(shards::serve(node.clone()));
+    server.spawn_worker(shards::tidy(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
     server.spawn_worker(scrub::run(node.clone()));
     server.spawn_worker(show_figures(node.clone()));

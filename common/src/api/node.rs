@@ -320,6 +320,9 @@ pub struct ChunkReleaseRequest {
 /// or has been given up. `POST /v1/slots/export`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExportRequest {
+    /// The shard that has the slots.
+    pub from: NodeId,
+    /// The shard that is to have them.
     pub to: NodeId,
     pub slots: Vec<Slot>,
 }
@@ -333,6 +336,53 @@ pub struct ExportAnswer {
     pub changes_after: u64,
     /// Rows as the catalog keeps them: key and value.
     pub rows: Vec<(Bytes, Bytes)>,
+}
+
+/// How far a shard's rows are: number of the last batch, in the term of the primary that committed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct ShardPosition {
+    pub term: u64,
+    pub seq: u64,
+}
+
+/// One committed batch of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Where the shard was before: a follower that is elsewhere has another history.
+    pub previous: ShardPosition,
+    pub position: ShardPosition,
+    /// Row changes, as in the log of a node.
+    pub changes: Bytes,
+}
+
+/// What the primary of a shard sends to a node that follows it. `POST /v1/shards/{shard}/ship`, as postcard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipment {
+    pub primary: NodeId,
+    pub term: u64,
+    pub cargo: Cargo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cargo {
+    /// Nothing: the question how far the follower is.
+    Question,
+    /// The next batches, in order.
+    Entries(Vec<ShardEntry>),
+    /// All rows come anew; those that are there go. What was committed up to `at` is in the rows that follow, what is
+    /// committed later comes as entries between them.
+    Begin { at: ShardPosition },
+    /// Rows as the catalog keeps them: key and value.
+    Rows(Vec<(Bytes, Bytes)>),
+    /// All rows have come.
+    Whole,
+}
+
+/// Where a follower is once what it was sent is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardState {
+    /// `None` while it lacks rows.
+    pub at: Option<ShardPosition>,
 }
 
 /// `GET /v1/node` on the admin listener.
@@ -432,6 +482,22 @@ impl NodeClient {
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
+    }
+
+    /// `Conflict` when the follower knows another primary, or a greater term.
+    pub async fn ship(&self, shard: &NodeId, shipment: &Shipment) -> Result<ShardState, CallError> {
+        let path = format!("/v1/shards/{shard}/ship");
+        let body = postcard::to_allocvec(shipment).expect("shipments are plain values, which always encode");
+        let call = Call {
+            method: Method::POST,
+            base: &self.base,
+            audience: Role::StorageNode,
+            path: &path,
+            headers: HeaderMap::new(),
+            body: body.into(),
+            limit: LIMIT,
+        };
+        self.server.json(call).await
     }
 
     /// Stores a chunk with its back-reference. The node checks the hash; a chunk that it has is not written again

@@ -304,5 +304,6 @@ mod tests {
         assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
         assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));
         assert_eq!(followed_shard(b"\x10tokyo.n1\0"), None);
+        assert!(shard_tags().is_sorted_by_key(|tag| tag as u8), "rows are sent in the order of their keys");
     }
 }

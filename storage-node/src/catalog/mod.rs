@@ -56,6 +56,17 @@ pub enum CatalogError {
     Thread { source: std::io::Error },
 }
 
+/// Makes the changes of a batch that another node committed.
+pub fn apply_entry(txn: &mut Txn<'_>, changes: &[u8]) -> ApiResult<()> {
+    for (key, value) in redo::decode(changes).map_err(|error| ApiError::internal(&error))? {
+        match value {
+            Some(value) => txn.put_raw(key.to_vec(), value.to_vec()),
+            None => txn.delete_raw(key.to_vec()),
+        }
+    }
+    Ok(())
+}
+
 /// Which rows a handle of the catalog sees, and who follows what changes there.
 #[derive(Clone, Default)]
 pub struct Scope {

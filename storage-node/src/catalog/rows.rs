@@ -2,6 +2,7 @@
 //!
 //! A type that is stored may change only with its version, and the older version must still be read.
 
+pub use common::api::node::ShardPosition;
 use common::api::node::{Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
 use common::api::search::Announcement;
 use common::error::ApiError;
@@ -202,13 +203,6 @@ pub struct FrozenSlot {
     pub to: NodeId,
     pub fence: u64,
     pub since: UnixMillis,
-}
-
-/// How far a shard's rows are: number of the last batch, in the term of the primary that committed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub struct ShardPosition {
-    pub term: u64,
-    pub seq: u64,
 }
 
 /// How far the scrub is.

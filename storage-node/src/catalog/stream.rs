@@ -8,26 +8,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use common::api::node::{ShardEntry as Entry, ShardPosition};
 use common::error::{ApiError, ErrorCode};
 use common::id::NodeId;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::committer::Answer;
-use super::rows::ShardPosition;
 
 /// Bytes of entries that are kept for followers.
 const KEPT_BYTES_MAX: usize = 32 << 20;
-
-/// One committed batch of a shard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Where the shard was before: a follower that is elsewhere has another history.
-    pub previous: ShardPosition,
-    pub position: ShardPosition,
-    /// Row changes, as in the log.
-    pub changes: Bytes,
-}
 
 /// What a follower is to get next.
 #[derive(Debug, PartialEq, Eq)]
@@ -256,7 +245,8 @@ impl State {
 
     fn forget_acknowledged(&mut self) {
         let everywhere = self.followers.values().map(|follower| follower.acknowledged).min();
-        while self.kept.front().is_some_and(|oldest| everywhere.is_none_or(|seq| oldest.position.seq <= seq)) {
+        while self.kept.front().is_some_and(|oldest| everywhere.is_none_or(|seq| oldest.position.seq <= seq))
+        {
             self.forget_oldest();
         }
     }
@@ -271,7 +261,6 @@ impl State {
 pub(super) fn deposed() -> ApiError {
     ApiError::new(ErrorCode::WrongNode, "another node serves the shard by now")
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@ mod deliveries;
 mod holdings;
 mod library;
 mod scrub;
+mod shards;
 mod slots;
 mod status;
 
@@ -48,7 +49,11 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
     let bytes = Router::new()
         .route("/v1/chunks/{hash}", get(chunks::read).put(chunks::store))
         .layer(DefaultBodyLimit::max(common::chunker::CHUNK_LEN_MAX));
+    let shipments = Router::new()
+        .route("/v1/shards/{shard}/ship", post(shards::ship))
+        .layer(DefaultBodyLimit::max(shards::SHIPMENT_BYTES_MAX));
     json.merge(bytes)
+        .merge(shipments)
         .route_layer(middleware::from_fn_with_state(node.clone(), count))
         .layer(middleware::from_fn_with_state(guard, require_server))
         .with_state(node)

@@ -10,11 +10,11 @@ use common::api::node::NodeStatus;
 use crate::node::Node;
 
 pub async fn map(State(node): State<Arc<Node>>) -> Response {
-    axum::Json(&node.slots.view().map).into_response()
+    axum::Json(&node.maps.view().map).into_response()
 }
 
 pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
-    let (stats, view) = (node.chunks.stats(), node.slots.view());
+    let (stats, view) = (node.chunks.stats(), node.maps.view());
     let state = match (view.site(), view.me()) {
         (Some(site), Some(me)) => me.shown_state(site),
         _ => "joining",
