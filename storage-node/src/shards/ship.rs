@@ -50,13 +50,17 @@ fn entry_of<'a>(view: &'a View, shard: &NodeId) -> Option<(&'a SiteEntry, &'a No
     Some((site, site.node(shard)?))
 }
 
-/// Sends what is committed to all that follow or are to follow, for ever.
+/// Sends what is committed to all that follow or are to follow, as long as this node serves the shard.
 pub async fn ship(shard: Arc<Shard>) {
     let mut senders: HashMap<NodeId, AbortHandle> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut views = shard.node.maps.watch();
     loop {
         let view = views.borrow_and_update().clone();
+        if view.term_of(&shard.id) != Some(shard.stream.term()) {
+            // A follower that is gone from such a map may be the new primary: what waits for it must not be answered.
+            return;
+        }
         let wanted = wanted(&view, &shard.id);
         senders.retain(|id, sender| {
             let keeps = wanted.iter().any(|node| node == id);
