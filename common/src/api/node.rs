@@ -398,6 +398,13 @@ pub struct NodeStatus {
     pub logical_bytes: u64,
     pub chunks: u64,
     pub moves_pending_bytes: u64,
+    #[serde(default)]
+    pub moves_rate_bytes_per_s: u64,
+    #[serde(default)]
+    pub moves_limit_bytes_per_s: u64,
+    /// Records, announcements and releases of the node's shard that are not yet settled with others.
+    #[serde(default)]
+    pub unsettled: u64,
     pub epoch: MapEpoch,
 }
 

@@ -28,6 +28,9 @@ pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
         logical_bytes: node.metrics.logical_bytes(),
         chunks: stats.chunks,
         moves_pending_bytes: 0,
+        moves_rate_bytes_per_s: 0,
+        moves_limit_bytes_per_s: 0,
+        unsettled: 0,
         epoch: view.map.epoch,
     })
 }
