@@ -13,6 +13,7 @@ use common::time::Clock;
 use tokio::sync::Mutex;
 
 use crate::catalog::Catalog;
+use crate::catalog::key::Fee;
 use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
 use crate::map_watch::{self, Identity};
@@ -135,6 +136,13 @@ async fn show_figures(node: Arc<Node>) {
         node.metrics.capacity_bytes.set(stats.capacity_bytes as f64);
         node.metrics.used_bytes.set(stats.used_bytes as f64);
         node.metrics.chunks.set(stats.chunks as f64);
+        let shards = node.shards.all();
+        for fee in [Fee::Service, Fee::Content] {
+            let records: u64 = shards.iter().map(|shard| shard.pending.records(fee)).sum();
+            node.metrics.outbox(fee).pending_records.set(records as f64);
+        }
+        let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
+        node.metrics.announcements_pending.set(announcements as f64);
     }
 }
 
