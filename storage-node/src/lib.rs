@@ -13,13 +13,14 @@
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
-//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
+//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
 //! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
 //! durable; only the reaper deletes chunks, and the scrub those that no row knows of; a delivery record is never
 //! changed once it has its number.
 
+pub mod audit;
 pub mod catalog;
 pub mod chunks;
 pub mod closing;

@@ -136,7 +136,7 @@ pub async fn release_here(node: &Node, request: ChunkReleaseRequest) -> ApiResul
 }
 
 /// Reads a stored chunk list from wherever the site has it; `None` when every node says that it has it not.
-async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRef>>> {
+pub async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRef>>> {
     let unreadable = |error| ApiError::internal(&error);
     if let Ok(bytes) = node.chunks.get(&list.hash).await {
         return ChunkList::decode(&bytes).map(Some).map_err(unreadable);

@@ -23,6 +23,8 @@ use crate::time::UnixMillis;
 use crate::version::{HybridTime, Version};
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// For looking at some hundred contents with all their chunks.
+const AUDIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Marks the back-references that the chunks of one holding carry: random, made when the bytes begin to come in,
 /// so that an upload's references never mix with those of the version it replaces.
@@ -385,6 +387,28 @@ pub struct ShardState {
     pub at: Option<ShardPosition>,
 }
 
+/// Contents of a shard that the site no longer has whole. `GET /v1/audit?shard=&after=&limit=`, to who serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// Contents that were looked at.
+    pub checked: u64,
+    pub incomplete: Vec<Incomplete>,
+    /// Give this as `after` for the next page; `None` on the last.
+    #[serde(default)]
+    pub next: Option<ContentName>,
+}
+
+/// A content of which chunks are at no node of the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incomplete {
+    pub name: ContentName,
+    pub version: Version,
+    pub len: u64,
+    pub missing_bytes: u64,
+    /// Clients of the site that hold it.
+    pub clients: u64,
+}
+
 /// `GET /v1/node` on the admin listener.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -571,6 +595,12 @@ impl NodeClient {
     ) -> Result<Option<LibraryRow>, CallError> {
         let path = format!("/v1/library/row?client={client}&name={}", encode(name.as_str()));
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    pub async fn audit(&self, shard: &NodeId, after: Option<&ContentName>) -> Result<AuditPage, CallError> {
+        let after = after.map_or_else(String::new, |name| format!("&after={}", encode(name.as_str())));
+        let path = format!("/v1/audit?shard={shard}{after}");
+        self.server.get_json(&self.base, Role::StorageNode, &path, AUDIT_LIMIT).await
     }
 
     pub async fn holding_clients(&self, name: &ContentName) -> Result<HoldingClients, CallError> {

@@ -1,6 +1,7 @@
 //! The node's HTTP routes: one file per resource. Each handler checks what it was sent, runs one rule in one
 //! commit, and answers when it is durable.
 
+mod audit;
 mod chunks;
 mod deliveries;
 mod holdings;
@@ -44,6 +45,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
         .route("/v1/slots/export", post(slots::export))
+        .route("/v1/audit", get(audit::page))
         .route("/v1/map", get(status::map))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     let bytes = Router::new()

@@ -217,3 +217,28 @@ async fn a_primary_that_was_replaced_and_does_not_know_acknowledges_nothing() {
         site.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_names_the_contents_that_no_node_has_whole() {
+    let site = Site::start(2, 1).await;
+    let (whole, lost) = (name("alice/whole"), name("alice/lost"));
+    hold(&site, &lost, b"nobody has these bytes").await;
+    let version = hold(&site, &whole, b"somebody has these").await;
+    let chunk = chunk(b"somebody has these");
+    let bytes = Bytes::from_static(b"somebody has these");
+    // Which node has it does not matter.
+    let other = site.nodes[1 - site.primary(Slot::of_name(&whole))].as_ref().unwrap();
+    other.client.put_chunk(&chunk.hash, &whole, RefTag::generate(), bytes).await.unwrap();
+    let (mut checked, mut incomplete) = (0, Vec::new());
+    for node in site.nodes.iter().flatten() {
+        let page = node.client.audit(&node.id, None).await.unwrap();
+        assert_eq!(page.next, None);
+        checked += page.checked;
+        incomplete.extend(page.incomplete);
+    }
+    assert_eq!(checked, 2);
+    let [only] = &incomplete[..] else { panic!("{incomplete:?}") };
+    assert_eq!((&only.name, only.missing_bytes, only.clients), (&lost, 22, 1));
+    assert_ne!(only.version, version);
+    site.stop().await;
+}
