@@ -55,7 +55,7 @@ pub async fn release(shard: Arc<Shard>) {
 async fn release_all(shard: &Shard) -> ApiResult<bool> {
     let (mut after, mut done) = (key::all(Tag::Reap), true);
     loop {
-        let page = shard.catalog.read(|rows| queued(rows, &after))?;
+        let page = shard.read_settled(|rows| queued(rows, &after)).await?;
         let Some((last, _)) = page.last() else { return Ok(done) };
         after.clone_from(last);
         for (key, reap) in page {
