@@ -24,6 +24,7 @@ use crate::config::Limits;
 use crate::deliveries::{Ended, Recorder};
 use crate::map_watch;
 use crate::metrics::Metrics;
+use crate::mover::Moves;
 use crate::scrub::Scrub;
 use crate::slots::Slots;
 use crate::store::ChunkStore;
@@ -91,6 +92,7 @@ pub struct Node {
     pub chunks: Arc<dyn ChunkStore>,
     pub chunk_locks: ChunkLocks,
     pub scrub: Scrub,
+    pub moves: Moves,
     pub slots: Arc<Slots>,
     pub search: SearchClient,
     pub client: ServerClient,

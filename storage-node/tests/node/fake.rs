@@ -71,6 +71,14 @@ impl Fake {
         fake
     }
 
+    /// Changes the first site as an operator would.
+    pub fn edit(&self, change: impl FnOnce(&mut SiteEntry)) {
+        self.map.send_modify(|map| {
+            change(&mut map.sites[0]);
+            map.epoch.0 += 1;
+        });
+    }
+
     pub fn owned(&self, node: &NodeId) -> usize {
         let map = self.map.borrow();
         map.sites.first().map_or(0, |site| site.slots_owned_by(node).count())
@@ -105,8 +113,9 @@ async fn register(
         let primary = site.nodes.iter().position(|n| n.id == id).unwrap_or(site.nodes.len()) as u16;
         let entry = NodeEntry { shard: ShardEntry { primary, ..ShardEntry::default() }, ..entry };
         match site.nodes.iter_mut().find(|n| n.id == id) {
-            Some(known) if *known == entry => return false,
-            Some(known) => *known = entry,
+            // What a test made of the node stays.
+            Some(known) if known.alive && known.http == entry.http => return false,
+            Some(known) => (known.alive, known.http, known.admin) = (true, entry.http, entry.admin),
             None => site.nodes.push(entry),
         }
         if site.slot_owners.is_empty() {
