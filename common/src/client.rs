@@ -211,7 +211,8 @@ impl ServerClient {
         self.json(Call { method, base, audience, path, headers, body: body.into(), limit }).await
     }
 
-    async fn json<A: DeserializeOwned>(&self, call: Call<'_>) -> Result<A, CallError> {
+    /// Sends a call and reads its answer as JSON.
+    pub async fn json<A: DeserializeOwned>(&self, call: Call<'_>) -> Result<A, CallError> {
         let url = format!("{}{}", call.base, call.path);
         let limit = call.limit;
         let response = self.call(call).await?;

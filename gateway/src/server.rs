@@ -45,7 +45,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, clock.clone());
     let search = SearchClient::new(client.clone(), &config.search);
     let patience = Duration::from_millis(config.node_patience_ms);
-    let site = Arc::new(SiteView::new(config.site.clone(), client.clone(), patience, metrics.clone()));
+    let site = SiteView::new(config.site.clone(), client.clone(), search.clone(), patience, metrics.clone());
+    let site = Arc::new(site);
     let chunks = Arc::new(Chunks::new(site.clone(), config.cache_bytes, metrics.clone()));
     let sources = Arc::new(Sources::new(client.clone(), config.zone.clone()));
     let collector = Arc::new(Collector::new(
@@ -59,7 +60,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
 
     server.health.set("map", Err("no cluster map yet".into()));
     server.health.set("registered", Err("search has not answered yet".into()));
-    server.spawn_worker(site.clone().follow(search.clone(), server.health.clone()));
+    server.spawn_worker(site.clone().follow(server.health.clone()));
     server.spawn_worker(sources.probe(site.clone()));
     server.spawn_worker(register(registration(&config, &server), search.clone(), server.health.clone()));
     server.spawn_until_stop(ends_worker);

@@ -1,9 +1,13 @@
 //! The gateway's view of its site: the newest cluster map, and calls to the node that owns a slot.
 //!
 //! The map is long-polled from search. While search is down the last one stays in use, and a gateway that starts
-//! then asks the storage nodes it is told of by [`SiteView::adopt`].
+//! then asks the storage nodes it is told of by [`SiteView::adopt`]. Of a node that does not answer search is told, so
+//! that another serves in its place long before its lease runs out.
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::api::node::NodeClient;
@@ -16,18 +20,24 @@ use common::hash::ChunkHash;
 use common::id::{NodeId, SiteId};
 use common::placement::{Slot, rank_for_chunk};
 use common::server::Health;
-use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
 const MAP_WAIT: Duration = Duration::from_secs(20);
+/// A node is suspected once in this time at most, however many requests it does not answer.
+const SUSPICION_PAUSE: Duration = Duration::from_millis(300);
+/// A call that takes longer than this may be to a node that hangs; search looks.
+const SLOW_CALL: Duration = Duration::from_secs(1);
 
 pub struct SiteView {
     pub id: SiteId,
     view: watch::Sender<View>,
     server: ServerClient,
+    search: SearchClient,
     patience: Duration,
+    /// When each node was last suspected.
+    suspected: Mutex<HashMap<NodeId, Instant>>,
     metrics: Arc<Metrics>,
 }
 
@@ -39,8 +49,15 @@ struct View {
 }
 
 impl SiteView {
-    pub fn new(id: SiteId, server: ServerClient, patience: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { id, view: watch::Sender::new(View::default()), server, patience, metrics }
+    pub fn new(
+        id: SiteId,
+        server: ServerClient,
+        search: SearchClient,
+        patience: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let view = watch::Sender::new(View::default());
+        Self { id, view, server, search, patience, suspected: Mutex::default(), metrics }
     }
 
     pub fn map(&self) -> Arc<ClusterMap> {
@@ -65,12 +82,12 @@ impl SiteView {
     }
 
     /// Follows search's map for ever.
-    pub async fn follow(self: Arc<Self>, search: SearchClient, health: Health) {
+    pub async fn follow(self: Arc<Self>, health: Health) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let epoch = self.view.borrow().map.epoch;
             let wait = if epoch == MapEpoch::default() { Duration::ZERO } else { MAP_WAIT };
-            match search.map(epoch, wait).await {
+            match self.search.map(epoch, wait).await {
                 Ok(map) => {
                     backoff.reset();
                     self.adopt(map);
@@ -141,25 +158,70 @@ impl SiteView {
         self.owner(b).filter(|(other, _)| *other == shard).map(|_| (shard, primary))
     }
 
+    /// The node that serves the shard which has a slot.
+    fn slot_primary(&self, slot: Slot) -> Option<(NodeId, NodeClient)> {
+        let find = |site: &SiteEntry, clients: &[NodeClient]| {
+            let index = site.slot_primary_index(slot)?;
+            Some((site.nodes[index].id.clone(), clients[index].clone()))
+        };
+        self.with_site(find).flatten()
+    }
+
+    /// Has search look whether a node is there that this gateway could not reach; does not wait for the outcome, which
+    /// comes with the map. At most one report per node is on its way in 300 ms.
+    pub fn suspect(&self, node: &NodeId) {
+        let now = Instant::now();
+        let mut suspected = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspected.get(node).is_some_and(|last| now.duration_since(*last) < SUSPICION_PAUSE) {
+            return;
+        }
+        suspected.insert(node.clone(), now);
+        drop(suspected);
+        let (search, node) = (self.search.clone(), node.clone());
+        tokio::spawn(async move {
+            match search.suspect(&node).await {
+                Ok(answer) => tracing::info!(%node, alive = answer.alive, "a node was suspected"),
+                Err(error) => {
+                    tracing::debug!(%node, error = %common::error::chain(&error), "search takes no suspicion");
+                }
+            }
+        });
+    }
+
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
     /// configured patience. `call` must be safe to repeat.
     pub async fn ask_owner<A, F>(&self, slot: Slot, call: impl Fn(NodeClient) -> F) -> Result<A, ApiError>
     where
         F: Future<Output = Result<A, CallError>>,
     {
+        self.ask_owner_counting(slot, call).await.map(|(answer, _)| answer)
+    }
+
+    /// [`SiteView::ask_owner`] that also answers how often it asked. After the first time, what was asked for may have
+    /// been done already: an answer that tells of a change is not the whole truth then.
+    pub async fn ask_owner_counting<A, F>(
+        &self,
+        slot: Slot,
+        call: impl Fn(NodeClient) -> F,
+    ) -> Result<(A, u32), ApiError>
+    where
+        F: Future<Output = Result<A, CallError>>,
+    {
+        let mut asked = 0;
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
         loop {
-            let Some((_, owner)) = self.owner(slot) else {
+            let Some((node, client)) = self.slot_primary(slot) else {
                 return Err(ApiError::new(
                     ErrorCode::NodeUnavailable,
                     format!("site {} has no storage node yet; start one and try again", self.id),
                 ));
             };
-            let error = match call(owner.clone()).await {
-                Ok(answer) => return Ok(answer),
+            let error = match self.unless_down(&node, client.base(), call(client.clone())).await {
+                Ok(answer) => return Ok((answer, asked + 1)),
                 Err(error) => error,
             };
+            asked += 1;
             if !error.is_retryable() || Instant::now() >= deadline {
                 return Err(error.to_api(
                     ErrorCode::NodeUnavailable,
@@ -167,13 +229,149 @@ impl SiteView {
                 ));
             }
             self.metrics.node_retries.increment(1);
-            if error.code() == Some(ErrorCode::WrongNode) {
+            match error {
+                CallError::Unreachable { .. } | CallError::Timeout { .. } => self.suspect(&node),
                 // The node knows a newer map than we do, also while search is down.
-                if let Ok(map) = owner.map().await {
-                    self.adopt(map);
+                _ if error.code() == Some(ErrorCode::WrongNode) => {
+                    if let Ok(map) = client.map().await {
+                        self.adopt(map);
+                    }
                 }
+                _ => {}
             }
             tokio::time::sleep(backoff.next_delay()).await;
         }
+    }
+
+    /// The outcome of a call to a node. Once it is slow the node is suspected, and if search then finds that the node
+    /// is down the call is given up.
+    async fn unless_down<A>(
+        &self,
+        node: &NodeId,
+        url: &str,
+        call: impl Future<Output = Result<A, CallError>>,
+    ) -> Result<A, CallError> {
+        let (begun, mut call) = (Instant::now(), pin!(call));
+        if let Ok(outcome) = tokio::time::timeout(SLOW_CALL, &mut call).await {
+            return outcome;
+        }
+        self.suspect(node);
+        let mut views = self.view.subscribe();
+        let is_down =
+            |view: &View| view.map.site(&self.id).and_then(|s| s.node(node)).is_some_and(|n| !n.alive);
+        tokio::select! {
+            outcome = &mut call => outcome,
+            _ = views.wait_for(is_down) => {
+                Err(CallError::Timeout { url: url.to_owned(), limit: begun.elapsed() })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::extract::State;
+    use axum::routing::{get, post};
+    use common::api::extract::ApiJson;
+    use common::api::search::{Suspicion, SuspicionAnswer};
+    use common::auth::ClusterSecret;
+    use common::client::HttpClient;
+    use common::cluster::{NodeEntry, NodeState, ShardEntry};
+    use common::server::accept_loop;
+    use common::telemetry::MetricsRegistry;
+    use common::time::Clock;
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        (listener, url)
+    }
+
+    /// A site of two nodes; the first decides for every slot, as long as it is alive.
+    fn map(epoch: u64, nodes: [&str; 2], first_alive: bool) -> ClusterMap {
+        let mut site = SiteEntry::new(SiteId::new("tokyo").unwrap());
+        for (index, http) in (0u16..).zip(nodes) {
+            let (alive, first) = (index > 0 || first_alive, index == 0 && !first_alive);
+            site.nodes.push(NodeEntry {
+                id: NodeId::new(&format!("tokyo.n{}", index + 1)).unwrap(),
+                http: http.to_owned(),
+                admin: String::new(),
+                state: NodeState::Active,
+                alive,
+                weight: 1,
+                capacity_bytes: 1,
+                shard: ShardEntry { term: 1, primary: if first { 1 } else { index }, followers: Vec::new() },
+            });
+        }
+        site.slot_owners = vec![0; usize::from(common::placement::SLOT_COUNT)];
+        ClusterMap { epoch: MapEpoch(epoch), sites: vec![site], ..ClusterMap::default() }
+    }
+
+    /// A view whose search passes on who is suspected.
+    async fn view_of(nodes: [&str; 2]) -> (Arc<SiteView>, mpsc::UnboundedReceiver<NodeId>) {
+        type Suspicions = State<mpsc::UnboundedSender<NodeId>>;
+        let (tell, told) = mpsc::unbounded_channel();
+        let take = async |State(tell): Suspicions, ApiJson(Suspicion { node }): ApiJson<Suspicion>| {
+            tell.send(node).unwrap();
+            ApiJson(SuspicionAnswer { alive: false })
+        };
+        let (search, url) = listener().await;
+        let routes = Router::new().route("/v1/nodes/suspect", post(take)).with_state(tell);
+        tokio::spawn(accept_loop(search, routes, CancellationToken::new()));
+        let secret = ClusterSecret::new("a cluster secret for tests, long enough").unwrap();
+        let server = ServerClient::new(HttpClient::new(), secret, "test", Clock::System);
+        let metrics = Arc::new(Metrics::new(&MetricsRegistry::new()));
+        let search = SearchClient::new(server.clone(), &url);
+        let id = SiteId::new("tokyo").unwrap();
+        let view = Arc::new(SiteView::new(id, server, search, Duration::from_secs(60), metrics));
+        view.adopt(map(1, nodes, true));
+        (view, told)
+    }
+
+    async fn answering() -> String {
+        let (node, url) = listener().await;
+        let routes = Router::new().route("/v1/map", get(async || ApiJson(map(7, ["a", "b"], true))));
+        tokio::spawn(accept_loop(node, routes, CancellationToken::new()));
+        url
+    }
+
+    async fn ask(view: Arc<SiteView>) -> Result<MapEpoch, ApiError> {
+        view.ask_owner(Slot(3), async |node: NodeClient| Ok(node.map().await?.epoch)).await
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_gone_is_suspected_once_in_a_while_and_its_successor_asked() {
+        let (gone, gone_url) = listener().await;
+        drop(gone);
+        let there = answering().await;
+        let (view, mut told) = view_of([&gone_url, &there]).await;
+        let begun = Instant::now();
+        let asking: Vec<_> = (0..20).map(|_| tokio::spawn(ask(view.clone()))).collect();
+        for _ in 0..3 {
+            assert_eq!(told.recv().await.unwrap().as_str(), "tokyo.n1");
+        }
+        assert!(begun.elapsed() >= 2 * SUSPICION_PAUSE, "twenty requests make one report at a time");
+        view.adopt(map(2, [&gone_url, &there], false));
+        for asked in asking {
+            assert_eq!(asked.await.unwrap().unwrap(), MapEpoch(7));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_to_a_node_that_hangs_is_given_up_when_the_map_says_that_it_is_down() {
+        let (_hung, hung_url) = listener().await;
+        let there = answering().await;
+        let (view, mut told) = view_of([&hung_url, &there]).await;
+        let begun = Instant::now();
+        let asking = tokio::spawn(ask(view.clone()));
+        assert_eq!(told.recv().await.unwrap().as_str(), "tokyo.n1");
+        view.adopt(map(2, [&hung_url, &there], false));
+        assert_eq!(asking.await.unwrap().unwrap(), MapEpoch(7));
+        assert!(begun.elapsed() < Duration::from_secs(10), "long before the call's own limit");
     }
 }

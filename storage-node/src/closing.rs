@@ -5,23 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::error::{ApiResult, chain};
-use common::id::DeliveryId;
+use common::id::{ClientId, DeliveryId};
+use common::placement::Slot;
 use common::time::UnixMillis;
 
 use crate::catalog::key::{self, Tag};
 use crate::catalog::rows::{OpenDelivery, Row};
 use crate::catalog::txn::Rows;
 use crate::deliveries::{self, Deadlines};
-use crate::node::Node;
+use crate::shard::Shard;
 
 /// Deliveries that are closed in one commit.
 const PIECE_LEN: usize = 256;
 
 /// Looks again and again for deliveries whose deadline has passed.
-pub async fn close(node: Arc<Node>, started: UnixMillis) {
+pub async fn close(shard: Arc<Shard>, started: UnixMillis) {
     let deadlines = Deadlines {
-        join_window: node.limits.delivery_join_window,
-        open_max: node.limits.delivery_open_max,
+        join_window: shard.node.limits.delivery_join_window,
+        open_max: shard.node.limits.delivery_open_max,
         started,
     };
     let shortest = deadlines.join_window.min(deadlines.open_max);
@@ -30,41 +31,49 @@ pub async fn close(node: Arc<Node>, started: UnixMillis) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(error) = close_due(&node, &deadlines).await {
-            tracing::warn!(node = %node.id, error = chain(&error), "silent deliveries are not closed");
+        if let Err(error) = close_due(&shard, &deadlines).await {
+            tracing::warn!(shard = %shard.id, error = chain(&error), "silent deliveries are not closed");
         }
     }
 }
 
-async fn close_due(node: &Arc<Node>, deadlines: &Deadlines) -> ApiResult<()> {
-    let now = node.clock.now();
-    let (reader, limits) = (node.clone(), *deadlines);
-    let is_numbered = node.signals.head.borrow().epoch > 0;
+async fn close_due(shard: &Arc<Shard>, deadlines: &Deadlines) -> ApiResult<()> {
+    let now = shard.node.clock.now();
+    let (reader, limits) = (shard.clone(), *deadlines);
+    let is_numbered = shard.signals.head.borrow().epoch > 0;
     let listed = tokio::task::spawn_blocking(move || due(&reader, &limits, now, is_numbered)).await;
     let due = listed.map_err(|error| common::error::ApiError::internal(&error))??;
     for piece in due.chunks(PIECE_LEN) {
-        let (piece, recorder, limits) = (piece.to_vec(), node.recorder(), *deadlines);
-        let ends = node
+        let (piece, recorder, limits) = (piece.to_vec(), shard.recorder(), *deadlines);
+        let slots = shard.slots.clone();
+        let is_ours = move |client: &ClientId| slots.owns(Slot::of_client(client));
+        let ends = shard
             .catalog
             .commit(move |txn| {
                 piece
                     .iter()
-                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, now))
+                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, &is_ours, now))
                     .collect::<ApiResult<Vec<_>>>()
             })
             .await?;
-        node.report_ends(&ends);
+        shard.report_ends(&ends);
     }
     Ok(())
 }
 
 /// Open deliveries to be closed now. Those whose outcome waits for an epoch wait on while there is none.
-fn due(node: &Node, deadlines: &Deadlines, now: UnixMillis, is_numbered: bool) -> ApiResult<Vec<DeliveryId>> {
-    node.catalog.read(|rows| {
+fn due(
+    shard: &Shard,
+    deadlines: &Deadlines,
+    now: UnixMillis,
+    is_numbered: bool,
+) -> ApiResult<Vec<DeliveryId>> {
+    shard.catalog.read(|rows| {
         let mut due = Vec::new();
         rows.scan(&key::all(Tag::OpenDelivery), &mut |_, value| {
             let open = OpenDelivery::decode(value)?;
-            if deadlines.has_passed(&open, now) && (is_numbered || open.outcome.is_none()) {
+            let is_ours = shard.slots.owns(Slot::of_client(&open.client));
+            if deadlines.has_passed(&open, is_ours, now) && (is_numbered || open.outcome.is_none()) {
                 due.push(open.delivery);
             }
             Ok(ControlFlow::Continue(()))

@@ -12,19 +12,19 @@ use crate::catalog::key::Key;
 use crate::catalog::rows::ChangeCursor;
 use crate::catalog::txn::{Rows, Txn};
 use crate::holdings;
-use crate::node::Node;
+use crate::shard::Shard;
 
 const POLL_WAIT: Duration = Duration::from_secs(25);
 
 /// Applies changes as they come, for ever.
-pub async fn follow(node: Arc<Node>) {
+pub async fn follow(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        match step(&node).await {
+        match step(&shard).await {
             Ok(true) => backoff.reset(),
             Ok(false) => tokio::time::sleep(backoff.next_delay()).await,
             Err(error) => {
-                tracing::warn!(node = %node.id, error = chain(&error), "changes cannot be applied");
+                tracing::warn!(shard = %shard.id, error = chain(&error), "changes cannot be applied");
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -45,16 +45,16 @@ pub fn rewind(txn: &mut Txn<'_>, to: u64) -> ApiResult<()> {
 }
 
 /// One page of the feed. Answers whether there is reason to ask again at once.
-async fn step(node: &Node) -> ApiResult<bool> {
-    let after = node.catalog.read(cursor)?;
+async fn step(shard: &Shard) -> ApiResult<bool> {
+    let after = shard.catalog.read(cursor)?;
     let answer = tokio::select! {
-        answer = node.search.changes(after, POLL_WAIT) => answer,
-        () = node.signals.feed_rewound.notified() => return Ok(true),
+        answer = shard.node.search.changes(after, POLL_WAIT) => answer,
+        () = shard.signals.feed_rewound.notified() => return Ok(true),
     };
     let page = match answer {
         Ok(page) => page,
         Err(error) => {
-            tracing::debug!(node = %node.id, error = chain(&error), "search gives no changes");
+            tracing::debug!(shard = %shard.id, error = chain(&error), "search gives no changes");
             return Ok(false);
         }
     };
@@ -62,9 +62,9 @@ async fn step(node: &Node) -> ApiResult<bool> {
         return Ok(false);
     }
     let (changes, last) = (page.changes, page.last);
-    let marked = node.catalog.commit(move |txn| apply(txn, after, &changes, last)).await?;
+    let marked = shard.catalog.commit(move |txn| apply(txn, after, &changes, last)).await?;
     if marked > 0 {
-        tracing::debug!(node = %node.id, marked, "holdings superseded");
+        tracing::debug!(shard = %shard.id, marked, "holdings superseded");
     }
     Ok(true)
 }

@@ -8,12 +8,13 @@
 //! |---|---|
 //! | start, configuration, routes | [`server`], [`config`], `routes` |
 //! | rows, group commit, index | [`catalog`] |
+//! | what a node decides for, and who serves it | [`shard`], [`shards`] |
 //! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
-//! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
+//! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
-//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
+//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
 //! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
@@ -21,6 +22,7 @@
 //! no row knows of; a delivery record is never
 //! changed once it has its number.
 
+pub mod audit;
 pub mod catalog;
 pub mod chunks;
 pub mod closing;
@@ -42,9 +44,12 @@ pub mod reaper;
 mod routes;
 pub mod scrub;
 pub mod server;
+pub mod shard;
+pub mod shards;
 pub mod slot_moves;
 pub mod slots;
 pub mod store;
+pub mod view;
 
 pub use config::Config;
 pub use server::start;

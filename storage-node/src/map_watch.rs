@@ -47,7 +47,7 @@ pub fn save(path: &Path, map: &ClusterMap) -> std::io::Result<()> {
 pub async fn follow(node: Arc<Node>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        let before = node.slots.epoch();
+        let before = node.maps.epoch();
         match node.search.map(before, POLL_WAIT).await {
             Ok(map) if map.epoch > before => match node.adopt(map).await {
                 Ok(()) => {
@@ -112,14 +112,17 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
 
 /// Keeps the record epoch: records are numbered only within one that search gave.
 async fn take_epoch(node: &Node, registered: &Registered) -> ApiResult<()> {
-    let known = node.signals.head.borrow().epoch;
-    let Some(epoch) = registered.record_epoch else { return Ok(()) };
+    // While another node serves this node's shard, that one numbers its records.
+    let (Some(epoch), Some(shard)) = (registered.record_epoch, node.shards.get(&node.id)) else {
+        return Ok(());
+    };
+    let known = shard.signals.head.borrow().epoch;
     if epoch < known {
         tracing::error!(node = %node.id, given = epoch, known, "search gave an older record epoch; the node goes on in its own");
     }
     if epoch > known {
-        let head = node.catalog.commit(move |txn| deliveries::set_epoch(txn, epoch)).await?;
-        node.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
+        let head = shard.catalog.commit(move |txn| deliveries::set_epoch(txn, epoch)).await?;
+        shard.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
     }
     Ok(())
 }

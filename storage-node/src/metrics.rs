@@ -29,6 +29,8 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/library", "library"),
     ("GET", "/v1/library/row", "library_row"),
     ("POST", "/v1/slots/export", "export"),
+    ("POST", "/v1/shards/{shard}/ship", "ship"),
+    ("GET", "/v1/audit", "audit"),
     ("GET", "/v1/map", "map"),
 ];
 

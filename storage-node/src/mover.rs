@@ -39,7 +39,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::node::Node;
-use crate::slots::View;
+use crate::view::View;
 use step::{Aside, Outcome, Step, Task};
 
 pub use repair::repair;
@@ -147,12 +147,11 @@ impl Rate {
 
 /// What the map that this node knows says of its site, and the map's epoch; `None` while it is not in a map.
 fn with_site<T>(node: &Node, take: impl FnOnce(MapEpoch, &SiteEntry) -> T) -> Option<T> {
-    let view = node.slots.view();
-    view.site().map(|site| take(view.map.epoch, site))
+    node.maps.with(|view| view.site().map(|site| take(view.map.epoch, site)))
 }
 
 fn maps(node: &Node) -> watch::Receiver<Arc<View>> {
-    node.slots.watch()
+    node.maps.watch()
 }
 
 /// Whether this node is to have the chunk.

@@ -27,6 +27,7 @@ use crate::catalog::rows::{ReapValue, Row, Since};
 use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
 use crate::node::Node;
+use crate::shard::Shard;
 
 /// References that are released in one commit or call.
 const PIECE_LEN: usize = 1024;
@@ -44,20 +45,20 @@ const PRESSED_GRACE: Duration = Duration::from_secs(20);
 const PRESSED_FOR: Duration = Duration::from_secs(300);
 
 /// Releases the references of holdings that went, for ever.
-pub async fn release(node: Arc<Node>) {
+pub async fn release(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-    let (mut started, mut maps) = (Started::new(), node.slots.watch());
+    let (mut started, mut maps) = (Started::new(), shard.node.maps.watch());
     loop {
         maps.mark_unchanged();
-        let pause = match release_all(&node, &mut started).await {
+        let pause = match release_all(&shard, &mut started).await {
             Ok(true) => {
                 backoff.reset();
-                node.signals.reap_queued.notified().await;
+                shard.signals.reap_queued.notified().await;
                 continue;
             }
             Ok(false) => backoff.next_delay(),
             Err(error) => {
-                tracing::warn!(node = %node.id, error = chain(&error), "references cannot be released");
+                tracing::warn!(shard = %shard.id, error = chain(&error), "references cannot be released");
                 backoff.next_delay()
             }
         };
@@ -65,7 +66,7 @@ pub async fn release(node: Arc<Node>) {
         tokio::time::sleep(pause.min(REQUEUED)).await;
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(REQUEUED)) => {}
-            () = node.signals.reap_queued.notified() => {}
+            () = shard.signals.reap_queued.notified() => {}
             _ = maps.changed() => {}
         }
     }
@@ -83,17 +84,18 @@ struct Progress {
 }
 
 /// Goes once through the queue. Answers whether all of it is done.
-async fn release_all(node: &Node, started: &mut Started) -> ApiResult<bool> {
+async fn release_all(shard: &Shard, started: &mut Started) -> ApiResult<bool> {
     let (mut after, mut done, mut silent) = (key::all(Tag::Reap), true, HashSet::new());
     loop {
-        let page = node.catalog.read(|rows| queued(rows, &after))?;
+        let page = shard.catalog.read(|rows| queued(rows, &after))?;
         let Some((last, _)) = page.last() else { return Ok(done) };
         after.clone_from(last);
         for (key, reap) in page {
             let mut progress = started.remove(&key).unwrap_or_default();
-            match release_everywhere(node, &reap, &mut progress, &mut silent).await {
+            match release_everywhere(&shard.node, &reap, &mut progress, &mut silent).await {
                 Ok(true) => {
-                    node.catalog
+                    shard
+                        .catalog
                         .commit(move |txn| {
                             txn.delete_raw(key);
                             Ok(())
@@ -103,7 +105,7 @@ async fn release_all(node: &Node, started: &mut Started) -> ApiResult<bool> {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::debug!(node = %node.id, name = %reap.name, error = chain(&error), "references stay for now");
+                    tracing::debug!(shard = %shard.id, name = %reap.name, error = chain(&error), "references stay for now");
                 }
             }
             done = false;
@@ -161,7 +163,7 @@ async fn release_everywhere(
 
 /// The nodes of the site that can be asked to release what they have not yet.
 fn waiting(node: &Node, done: &HashSet<NodeId>, silent: &HashSet<NodeId>) -> Vec<NodeEntry> {
-    let view = node.slots.view();
+    let view = node.maps.view();
     let nodes = view.site().map_or(&[][..], |site| &site.nodes);
     let can_be_asked = |other: &&NodeEntry| {
         let is_there = other.alive && other.state != NodeState::Removed && other.id != node.id;
@@ -210,7 +212,7 @@ async fn release_at_all(
                 silent.insert(other)
             };
         }
-        let view = node.slots.view();
+        let view = node.maps.view();
         let mut all = view.site().into_iter().flat_map(|site| &site.nodes);
         if !all.all(|other| other.state == NodeState::Removed || done.contains(&other.id)) {
             return Ok(false);
@@ -236,12 +238,12 @@ pub async fn release_here(node: &Node, request: ChunkReleaseRequest) -> ApiResul
 }
 
 /// Reads a stored chunk list from wherever the site has it; `None` when every node says that it has it not.
-async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRef>>> {
+pub async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRef>>> {
     let unreadable = |error| ApiError::internal(&error);
     if let Ok(bytes) = node.chunks.get(&list.hash).await {
         return ChunkList::decode(&bytes).map(Some).map_err(unreadable);
     }
-    let view = node.slots.view();
+    let view = node.maps.view();
     let nodes = view.site().map_or(&[][..], |site| &site.nodes);
     let ranked = view.site().map(|site| rank_for_chunk(site, &list.hash)).unwrap_or_default();
     let mut all_answered = true;

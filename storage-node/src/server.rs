@@ -8,15 +8,12 @@ use common::auth::{ClusterSecret, Guard, Role};
 use common::client::{HttpClient, ServerClient};
 use common::error::{ApiResult, chain};
 use common::id::NodeId;
-use common::record::RecordNumber;
 use common::server::{Listen, Running, Server, StartError};
 use common::time::Clock;
 use tokio::sync::Mutex;
 
 use crate::catalog::Catalog;
-use crate::catalog::key::{self, Fee, Key, Tag};
-use crate::catalog::rows::ChainHead;
-use crate::catalog::txn::Rows;
+use crate::catalog::key::Fee;
 use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
 use crate::map_watch::{self, Identity};
@@ -24,9 +21,10 @@ use crate::metrics::Metrics;
 use crate::mover::{self, Moves};
 use crate::node::{Node, Signals};
 use crate::scrub::{self, Scrub};
-use crate::slots::Slots;
+use crate::shards::{self, Shards};
 use crate::store::{self, StoreUrl};
-use crate::{closing, feed, outbox, reaper, routes, slot_moves};
+use crate::view::Maps;
+use crate::{reaper, routes};
 
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,7 +58,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let http = HttpClient::new();
     let client = ServerClient::new(http, secret.clone(), &server.name, clock.clone());
     let node = Arc::new(Node {
-        slots: Arc::new(Slots::new(id.clone(), config.site.clone(), map)),
+        maps: Arc::new(Maps::new(id.clone(), config.site.clone(), map)),
+        shards: Shards::default(),
         site: config.site.clone(),
         store: url.to_string(),
         clock: clock.clone(),
@@ -84,9 +83,11 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     spawn_workers(&server, &node, identity);
 
     let guard = Guard { secret, audience: Role::StorageNode, clock };
+    let closing = node.clone();
     let (service, admin) = (routes::service(node.clone(), guard), routes::admin(node));
     let log = opened.log;
     Ok(server.run(service, admin, async move {
+        closing.shards.close();
         catalog.close().await;
         log.close().await;
     }))
@@ -108,32 +109,21 @@ fn registration(config: &Config, server: &Server) -> Registration {
 /// Brings back what is kept beside the rows for speed.
 fn recall(node: &Node) -> ApiResult<()> {
     node.catalog.read(|rows| {
-        node.slots.restore(rows)?;
         node.scrub.restore(rows, &node.metrics.scrub)?;
-        if let Some(head) = rows.get::<ChainHead>(Key::ChainHead)? {
-            node.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
-        }
-        node.metrics.add_open_deliveries(rows.count(&key::all(Tag::OpenDelivery))? as i64);
         node.metrics.add_logical_bytes(chunks::logical_bytes(rows)? as i64);
         Ok(())
     })?;
     node.report_map();
     node.health.set("catalog", Ok(()));
+    node.health.set("shards", Err("not served yet".into()));
     Ok(())
 }
 
 fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
-    let started = node.clock.now();
     server.spawn_worker(map_watch::register(node.clone(), identity));
     server.spawn_worker(map_watch::follow(node.clone()));
-    server.spawn_worker(feed::follow(node.clone()));
-    server.spawn_worker(outbox::announcements::send(node.clone()));
-    server.spawn_worker(outbox::billing::send(node.clone(), Fee::Service));
-    server.spawn_worker(outbox::billing::send(node.clone(), Fee::Content));
-    server.spawn_worker(slot_moves::take_over(node.clone()));
-    server.spawn_worker(slot_moves::settle(node.clone()));
-    server.spawn_worker(closing::close(node.clone(), started));
-    server.spawn_worker(reaper::release(node.clone()));
+    server.spawn_worker(shards::serve(node.clone()));
+    server.spawn_worker(shards::tidy(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
     server.spawn_worker(scrub::run(node.clone()));
     server.spawn_worker(mover::run(node.clone()));
@@ -149,6 +139,13 @@ async fn show_figures(node: Arc<Node>) {
         node.metrics.capacity_bytes.set(stats.capacity_bytes as f64);
         node.metrics.used_bytes.set(stats.used_bytes as f64);
         node.metrics.chunks.set(stats.chunks as f64);
+        let shards = node.shards.all();
+        for fee in [Fee::Service, Fee::Content] {
+            let records: u64 = shards.iter().map(|shard| shard.pending.records(fee)).sum();
+            node.metrics.outbox(fee).pending_records.set(records as f64);
+        }
+        let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
+        node.metrics.announcements_pending.set(announcements as f64);
     }
 }
 

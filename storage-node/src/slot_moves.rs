@@ -1,5 +1,5 @@
-//! Moves slots between nodes: a node that joined takes over its share, an owner that handed slots out gives them
-//! up or takes them back.
+//! Moves slots between shards: that of a node which joined takes over its share, an owner that handed slots out gives
+//! them up or takes them back.
 //!
 //! ```text
 //! new owner                         old owner                       search
@@ -28,8 +28,9 @@ use crate::catalog::key::{self, Key};
 use crate::catalog::rows::FrozenSlot;
 use crate::catalog::txn::{Rows, Txn};
 use crate::feed;
-use crate::node::Node;
-use crate::slots::{self, RowBytes, View};
+use crate::shard::Shard;
+use crate::slots::{self, RowBytes};
+use crate::view::View;
 
 /// Slots that are asked for at once.
 const BATCH_LEN: usize = 64;
@@ -43,8 +44,8 @@ fn unavailable(error: &common::client::CallError) -> ApiError {
 }
 
 /// Owner's side: freezes slots and hands out their rows.
-pub async fn export(node: &Node, request: ExportRequest) -> ApiResult<ExportAnswer> {
-    let slots = node.catalog.read(|rows| {
+pub async fn export(shard: &Shard, request: ExportRequest) -> ApiResult<ExportAnswer> {
+    let slots = shard.catalog.read(|rows| {
         let (mut fitting, mut bytes) = (Vec::new(), 0);
         for slot in request.slots {
             bytes += slots::row_bytes(rows, slot)?;
@@ -55,16 +56,18 @@ pub async fn export(node: &Node, request: ExportRequest) -> ApiResult<ExportAnsw
         }
         Ok(fitting)
     })?;
-    let question = FenceRequest { site: node.site.clone(), owner: node.id.clone(), slots: slots.clone() };
-    let fence = node.search.fence_slots(&question).await.map_err(|error| unavailable(&error))?.fence;
-    let (ours, moving) = (node.slots.clone(), slots.clone());
-    let frozen = FrozenSlot { to: request.to, fence, since: node.clock.now() };
-    node.catalog
+    let question =
+        FenceRequest { site: shard.node.site.clone(), owner: shard.id.clone(), slots: slots.clone() };
+    let fence = shard.node.search.fence_slots(&question).await.map_err(|error| unavailable(&error))?.fence;
+    let (ours, moving) = (shard.slots.clone(), slots.clone());
+    let frozen = FrozenSlot { to: request.to, fence, since: shard.node.clock.now() };
+    shard
+        .catalog
         .commit(move |txn| ours.freeze(txn, &moving, &frozen))
         .await
-        .inspect_err(|_| node.slots.unfreeze(&slots))?;
-    node.signals.slot_frozen.notify_one();
-    let (rows, changes_after) = node.catalog.read(|reader| {
+        .inspect_err(|_| shard.slots.unfreeze(&slots))?;
+    shard.signals.slot_frozen.notify_one();
+    let (rows, changes_after) = shard.catalog.read(|reader| {
         let mut rows = Vec::new();
         for slot in &slots {
             slots::export(reader, *slot, &mut rows)?;
@@ -75,23 +78,23 @@ pub async fn export(node: &Node, request: ExportRequest) -> ApiResult<ExportAnsw
 }
 
 /// New owner's side: takes over, for ever, the slots that the placement gives to this node.
-pub async fn take_over(node: Arc<Node>) {
+pub async fn take_over(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut views = node.slots.watch();
+    let mut views = shard.node.maps.watch();
     loop {
         let view = views.borrow_and_update().clone();
-        let Some((owner, wanted)) = next_batch(&view, &node.id) else {
+        let Some((owner, wanted)) = next_batch(&view, &shard.id) else {
             // The sender lives as long as the node, so this ends with a new map.
             let _changed = views.changed().await;
             continue;
         };
-        match take_batch(&node, owner, wanted).await {
+        match take_batch(&shard, owner, wanted).await {
             Ok(moved) => {
-                tracing::info!(node = %node.id, from = %owner.id, slots = moved, "took over slots");
+                tracing::info!(shard = %shard.id, from = %owner.id, slots = moved, "took over slots");
                 backoff.reset();
             }
             Err(error) => {
-                tracing::debug!(node = %node.id, from = %owner.id, error = chain(&error), "slots are not taken over yet");
+                tracing::debug!(shard = %shard.id, from = %owner.id, error = chain(&error), "slots are not taken over yet");
                 // A newer map may be all that is missing.
                 let _either = tokio::time::timeout(backoff.next_delay(), views.changed()).await;
             }
@@ -99,16 +102,16 @@ pub async fn take_over(node: Arc<Node>) {
     }
 }
 
-/// Slots of one living owner that should be this node's.
-fn next_batch<'a>(view: &'a View, node: &NodeId) -> Option<(&'a NodeEntry, Vec<Slot>)> {
+/// Slots of one shard, which is served, that should be this shard's.
+fn next_batch<'a>(view: &'a View, shard: &NodeId) -> Option<(&'a NodeEntry, Vec<Slot>)> {
     let site = view.site()?;
-    view.me()?;
     let mut wanted: BTreeMap<&NodeId, (&NodeEntry, Vec<Slot>)> = BTreeMap::new();
     for slot in (0..SLOT_COUNT).map(Slot) {
-        let Some(owner) = site.slot_owner(slot).filter(|o| &o.id != node && o.alive) else {
+        let is_served = |owner: &NodeEntry| site.shard_primary(&owner.id).is_some_and(|node| node.alive);
+        let Some(owner) = site.slot_owner(slot).filter(|o| &o.id != shard && is_served(o)) else {
             continue;
         };
-        if preferred_owner(site, slot).is_some_and(|preferred| &preferred.id == node) {
+        if preferred_owner(site, slot).is_some_and(|preferred| &preferred.id == shard) {
             wanted.entry(&owner.id).or_insert_with(|| (owner, Vec::new())).1.push(slot);
         }
     }
@@ -118,9 +121,9 @@ fn next_batch<'a>(view: &'a View, node: &NodeId) -> Option<(&'a NodeEntry, Vec<S
     Some((owner, slots))
 }
 
-async fn take_batch(node: &Node, owner: &NodeEntry, wanted: Vec<Slot>) -> ApiResult<usize> {
-    let request = ExportRequest { to: node.id.clone(), slots: wanted };
-    let export = node.peer(owner).export_slots(&request).await.map_err(|error| {
+async fn take_batch(shard: &Shard, owner: &NodeEntry, wanted: Vec<Slot>) -> ApiResult<usize> {
+    let request = ExportRequest { from: owner.id.clone(), to: shard.id.clone(), slots: wanted };
+    let export = shard.node.shard_peer(&owner.id)?.export_slots(&request).await.map_err(|error| {
         error.to_api(ErrorCode::NodeUnavailable, "the owner of the slots does not answer")
     })?;
     let ExportAnswer { fence, slots, changes_after, rows } = export;
@@ -131,24 +134,25 @@ async fn take_batch(node: &Node, owner: &NodeEntry, wanted: Vec<Slot>) -> ApiRes
             "the owner sent other slots than were asked for",
         ));
     }
-    import(node, &slots, rows, changes_after).await?;
+    import(shard, &slots, rows, changes_after).await?;
     let step = SlotMove {
-        site: node.site.clone(),
+        site: shard.node.site.clone(),
         from: owner.id.clone(),
-        to: node.id.clone(),
+        to: shard.id.clone(),
         slots: slots.clone(),
         fence,
     };
-    let map = node.search.move_slots(&step).await.map_err(|error| unavailable(&error))?;
-    node.adopt(map).await?;
+    let map = shard.node.search.move_slots(&step).await.map_err(|error| unavailable(&error))?;
+    shard.node.adopt(map).await?;
     Ok(slots.len())
 }
 
 /// Replaces the rows of slots that this node does not own yet, durably.
-async fn import(node: &Node, slots: &[Slot], rows: Vec<RowBytes>, changes_after: u64) -> ApiResult<()> {
+async fn import(shard: &Shard, slots: &[Slot], rows: Vec<RowBytes>, changes_after: u64) -> ApiResult<()> {
     // What this node itself once handed out is superseded: its old rows must not be tidied away later.
-    let (ours, thawed) = (node.slots.clone(), slots.to_vec());
-    node.catalog
+    let (ours, thawed) = (shard.slots.clone(), slots.to_vec());
+    shard
+        .catalog
         .commit(move |txn| {
             thawed.iter().for_each(|slot| txn.delete(Key::FrozenSlot(*slot)));
             ours.unfreeze(&thawed);
@@ -156,12 +160,13 @@ async fn import(node: &Node, slots: &[Slot], rows: Vec<RowBytes>, changes_after:
         })
         .await?;
     for slot in slots {
-        delete_rows(node, *slot, |_| Ok(true)).await?;
+        delete_rows(shard, *slot, |_| Ok(true)).await?;
     }
     let mut rows = rows.into_iter().peekable();
     while rows.peek().is_some() {
         let piece: Vec<RowBytes> = rows.by_ref().take(PIECE_LEN).collect();
-        node.catalog
+        shard
+            .catalog
             .commit(move |txn| {
                 piece.iter().for_each(|(key, value)| txn.put_raw(key.to_vec(), value.to_vec()));
                 Ok(())
@@ -169,20 +174,20 @@ async fn import(node: &Node, slots: &[Slot], rows: Vec<RowBytes>, changes_after:
             .await?;
     }
     // Only now that all rows are here: the feed would otherwise pass by those that come after it.
-    node.catalog.commit(move |txn| feed::rewind(txn, changes_after)).await?;
-    node.signals.feed_rewound.notify_one();
+    shard.catalog.commit(move |txn| feed::rewind(txn, changes_after)).await?;
+    shard.signals.feed_rewound.notify_one();
     Ok(())
 }
 
 /// Deletes a slot's rows piece by piece, as long as `still` says so in each commit.
 async fn delete_rows(
-    node: &Node,
+    shard: &Shard,
     slot: Slot,
     still: impl Fn(&Txn<'_>) -> ApiResult<bool> + Clone + Send + 'static,
 ) -> ApiResult<()> {
     loop {
         let still = still.clone();
-        let deleted = node
+        let deleted = shard
             .catalog
             .commit(move |txn| {
                 if !still(txn)? {
@@ -201,22 +206,22 @@ async fn delete_rows(
 }
 
 /// Owner's side: settles, for ever, what became of the slots that were handed out.
-pub async fn settle(node: Arc<Node>) {
+pub async fn settle(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut views = node.slots.watch();
+    let mut views = shard.node.maps.watch();
     loop {
         views.borrow_and_update();
-        match settle_once(&node).await {
+        match settle_once(&shard).await {
             Ok(None) => {
                 backoff.reset();
-                node.signals.slot_frozen.notified().await;
+                shard.signals.slot_frozen.notified().await;
             }
             Ok(Some(wait)) => {
                 backoff.reset();
                 let _either = tokio::time::timeout(wait, views.changed()).await;
             }
             Err(error) => {
-                tracing::debug!(node = %node.id, error = chain(&error), "handed out slots are not settled yet");
+                tracing::debug!(shard = %shard.id, error = chain(&error), "handed out slots are not settled yet");
                 let _either = tokio::time::timeout(backoff.next_delay(), views.changed()).await;
             }
         }
@@ -225,45 +230,45 @@ pub async fn settle(node: Arc<Node>) {
 
 /// Deletes the rows of slots that went, takes back those whose time is over. Answers how long to wait for the
 /// rest; `None` when there is none.
-async fn settle_once(node: &Node) -> ApiResult<Option<Duration>> {
-    let (now, mut wait, mut overdue) = (node.clock.now(), None::<Duration>, Vec::new());
-    for (slot, frozen) in node.catalog.read(slots::frozen)? {
-        if !node.slots.owns(slot) {
-            delete_rows(node, slot, move |txn| is_still(txn, slot, frozen.fence)).await?;
-            thaw(node, vec![(slot, frozen.fence)]).await?;
+async fn settle_once(shard: &Shard) -> ApiResult<Option<Duration>> {
+    let (now, mut wait, mut overdue) = (shard.node.clock.now(), None::<Duration>, Vec::new());
+    for (slot, frozen) in shard.catalog.read(slots::frozen)? {
+        if !shard.slots.owns(slot) {
+            delete_rows(shard, slot, move |txn| is_still(txn, slot, frozen.fence)).await?;
+            thaw(shard, vec![(slot, frozen.fence)]).await?;
             continue;
         }
         let age = now.since(frozen.since);
-        if age >= node.limits.slot_move {
+        if age >= shard.node.limits.slot_move {
             overdue.push((slot, frozen.fence));
         } else {
-            let left = node.limits.slot_move - age;
+            let left = shard.node.limits.slot_move - age;
             wait = Some(wait.map_or(left, |wait| wait.min(left)));
         }
     }
     if !overdue.is_empty() {
-        take_back(node, overdue).await?;
+        take_back(shard, overdue).await?;
     }
     Ok(wait)
 }
 
 /// Voids the fence that was handed out, so that the slots cannot go any more, then thaws them.
-async fn take_back(node: &Node, slots: Vec<Handed>) -> ApiResult<()> {
+async fn take_back(shard: &Shard, slots: Vec<Handed>) -> ApiResult<()> {
     let question = FenceRequest {
-        site: node.site.clone(),
-        owner: node.id.clone(),
+        site: shard.node.site.clone(),
+        owner: shard.id.clone(),
         slots: slots.iter().map(|(slot, _)| *slot).collect(),
     };
-    match node.search.fence_slots(&question).await {
+    match shard.node.search.fence_slots(&question).await {
         Ok(_) => {
-            tracing::warn!(node = %node.id, slots = slots.len(), "handed out slots were not taken over in time; they stay");
-            thaw(node, slots).await
+            tracing::warn!(shard = %shard.id, slots = slots.len(), "handed out slots were not taken over in time; they stay");
+            thaw(shard, slots).await
         }
         Err(error) => {
             if error.code() == Some(ErrorCode::Conflict) {
                 // Some went after all; the newest map says which.
-                let map = node.search.map(common::cluster::MapEpoch(0), Duration::ZERO).await;
-                node.adopt(map.map_err(|error| unavailable(&error))?).await?;
+                let map = shard.node.search.map(common::cluster::MapEpoch(0), Duration::ZERO).await;
+                shard.node.adopt(map.map_err(|error| unavailable(&error))?).await?;
             }
             Err(unavailable(&error))
         }
@@ -271,9 +276,10 @@ async fn take_back(node: &Node, slots: Vec<Handed>) -> ApiResult<()> {
 }
 
 /// Lets changes in again, except to slots that were handed out anew meanwhile.
-async fn thaw(node: &Node, slots: Vec<Handed>) -> ApiResult<()> {
-    let ours = node.slots.clone();
-    node.catalog
+async fn thaw(shard: &Shard, slots: Vec<Handed>) -> ApiResult<()> {
+    let ours = shard.slots.clone();
+    shard
+        .catalog
         .commit(move |txn| {
             for (slot, fence) in slots {
                 if is_still(txn, slot, fence)? {

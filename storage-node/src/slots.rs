@@ -1,111 +1,49 @@
-//! Which slots this node decides for: the cluster map as this node knows it, and the slots it has handed out.
+//! Which slots a shard decides for: what the cluster map says, and the slots that were handed out.
 //!
 //! A change asks [`Slots::check`] inside its commit. Freezing is itself a commit, so whatever came before it is in
-//! what the new owner gets, and whatever comes after is refused. Frozen slots are rows of the catalog: a restart
-//! in the middle of a move must not bring back an owner that was moved away from.
+//! what the new owner gets, and whatever comes after is refused. Frozen slots are rows of the shard: whoever serves it
+//! next, in the middle of a move, must not bring back an owner that was moved away from.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use common::cluster::{ClusterMap, MapEpoch, NodeEntry, SiteEntry};
 use common::error::{ApiError, ApiResult, ErrorCode};
-use common::id::{NodeId, SiteId};
+use common::id::NodeId;
 use common::placement::{SLOT_COUNT, Slot};
-use tokio::sync::watch;
 
 use crate::catalog::key::{self, Key, SLOT_TAGS, Tag};
 use crate::catalog::rows::{FrozenSlot, Row};
 use crate::catalog::txn::{Rows, Txn};
+use crate::view::Maps;
 
 /// A row as it travels between nodes.
 pub type RowBytes = (Bytes, Bytes);
 
-/// The cluster map and what it says about this node.
-pub struct View {
-    pub map: ClusterMap,
-    site: SiteId,
-    node: NodeId,
-    owned: Vec<bool>,
-}
-
-impl View {
-    fn new(map: ClusterMap, site: &SiteId, node: &NodeId) -> Self {
-        let mut owned = vec![false; usize::from(SLOT_COUNT)];
-        if let Some(entry) = map.site(site) {
-            for slot in entry.slots_owned_by(node) {
-                owned[usize::from(slot.0)] = true;
-            }
-        }
-        Self { map, site: site.clone(), node: node.clone(), owned }
-    }
-
-    pub fn site(&self) -> Option<&SiteEntry> {
-        self.map.site(&self.site)
-    }
-
-    /// This node's entry; `None` until search has taken it in.
-    pub fn me(&self) -> Option<&NodeEntry> {
-        self.site().and_then(|site| site.node(&self.node))
-    }
-
-    pub fn owns(&self, slot: Slot) -> bool {
-        self.owned.get(usize::from(slot.0)).copied().unwrap_or(false)
-    }
-
-    /// The site's other nodes.
-    pub fn others(&self) -> impl Iterator<Item = &NodeEntry> {
-        self.site().into_iter().flat_map(|site| &site.nodes).filter(|node| node.id != self.node)
-    }
-}
-
 pub struct Slots {
-    node: NodeId,
-    site: SiteId,
-    view: watch::Sender<Arc<View>>,
+    shard: NodeId,
+    maps: Arc<Maps>,
     frozen: Vec<AtomicBool>,
 }
 
 impl Slots {
-    pub fn new(node: NodeId, site: SiteId, map: ClusterMap) -> Self {
-        let view = watch::Sender::new(Arc::new(View::new(map, &site, &node)));
+    /// Of a shard that this node serves while the map says so.
+    pub fn new(shard: NodeId, maps: Arc<Maps>) -> Self {
         let frozen = (0..SLOT_COUNT).map(|_| AtomicBool::new(false)).collect();
-        Self { node, site, view, frozen }
+        Self { shard, maps, frozen }
     }
 
-    pub fn view(&self) -> Arc<View> {
-        self.view.borrow().clone()
-    }
-
-    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.view.subscribe()
-    }
-
-    pub fn epoch(&self) -> MapEpoch {
-        self.view.borrow().map.epoch
-    }
-
-    /// Takes a newer map. The caller has made it durable.
-    pub fn adopt(&self, map: ClusterMap) {
-        self.view.send_if_modified(|view| {
-            let newer = map.epoch > view.map.epoch;
-            if newer {
-                *view = Arc::new(View::new(map, &self.site, &self.node));
-            }
-            newer
-        });
-    }
-
-    /// Whether this node owns the slot under the map it knows.
+    /// Whether the shard has the slot, and this node serves it, under the map that it knows.
     pub fn owns(&self, slot: Slot) -> bool {
-        self.view.borrow().owns(slot)
+        self.maps.with(|view| view.serves_slot(&self.shard, slot))
     }
 
-    /// Refuses a request about a slot that this node does not decide for at the moment.
+    /// Refuses a request about a slot that is not decided for here at the moment.
     pub fn check(&self, slot: Slot) -> ApiResult<()> {
         if !self.owns(slot) {
-            let message = format!("slot {} belongs to another node under map {}", slot.0, self.epoch().0);
+            let epoch = self.maps.epoch().0;
+            let message = format!("slot {} belongs to another node under map {epoch}", slot.0);
             return Err(ApiError::new(ErrorCode::WrongNode, message));
         }
         if self.is_frozen(slot) {
@@ -122,7 +60,7 @@ impl Slots {
         self.frozen[usize::from(slot.0)].store(frozen, Ordering::Release);
     }
 
-    /// Reads which slots were frozen when the node stopped.
+    /// Reads which slots were frozen when the shard was served last.
     pub fn restore(&self, rows: &(impl Rows + ?Sized)) -> ApiResult<()> {
         for (slot, _) in frozen(rows)? {
             self.set_frozen(slot, true);

@@ -23,6 +23,8 @@ use crate::time::UnixMillis;
 use crate::version::{HybridTime, Version};
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// For looking at some hundred contents with all their chunks.
+const AUDIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Marks the back-references that the chunks of one holding carry: random, made when the bytes begin to come in,
 /// so that an upload's references never mix with those of the version it replaces.
@@ -346,6 +348,9 @@ pub struct AdoptAnswer {
 /// or has been given up. `POST /v1/slots/export`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExportRequest {
+    /// The shard that has the slots.
+    pub from: NodeId,
+    /// The shard that is to have them.
     pub to: NodeId,
     pub slots: Vec<Slot>,
 }
@@ -359,6 +364,75 @@ pub struct ExportAnswer {
     pub changes_after: u64,
     /// Rows as the catalog keeps them: key and value.
     pub rows: Vec<(Bytes, Bytes)>,
+}
+
+/// How far a shard's rows are: number of the last batch, in the term of the primary that committed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct ShardPosition {
+    pub term: u64,
+    pub seq: u64,
+}
+
+/// One committed batch of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Where the shard was before: a follower that is elsewhere has another history.
+    pub previous: ShardPosition,
+    pub position: ShardPosition,
+    /// Row changes, as in the log of a node.
+    pub changes: Bytes,
+}
+
+/// What the primary of a shard sends to a node that follows it. `POST /v1/shards/{shard}/ship`, as postcard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipment {
+    pub primary: NodeId,
+    pub term: u64,
+    pub cargo: Cargo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cargo {
+    /// Nothing: the question how far the follower is.
+    Question,
+    /// The next batches, in order.
+    Entries(Vec<ShardEntry>),
+    /// All rows come anew; those that are there go. What was committed up to `at` is in the rows that follow, what is
+    /// committed later comes as entries between them.
+    Begin { at: ShardPosition },
+    /// Rows as the catalog keeps them: key and value.
+    Rows(Vec<(Bytes, Bytes)>),
+    /// All rows have come.
+    Whole,
+}
+
+/// Where a follower is once what it was sent is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardState {
+    /// `None` while it lacks rows.
+    pub at: Option<ShardPosition>,
+}
+
+/// Contents of a shard that the site no longer has whole. `GET /v1/audit?shard=&after=&limit=`, to who serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// Contents that were looked at.
+    pub checked: u64,
+    pub incomplete: Vec<Incomplete>,
+    /// Give this as `after` for the next page; `None` on the last.
+    #[serde(default)]
+    pub next: Option<ContentName>,
+}
+
+/// A content of which chunks are at no node of the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incomplete {
+    pub name: ContentName,
+    pub version: Version,
+    pub len: u64,
+    pub missing_bytes: u64,
+    /// Clients of the site that hold it.
+    pub clients: u64,
 }
 
 /// `GET /v1/node` on the admin listener.
@@ -381,7 +455,7 @@ pub struct NodeStatus {
     /// Bytes a second that it may send to them; 0 is without limit.
     #[serde(default)]
     pub moves_limit_bytes_per_s: u64,
-    /// Deliveries of this node's shard that are open or not yet booked everywhere.
+    /// Records, announcements and releases of the node's shard that are not yet settled with others.
     #[serde(default)]
     pub unsettled: u64,
     pub epoch: MapEpoch,
@@ -471,6 +545,22 @@ impl NodeClient {
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
     }
 
+    /// `Conflict` when the follower knows another primary, or a greater term.
+    pub async fn ship(&self, shard: &NodeId, shipment: &Shipment) -> Result<ShardState, CallError> {
+        let path = format!("/v1/shards/{shard}/ship");
+        let body = postcard::to_allocvec(shipment).expect("shipments are plain values, which always encode");
+        let call = Call {
+            method: Method::POST,
+            base: &self.base,
+            audience: Role::StorageNode,
+            path: &path,
+            headers: HeaderMap::new(),
+            body: body.into(),
+            limit: LIMIT,
+        };
+        self.server.json(call).await
+    }
+
     /// Stores a chunk with its back-reference. The node checks the hash; a chunk that it has is not written again
     /// and gets `false` (status 200 instead of 201).
     pub async fn put_chunk(
@@ -535,6 +625,12 @@ impl NodeClient {
     ) -> Result<Option<LibraryRow>, CallError> {
         let path = format!("/v1/library/row?client={client}&name={}", encode(name.as_str()));
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    pub async fn audit(&self, shard: &NodeId, after: Option<&ContentName>) -> Result<AuditPage, CallError> {
+        let after = after.map_or_else(String::new, |name| format!("&after={}", encode(name.as_str())));
+        let path = format!("/v1/audit?shard={shard}{after}");
+        self.server.get_json(&self.base, Role::StorageNode, &path, AUDIT_LIMIT).await
     }
 
     pub async fn holding_clients(&self, name: &ContentName) -> Result<HoldingClients, CallError> {

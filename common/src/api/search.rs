@@ -130,6 +130,8 @@ pub enum NodeAction {
 }
 
 impl NodeAction {
+    pub const ALL: [Self; 4] = [Self::Drain, Self::Undrain, Self::Remove, Self::RemoveLost];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drain => "drain",

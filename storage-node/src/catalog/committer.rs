@@ -6,14 +6,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use redb::Database;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::txn::{Overlay, ROWS, Reader, Txn};
+use super::key::Key;
+use super::rows::Row;
+use super::txn::{Overlay, ROWS, RawRows, Reader, Txn, placed};
 use super::write_out::{WriteOut, is_due, pays};
-use super::{index, redo};
+use super::{Scope, index, redo};
 use crate::log::{Log, LogError, LogPosition};
 
 /// Most changes in one batch.
@@ -24,12 +27,12 @@ const BATCH_BYTES: usize = 1 << 20;
 const CHECKPOINT_BYTES: usize = 64 << 20;
 
 /// Told when the batch is durable, or why it is not.
-type Answer = Box<dyn FnOnce(ApiResult<()>) + Send>;
+pub(super) type Answer = Box<dyn FnOnce(ApiResult<()>) + Send>;
 /// Runs a change; says whether its writes count.
 pub(super) type Work = Box<dyn FnOnce(&mut Txn<'_>) -> (bool, Answer) + Send>;
 
 pub(super) enum Job {
-    Change(Work),
+    Change(Scope, Work),
     Checkpoint(Option<oneshot::Sender<()>>),
     /// Write the whole catalog into the log now, due or not.
     #[cfg(test)]
@@ -114,8 +117,8 @@ impl Committer {
                 None => self.jobs.blocking_recv()?,
             };
             let failed = match job {
-                Job::Change(work) => {
-                    let failed = self.batch(work, &mut next).err();
+                Job::Change(scope, work) => {
+                    let failed = self.batch((scope, work), &mut next).err();
                     self.go_on_writing_out();
                     failed
                 }
@@ -175,7 +178,7 @@ impl Committer {
 
     /// Answers whether more is to come.
     fn write_piece(&mut self, write_out: &mut WriteOut) -> Result<bool, String> {
-        let piece = Reader::new(&self.index).and_then(|rows| write_out.piece(&rows));
+        let piece = Reader::new(&self.index, Arc::default()).and_then(|rows| write_out.piece(&rows));
         if let Some(piece) = piece.map_err(|error| chain(&error))? {
             let entry = redo::encode(&piece);
             self.bytes_since_sync += entry.len();
@@ -190,27 +193,27 @@ impl Committer {
 
     /// Commits `first` and what is queued behind it; a job that is no change is left in `next`.
     /// An error means that the committer must stop.
-    fn batch(&mut self, first: Work, next: &mut Option<Job>) -> Result<(), String> {
-        let (mut overlay, mut answers) = (Overlay::default(), Vec::new());
-        let committed = self.commit(first, next, &mut overlay, &mut answers);
-        let (batch, failed) = match committed {
-            Ok(()) => (Ok(()), None),
+    fn batch(&mut self, first: (Scope, Work), next: &mut Option<Job>) -> Result<(), String> {
+        let mut parts = Vec::new();
+        let committed = self.commit(first, next, &mut parts);
+        let (refused, failed) = match committed {
+            Ok(()) => (None, None),
             Err(Failure::Refused(error)) => {
                 // The rows that led to here may be what takes the room.
                 let is_full = error.code == ErrorCode::NodeFull;
                 if is_full && self.write_out.is_none() && self.log.is_higher_floor(self.applied) {
                     self.write_out = Some(WriteOut::begin(self.applied));
                 }
-                (Err(error), None)
+                (Some(error), None)
             }
             Err(Failure::Broken(reason)) => {
                 let mut error = ApiError::new(ErrorCode::Unavailable, "the node takes no more changes");
                 error.cause = Some(reason.clone());
-                (Err(error), Some(reason))
+                (Some(error), Some(reason))
             }
         };
-        for answer in answers {
-            answer(batch.clone());
+        for part in parts {
+            part.answer(refused.as_ref());
         }
         if self.bytes_since_sync >= CHECKPOINT_BYTES {
             self.checkpoint()?;
@@ -223,39 +226,45 @@ impl Committer {
 
     fn commit(
         &mut self,
-        first: Work,
+        first: (Scope, Work),
         next: &mut Option<Job>,
-        overlay: &mut Overlay,
-        answers: &mut Vec<Answer>,
+        parts: &mut Vec<Part>,
     ) -> Result<(), Failure> {
         let txn = index::begin_unsynced(&self.index).map_err(broken)?;
         {
             let mut table = txn.open_table(ROWS).map_err(|error| broken(error.into()))?;
-            let mut work = Some(first);
-            while let Some(change) = work.take() {
-                let mut one = Txn::new(&table, overlay);
-                let (counts, answer) = change(&mut one);
-                let changes = one.into_changes();
-                answers.push(answer);
-                if counts {
-                    overlay.absorb(changes);
-                }
-                if answers.len() < BATCH_LEN && overlay.bytes < BATCH_BYTES {
+            let (mut work, mut changes, mut bytes) = (Some(first), 0, 0);
+            while let Some((scope, change)) = work.take() {
+                let part = part_of(parts, scope);
+                bytes -= part.overlay.bytes;
+                part.run(&table, change);
+                bytes += part.overlay.bytes;
+                changes += 1;
+                if changes < BATCH_LEN && bytes < BATCH_BYTES {
                     match self.jobs.try_recv() {
-                        Ok(Job::Change(change)) => work = Some(change),
+                        Ok(Job::Change(scope, change)) => work = Some((scope, change)),
                         Ok(other) => *next = Some(other),
                         Err(_) => {}
                     }
                 }
             }
-            if overlay.changes.is_empty() {
+            parts.iter_mut().for_each(Part::finish);
+            let merged;
+            let all = match &parts[..] {
+                [one] if one.scope.prefix.is_empty() => &one.overlay,
+                _ => {
+                    merged = merge(parts);
+                    &merged
+                }
+            };
+            if all.changes.is_empty() {
                 return Ok(());
             }
-            let entry = redo::encode(overlay);
+            let entry = redo::encode(all);
             let entry_bytes = entry.len();
             self.applied = self.log.append_rows_blocking(entry).map_err(Failure::from)?;
             self.bytes_since_sync += entry_bytes;
-            for (key, value) in &overlay.changes {
+            for (key, value) in &all.changes {
                 let applied = match value {
                     Some(value) => table.insert(key.as_slice(), value.as_slice()),
                     None => table.remove(key.as_slice()),
@@ -286,6 +295,71 @@ impl Drop for Committer {
             }
             unexplained
         });
+    }
+}
+
+/// What a batch changes in one scope.
+struct Part {
+    scope: Scope,
+    overlay: Overlay,
+    answers: Vec<Answer>,
+    /// The changes as the followers get them, if there are any.
+    entry: Option<Bytes>,
+}
+
+/// The part of a scope; those of one shard share their stream.
+fn part_of(parts: &mut Vec<Part>, scope: Scope) -> &mut Part {
+    let is_same = |part: &Part| match (&part.scope.stream, &scope.stream) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => part.scope.prefix == scope.prefix,
+        _ => false,
+    };
+    let index = parts.iter().position(is_same).unwrap_or_else(|| {
+        parts.push(Part { scope, overlay: Overlay::default(), answers: Vec::new(), entry: None });
+        parts.len() - 1
+    });
+    &mut parts[index]
+}
+
+/// All changes by their keys in the index.
+fn merge(parts: &[Part]) -> Overlay {
+    let mut all = Overlay::default();
+    for part in parts {
+        for (key, value) in &part.overlay.changes {
+            all.set(placed(&part.scope.prefix, key).into_owned(), value.clone());
+        }
+    }
+    all
+}
+
+impl Part {
+    fn run(&mut self, table: &dyn RawRows, change: Work) {
+        let mut one = Txn::new(table, &self.scope.prefix, &self.overlay);
+        let (counts, answer) = change(&mut one);
+        let changes = one.into_changes();
+        self.answers.push(answer);
+        if counts && !self.scope.stream.as_ref().is_some_and(|stream| stream.is_closed()) {
+            self.overlay.absorb(changes);
+        }
+    }
+
+    /// Adds where the shard is after these changes.
+    fn finish(&mut self) {
+        let Some(stream) = self.scope.stream.as_ref().filter(|_| !self.overlay.changes.is_empty()) else {
+            return;
+        };
+        self.overlay.set(Key::ShardPosition.encode(), Some(stream.next().encode()));
+        // Without followers there still is an entry: the shard moves on.
+        self.entry = Some(if stream.is_followed() { redo::encode(&self.overlay) } else { Bytes::new() });
+    }
+
+    /// Answers all, at once or when the followers have it, too.
+    fn answer(self, refused: Option<&ApiError>) {
+        match (refused, self.scope.stream) {
+            (Some(error), _) => self.answers.into_iter().for_each(|answer| answer(Err(error.clone()))),
+            (None, None) => self.answers.into_iter().for_each(|answer| answer(Ok(()))),
+            (None, Some(stream)) => stream.committed(self.entry, self.answers),
+        }
     }
 }
 

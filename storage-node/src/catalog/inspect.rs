@@ -48,7 +48,7 @@ pub(crate) struct Inspected {
 
 impl Inspected {
     pub fn rows(&self) -> ApiResult<Reader> {
-        Reader::new(&self.database)
+        Reader::new(&self.database, Default::default())
     }
 }
 

@@ -1,11 +1,12 @@
 //! The key space of the catalog. Tags are pinned: they are on disk.
 //!
 //! Texts in keys are content names and client ids; neither contains a NUL, so NUL ends them. Numbers are
-//! big-endian, so they sort. Rows that belong to a slot carry it behind the tag: a slot is one range per tag.
+//! big-endian, so they sort. Rows that belong to a slot carry it behind the tag: a slot is one range per tag. The
+//! shards of other nodes have the same keys, each behind a prefix of its own.
 
 use common::api::node::RefTag;
 use common::hash::ChunkHash;
-use common::id::{ClientId, DeliveryId};
+use common::id::{ClientId, DeliveryId, NodeId};
 use common::name::ContentName;
 use common::placement::Slot;
 use common::record::RecordNumber;
@@ -45,11 +46,15 @@ pub enum Tag {
     ChangeCursor = 0x42,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
+    ShardPosition = 0x52,
+    Syncing = 0x53,
     Scrub = 0x60,
+    /// Begins the keys of another node's shard, see [`shard_prefix`].
+    Followed = 0x7f,
 }
 
 impl Tag {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 20] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -66,13 +71,46 @@ impl Tag {
         Self::ChangeCursor,
         Self::NewestTime,
         Self::FrozenSlot,
+        Self::ShardPosition,
+        Self::Syncing,
         Self::Scrub,
+        Self::Followed,
     ];
 
     /// The kind of row that a key begins with.
     pub fn of(key: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|tag| Some(&(*tag as u8)) == key.first())
     }
+}
+
+/// Rows that are this node's own affair, not its shard's: its chunks, and how far a copy of a shard is.
+const NODE_TAGS: [Tag; 7] = [
+    Tag::Chunk,
+    Tag::ChunkRef,
+    Tag::UnreferencedChunk,
+    Tag::Scrub,
+    Tag::ShardPosition,
+    Tag::Syncing,
+    Tag::Followed,
+];
+
+/// Kinds of rows that a shard is made of.
+pub fn shard_tags() -> impl Iterator<Item = Tag> {
+    Tag::ALL.into_iter().filter(|tag| !NODE_TAGS.contains(tag))
+}
+
+/// What comes before every key of a shard in the catalog of a node that is not its own.
+pub fn shard_prefix(shard: &NodeId) -> Vec<u8> {
+    let mut prefix = tagged(Tag::Followed, shard.as_str().as_bytes());
+    prefix.push(0);
+    prefix
+}
+
+/// The shard of a key that [`shard_prefix`] begins.
+pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
+    let rest = key.strip_prefix(&[Tag::Followed as u8])?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    NodeId::new(std::str::from_utf8(&rest[..end]).ok()?).ok()
 }
 
 /// Rows that move with their slot.
@@ -117,6 +155,10 @@ pub enum Key<'a> {
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
     /// map says who owns it.
     FrozenSlot(Slot),
+    /// [`super::rows::ShardPosition`]. How far the rows of the shard are in this catalog.
+    ShardPosition,
+    /// Empty. While the rows of the shard come in from its primary: some are missing.
+    Syncing,
     /// [`super::rows::ScrubValue`]. From the first round on; kept.
     Scrub,
 }
@@ -161,6 +203,8 @@ impl Key<'_> {
             Self::ChangeCursor => all(Tag::ChangeCursor),
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
+            Self::ShardPosition => all(Tag::ShardPosition),
+            Self::Syncing => all(Tag::Syncing),
             Self::Scrub => all(Tag::Scrub),
         }
     }
@@ -261,8 +305,14 @@ mod tests {
         assert_eq!(hex(Key::Record(RecordNumber { epoch: 1, seq: 2 })), "3100000000000000010000000000000002");
         assert_eq!(hex(Key::BillingCursor(Fee::Content)), "3302");
         assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
+        assert_eq!(hex(Key::ShardPosition), "52");
         assert_eq!(hex(Key::Scrub), "60");
         let key = Key::ChunkRef(&ChunkHash::of(b"la"), RefTag(7), &name).encode();
         assert_eq!(chunk_ref(&key), Some((RefTag(7), name)));
+        let shard = NodeId::new("tokyo.n1").unwrap();
+        assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
+        assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));
+        assert_eq!(followed_shard(b"\x10tokyo.n1\0"), None);
+        assert!(shard_tags().is_sorted_by_key(|tag| tag as u8), "rows are sent in the order of their keys");
     }
 }

@@ -12,6 +12,7 @@
 //! | `txn.rs` | what a change sees and does |
 //! | `redo.rs` | the form of a batch in the log |
 //! | `committer.rs` | the one thread that changes anything |
+//! | `stream.rs` | what a shard's followers are still to get |
 //! | `index.rs` | the index file: open, catch up, rebuild |
 //! | `inspect.rs` | the catalog of a stopped node, to look at |
 //! | `write_out.rs` | the whole catalog once more in the log, so that older rows may go |
@@ -22,6 +23,7 @@ pub(crate) mod inspect;
 pub mod key;
 mod redo;
 pub mod rows;
+pub mod stream;
 pub mod txn;
 mod write_out;
 
@@ -35,6 +37,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::log::Log;
 use committer::{Committer, Job};
+use stream::Stream;
 use txn::{Reader, Txn};
 
 /// Changes that may wait for the committer before callers are held back.
@@ -53,9 +56,35 @@ pub enum CatalogError {
     Thread { source: std::io::Error },
 }
 
+/// Makes the changes of a batch that another node committed.
+pub fn apply_entry(txn: &mut Txn<'_>, changes: &[u8]) -> ApiResult<()> {
+    for (key, value) in redo::decode(changes).map_err(|error| ApiError::internal(&error))? {
+        match value {
+            Some(value) => txn.put_raw(key.to_vec(), value.to_vec()),
+            None => txn.delete_raw(key.to_vec()),
+        }
+    }
+    Ok(())
+}
+
+/// Which rows a handle of the catalog sees, and who follows what changes there.
+#[derive(Clone, Default)]
+pub struct Scope {
+    /// What their keys begin with; it is left away.
+    prefix: Arc<[u8]>,
+    stream: Option<Arc<Stream>>,
+}
+
+impl Scope {
+    pub fn new(prefix: Vec<u8>, stream: Option<Arc<Stream>>) -> Self {
+        Self { prefix: prefix.into(), stream }
+    }
+}
+
 /// Handle of the catalog. Cheap to clone.
 #[derive(Clone)]
 pub struct Catalog {
+    scope: Scope,
     index: Arc<Database>,
     jobs: mpsc::Sender<Job>,
     stopped: watch::Receiver<Option<String>>,
@@ -91,16 +120,23 @@ impl Catalog {
                 }
             }
         });
-        Ok(Self { index, jobs, stopped })
+        Ok(Self { scope: Scope::default(), index, jobs, stopped })
+    }
+
+    /// The same catalog, for other rows.
+    pub fn scoped(&self, scope: Scope) -> Self {
+        Self { scope, ..self.clone() }
     }
 
     /// Runs `change` in the committer and answers when what it wrote is durable. Changes run one after the other,
     /// each seeing those before it.
     ///
-    /// An error of `change` drops its writes. A change whose caller went away is still carried out.
+    /// An error of `change` drops its writes. A change whose caller went away is still carried out. In a scope with a
+    /// stream the answer comes when the required followers have the change, too.
     ///
     /// # Errors
-    /// Those of `change`; `NodeFull` when the log has no room; `Unavailable` once the log or index failed.
+    /// Those of `change`; `NodeFull` when the log has no room; `Unavailable` once the log or index failed; `WrongNode`
+    /// when another node became the shard's primary: whether the change counts is not known.
     pub async fn commit<T, F>(&self, change: F) -> ApiResult<T>
     where
         T: Send + 'static,
@@ -108,13 +144,13 @@ impl Catalog {
     {
         let (answer, answered) = oneshot::channel();
         let work = committer::work(change, answer);
-        self.jobs.send(Job::Change(work)).await.map_err(|_| self.stopped_error())?;
+        self.jobs.send(Job::Change(self.scope.clone(), work)).await.map_err(|_| self.stopped_error())?;
         answered.await.map_err(|_| self.stopped_error())?
     }
 
     /// Reads what is durable at this moment.
     pub fn read<T>(&self, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
-        read(&Reader::new(&self.index)?)
+        read(&Reader::new(&self.index, self.scope.prefix.clone())?)
     }
 
     /// Makes the index durable now; otherwise it is done every few seconds.

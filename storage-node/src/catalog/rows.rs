@@ -2,6 +2,7 @@
 //!
 //! A type that is stored may change only with its version, and the older version must still be read.
 
+pub use common::api::node::ShardPosition;
 use common::api::node::{Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
 use common::api::search::Announcement;
 use common::error::ApiError;
@@ -61,7 +62,7 @@ macro_rules! rows {
 rows! {
     Holding => 1, Since => 1, LibraryValue => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1,
+    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, ShardPosition => 1,
 }
 
 /// When a set member was added.

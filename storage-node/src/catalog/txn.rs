@@ -3,8 +3,10 @@
 //! A change writes into an overlay of its own, over the overlay of its batch, over the index. So an error simply
 //! drops its writes, and the next change of the batch sees those of the one before.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
 
 use common::error::{ApiError, ApiResult};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
@@ -88,25 +90,65 @@ fn scan_from(
     Ok(())
 }
 
+/// `key` behind the prefix of a scope.
+pub(super) fn placed<'a>(scope: &[u8], key: &'a [u8]) -> Cow<'a, [u8]> {
+    if scope.is_empty() { Cow::Borrowed(key) } else { Cow::Owned([scope, key].concat()) }
+}
+
+/// Scans rows whose keys lie behind the prefix `scope`; the visitor sees them without it.
+fn scan_scoped(
+    rows: &(impl RawRows + ?Sized),
+    scope: &[u8],
+    prefix: &[u8],
+    from: Bound<&[u8]>,
+    visit: Visitor<'_>,
+) -> ApiResult<()> {
+    if scope.is_empty() {
+        return rows.scan_raw(prefix, from, visit);
+    }
+    let from = from.map(|from| placed(scope, from));
+    let from = match &from {
+        Bound::Included(from) => Bound::Included(from.as_ref()),
+        Bound::Excluded(from) => Bound::Excluded(from.as_ref()),
+        Bound::Unbounded => Bound::Unbounded,
+    };
+    rows.scan_raw(&placed(scope, prefix), from, &mut |key, value| visit(&key[scope.len()..], value))
+}
+
 /// A view of what was durable when it was made.
 pub struct Reader {
     table: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    scope: Arc<[u8]>,
 }
 
 impl Reader {
-    pub(super) fn new(index: &Database) -> ApiResult<Self> {
+    /// Of the rows whose keys begin with `scope`, by the rest of their keys.
+    pub(super) fn new(index: &Database, scope: Arc<[u8]>) -> ApiResult<Self> {
         let txn = index.begin_read().map_err(|error| ApiError::internal(&error))?;
-        Ok(Self { table: txn.open_table(ROWS).map_err(|error| ApiError::internal(&error))? })
+        Ok(Self { table: txn.open_table(ROWS).map_err(|error| ApiError::internal(&error))?, scope })
     }
 }
 
 impl RawRows for Reader {
     fn get_raw(&self, key: &[u8]) -> ApiResult<Option<Vec<u8>>> {
-        get_from(&self.table, key)
+        get_from(&self.table, &placed(&self.scope, key))
     }
 
     fn scan_raw(&self, prefix: &[u8], from: Bound<&[u8]>, visit: Visitor<'_>) -> ApiResult<()> {
-        scan_from(&self.table, prefix, from, visit)
+        let table = TableRows(&self.table);
+        scan_scoped(&table, &self.scope, prefix, from, visit)
+    }
+}
+
+struct TableRows<'a>(&'a ReadOnlyTable<&'static [u8], &'static [u8]>);
+
+impl RawRows for TableRows<'_> {
+    fn get_raw(&self, key: &[u8]) -> ApiResult<Option<Vec<u8>>> {
+        get_from(self.0, key)
+    }
+
+    fn scan_raw(&self, prefix: &[u8], from: Bound<&[u8]>, visit: Visitor<'_>) -> ApiResult<()> {
+        scan_from(self.0, prefix, from, visit)
     }
 }
 
@@ -157,13 +199,16 @@ impl Overlay {
 /// One change at work in the committer.
 pub struct Txn<'a> {
     base: &'a dyn RawRows,
+    /// Prefix of the rows that it sees, in `base`.
+    scope: &'a [u8],
     batch: &'a Overlay,
     own: Overlay,
 }
 
 impl<'a> Txn<'a> {
-    pub(super) fn new(base: &'a dyn RawRows, batch: &'a Overlay) -> Self {
-        Self { base, batch, own: Overlay::default() }
+    /// `batch` has the changes before it, by their keys in the scope.
+    pub(super) fn new(base: &'a dyn RawRows, scope: &'a [u8], batch: &'a Overlay) -> Self {
+        Self { base, scope, batch, own: Overlay::default() }
     }
 
     pub(super) fn into_changes(self) -> Overlay {
@@ -196,7 +241,7 @@ impl RawRows for Txn<'_> {
     fn get_raw(&self, key: &[u8]) -> ApiResult<Option<Vec<u8>>> {
         match self.own.changes.get(key).or_else(|| self.batch.changes.get(key)) {
             Some(value) => Ok(value.clone()),
-            None => self.base.get_raw(key),
+            None => self.base.get_raw(&placed(self.scope, key)),
         }
     }
 
@@ -207,7 +252,7 @@ impl RawRows for Txn<'_> {
         }
         let mut changed = changed.into_iter().peekable();
         let mut stopped = false;
-        self.base.scan_raw(prefix, from, &mut |key, value| {
+        scan_scoped(self.base, self.scope, prefix, from, &mut |key, value| {
             while let Some((newer, change)) = changed.next_if(|(newer, _)| *newer < key) {
                 if let Some(change) = change
                     && visit(newer, change)?.is_break()

@@ -11,7 +11,7 @@ use common::error::{ApiResult, chain};
 use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{AnnouncementHead, Row};
 use crate::catalog::txn::{Rows, Txn};
-use crate::node::Node;
+use crate::shard::Shard;
 
 /// Most announcements in one batch.
 const BATCH_LEN: usize = 512;
@@ -69,18 +69,18 @@ fn acknowledge(txn: &mut Txn<'_>, first: u64, sent: usize, next_seq: u64) -> Api
 }
 
 /// Sends announcements as they come, for ever.
-pub async fn send(node: Arc<Node>) {
+pub async fn send(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-    let mut epochs = node.signals.head.subscribe();
+    let mut epochs = shard.signals.head.subscribe();
     loop {
         // The sender lives as long as the node, which this task holds.
         let Ok(epoch) = epochs.wait_for(|head| head.epoch > 0).await.map(|head| head.epoch) else { return };
-        match step(&node, epoch).await {
-            Ok(Step::Idle) => node.signals.announcement_queued.notified().await,
+        match step(&shard, epoch).await {
+            Ok(Step::Idle) => shard.signals.announcement_queued.notified().await,
             Ok(Step::Sent) => backoff.reset(),
             Ok(Step::Unreached) => tokio::time::sleep(backoff.next_delay()).await,
             Err(error) => {
-                tracing::warn!(node = %node.id, error = chain(&error), "announcements cannot be sent");
+                tracing::warn!(shard = %shard.id, error = chain(&error), "announcements cannot be sent");
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -93,33 +93,37 @@ enum Step {
     Unreached,
 }
 
-async fn step(node: &Node, epoch: u64) -> ApiResult<Step> {
-    let (batch, next) = node.catalog.read(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)))?;
+async fn step(shard: &Shard, epoch: u64) -> ApiResult<Step> {
+    let (batch, next) = shard.catalog.read(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)))?;
     let Some((first, items)) = batch else {
-        node.metrics.announcements_pending.set(0.0);
+        shard.pending.set_announcements(0);
         return Ok(Step::Idle);
     };
-    node.metrics.announcements_pending.set((next - first) as f64);
+    shard.pending.set_announcements(next - first);
     let sent = items.len();
-    let announcer = Announcer::Node(node.id.clone());
-    let answer =
-        match node.search.announce(&AnnounceBatch { announcer, epoch, first_seq: first, items }).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::debug!(node = %node.id, error = chain(&error), "search takes no announcements");
-                return Ok(Step::Unreached);
-            }
-        };
+    let announcer = Announcer::Node(shard.id.clone());
+    let answer = match shard
+        .node
+        .search
+        .announce(&AnnounceBatch { announcer, epoch, first_seq: first, items })
+        .await
+    {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::debug!(shard = %shard.id, error = chain(&error), "search takes no announcements");
+            return Ok(Step::Unreached);
+        }
+    };
     if answer.next_seq < first {
-        tracing::warn!(node = %node.id, expected = answer.next_seq, first, "search has lost announcements of this node");
-        node.catalog.commit(move |txn| renumber(txn, answer.next_seq)).await?;
+        tracing::warn!(shard = %shard.id, expected = answer.next_seq, first, "search has lost announcements of this node");
+        shard.catalog.commit(move |txn| renumber(txn, answer.next_seq)).await?;
         return Ok(Step::Sent);
     }
     if answer.next_seq == first {
         return Ok(Step::Unreached);
     }
     // Whoever waits may go on before the queue is tidied up.
-    node.signals.announced.send_replace(answer.next_seq - 1);
-    node.catalog.commit(move |txn| acknowledge(txn, first, sent, answer.next_seq)).await?;
+    shard.signals.announced.send_replace(answer.next_seq - 1);
+    shard.catalog.commit(move |txn| acknowledge(txn, first, sent, answer.next_seq)).await?;
     Ok(Step::Sent)
 }

@@ -1,4 +1,4 @@
-//! Delivery records to one billing server: a durable cursor into this node's records, batches behind it. Each
+//! Delivery records to one billing server: a durable cursor into this shard's records, batches behind it. Each
 //! of the two servers has its own; one that is down does not hold up the other.
 
 use std::ops::{Bound, ControlFlow};
@@ -14,7 +14,7 @@ use common::record::{ChainedRecord, RecordNumber};
 use crate::catalog::key::{self, Fee, Key};
 use crate::catalog::rows::Row;
 use crate::catalog::txn::Rows;
-use crate::node::Node;
+use crate::shard::Shard;
 
 /// How long records gather before they are sent.
 const GATHER: Duration = Duration::from_millis(200);
@@ -22,31 +22,31 @@ const GATHER: Duration = Duration::from_millis(200);
 const START: RecordNumber = RecordNumber { epoch: 0, seq: 0 };
 
 /// Sends records as they come, until the receiver contradicts them.
-pub async fn send(node: Arc<Node>, fee: Fee) {
+pub async fn send(shard: Arc<Shard>, fee: Fee) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut was_reached = true;
     loop {
-        match step(&node, fee).await {
+        match step(&shard, fee).await {
             Ok(Step::Idle) => {}
             Ok(Step::Booked) => {
                 backoff.reset();
                 if !std::mem::replace(&mut was_reached, true) {
-                    tracing::info!(node = %node.id, fee = fee.as_str(), "the billing server is reached again");
+                    tracing::info!(shard = %shard.id, fee = fee.as_str(), "the billing server is reached again");
                 }
             }
             Ok(Step::Unreached(reason)) => {
                 if std::mem::replace(&mut was_reached, false) {
-                    tracing::warn!(node = %node.id, fee = fee.as_str(), reason, "the billing server takes no records; they wait");
+                    tracing::warn!(shard = %shard.id, fee = fee.as_str(), reason, "the billing server takes no records; they wait");
                 }
                 tokio::time::sleep(backoff.next_delay()).await;
             }
             Ok(Step::Stopped(reason)) => {
-                node.metrics.outbox(fee).stopped.set(1.0);
-                tracing::error!(node = %node.id, fee = fee.as_str(), reason, "the billing server contradicts this node's records; nothing more is sent to it until the node is restarted");
+                shard.node.metrics.outbox(fee).stopped.set(1.0);
+                tracing::error!(shard = %shard.id, fee = fee.as_str(), reason, "the billing server contradicts this shard's records; nothing more is sent to it until the node is restarted");
                 return;
             }
             Err(error) => {
-                tracing::warn!(node = %node.id, fee = fee.as_str(), error = chain(&error), "records cannot be sent");
+                tracing::warn!(shard = %shard.id, fee = fee.as_str(), error = chain(&error), "records cannot be sent");
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -61,30 +61,30 @@ enum Step {
     Stopped(String),
 }
 
-async fn step(node: &Node, fee: Fee) -> ApiResult<Step> {
-    let mut heads = node.signals.head.subscribe();
+async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
+    let mut heads = shard.signals.head.subscribe();
     let head = *heads.borrow_and_update();
-    let cursor = node.catalog.read(|rows| cursor(rows, fee))?;
-    if node.catalog.read(|rows| behind(rows, cursor, head, 1))?.is_none() {
-        node.metrics.outbox(fee).pending_records.set(0.0);
+    let cursor = shard.catalog.read(|rows| cursor(rows, fee))?;
+    if shard.catalog.read(|rows| behind(rows, cursor, head, 1))?.is_none() {
+        shard.pending.set_records(fee, 0);
         // The sender lives as long as the node, so this ends with a new head.
         let _changed = heads.changed().await;
         return Ok(Step::Idle);
     }
-    let Some(client) = receiver(node, fee) else {
+    let Some(client) = receiver(shard, fee) else {
         return Ok(Step::Unreached("it is not in the map".into()));
     };
     let is_full = |head: &RecordNumber| head.seq.saturating_sub(cursor.seq) >= BATCH_RECORDS_MAX as u64;
     // Full or not, it goes out when the time is over.
     drop(tokio::time::timeout(GATHER, heads.wait_for(is_full)).await);
     let head = *heads.borrow();
-    let Some((epoch, records)) = node.catalog.read(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX))?
+    let Some((epoch, records)) = shard.catalog.read(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX))?
     else {
         return Ok(Step::Idle);
     };
     let first = records[0].seq;
     let last = records[records.len() - 1].seq;
-    let batch = RecordBatch { node: node.id.clone(), epoch, records };
+    let batch = RecordBatch { node: shard.id.clone(), epoch, records };
     let through = match client.send_batch(&batch).await {
         Ok(BatchAnswer::Booked { through }) => through.min(last),
         Ok(BatchAnswer::Gap { expected }) if expected == first => {
@@ -102,15 +102,27 @@ async fn step(node: &Node, fee: Fee) -> ApiResult<Step> {
         Err(error) => return Ok(Step::Unreached(chain(&error))),
     };
     let number = RecordNumber { epoch, seq: through };
-    node.catalog
+    shard
+        .catalog
         .commit(move |txn| {
             txn.put(Key::BillingCursor(fee), &number);
             Ok(())
         })
         .await?;
     let left = if epoch == head.epoch { head.seq.saturating_sub(through) } else { head.seq };
-    node.metrics.outbox(fee).pending_records.set(left as f64);
+    shard.pending.set_records(fee, left);
     Ok(Step::Booked)
+}
+
+/// Records that some billing server has not booked yet, counted up to one batch for each.
+pub fn pending(shard: &Shard) -> ApiResult<u64> {
+    let head = *shard.signals.head.borrow();
+    shard.catalog.read(|rows| {
+        [Fee::Service, Fee::Content].into_iter().try_fold(0, |sum, fee| {
+            let waiting = behind(rows, cursor(rows, fee)?, head, BATCH_RECORDS_MAX)?;
+            Ok(sum + waiting.map_or(0, |(_, records)| records.len() as u64))
+        })
+    })
 }
 
 fn cursor(rows: &(impl Rows + ?Sized), fee: Fee) -> ApiResult<RecordNumber> {
@@ -143,11 +155,11 @@ fn behind(
     Ok(None)
 }
 
-fn receiver(node: &Node, fee: Fee) -> Option<BillingClient> {
-    let view = node.slots.view();
+fn receiver(shard: &Shard, fee: Fee) -> Option<BillingClient> {
+    let view = shard.node.maps.view();
     let (entry, role) = match fee {
         Fee::Service => (&view.map.service_billing, Role::ServiceBilling),
         Fee::Content => (&view.map.content_billing, Role::ContentBilling),
     };
-    entry.as_ref().map(|entry| BillingClient::new(node.client.clone(), &entry.http, role))
+    entry.as_ref().map(|entry| BillingClient::new(shard.node.client.clone(), &entry.http, role))
 }

@@ -1,5 +1,5 @@
-//! `/v1/deliveries/…`: begin, at the owner of the client's slot; open, at the owner of the name's slot too; end, at
-//! the node that recorded the begin.
+//! `/v1/deliveries/…`: begin, in the shard with the client's slot; open, if that has the name's slot too; end, in the
+//! shard that recorded the begin.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use common::placement::Slot;
 use crate::deliveries::{self, Begun};
 use crate::node::Node;
 use crate::open;
+use crate::shard::Shard;
 
 type Shared = State<Arc<Node>>;
 
@@ -21,8 +22,9 @@ pub async fn begin(
 ) -> ApiResult<ApiJson<BeginAnswer>> {
     let (now, window) = (node.clock.now(), node.limits.delivery_join_window);
     let slot = Slot::of_client(&request.client);
-    let begun = node.commit_in(slot, move |txn| deliveries::begin(txn, &request, now, window)).await?;
-    Ok(ApiJson(answer_begun(&node, begun)))
+    let shard = node.shard_with(slot)?;
+    let begun = shard.commit_in(slot, move |txn| deliveries::begin(txn, &request, now, window)).await?;
+    Ok(ApiJson(answer_begun(&shard, begun)))
 }
 
 pub async fn open(
@@ -30,33 +32,36 @@ pub async fn open(
     ApiJson(request): ApiJson<OpenRequest>,
 ) -> ApiResult<ApiJson<OpenAnswer>> {
     let (now, window) = (node.clock.now(), node.limits.delivery_join_window);
-    let (slots, client_slot) = (node.slots.clone(), Slot::of_client(&request.client));
-    let opened = node
-        .commit_in(Slot::of_name(&request.name), move |txn| {
+    let (name_slot, client_slot) = (Slot::of_name(&request.name), Slot::of_client(&request.client));
+    let shard = node.shard_with(name_slot)?;
+    let slots = shard.slots.clone();
+    let opened = shard
+        .commit_in(name_slot, move |txn| {
             slots.check(client_slot)?;
             open::open(txn, &request, now, window)
         })
         .await?;
-    let begin = opened.begun.map(|begun| answer_begun(&node, begun));
+    let begin = opened.begun.map(|begun| answer_begun(&shard, begun));
     Ok(ApiJson(OpenAnswer { holding: opened.holding, begin }))
 }
 
-fn answer_begun(node: &Node, begun: Begun) -> BeginAnswer {
+fn answer_begun(shard: &Shard, begun: Begun) -> BeginAnswer {
     if begun.opened {
-        node.metrics.add_open_deliveries(1);
+        shard.add_open_deliveries(1);
     }
-    BeginAnswer { delivery: begun.delivery, class: begun.class, shard: node.id.clone() }
+    BeginAnswer { delivery: begun.delivery, class: begun.class, shard: shard.id.clone() }
 }
 
 pub async fn end(State(node): Shared, ApiJson(batch): ApiJson<EndBatch>) -> ApiResult<ApiJson<()>> {
-    let (now, recorder) = (node.clock.now(), node.recorder());
-    let ends = node
+    let shard = node.shard(&batch.shard)?;
+    let (now, recorder) = (node.clock.now(), shard.recorder());
+    let ends = shard
         .catalog
         .commit(move |txn| {
             let end = |end| deliveries::end(txn, &recorder, end, now);
             batch.ends.iter().map(end).collect::<ApiResult<Vec<_>>>()
         })
         .await?;
-    node.report_ends(&ends);
+    shard.report_ends(&ends);
     Ok(ApiJson(()))
 }

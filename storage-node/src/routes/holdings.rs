@@ -18,6 +18,7 @@ use crate::catalog::txn::Rows;
 use crate::holdings::{self, is_current};
 use crate::library;
 use crate::node::Node;
+use crate::shard::Shard;
 
 type Shared = State<Arc<Node>>;
 
@@ -30,7 +31,8 @@ pub async fn resolve(
 ) -> ApiResult<ApiJson<ResolveAnswer>> {
     let ResolveRequest { name, client } = request;
     let slot = Slot::of_name(&name);
-    let (holding, is_noted) = node.read_in(slot, |rows| {
+    let shard = node.shard_with(slot)?;
+    let (holding, is_noted) = shard.read_in(slot, |rows| {
         let holding = rows.get::<Holding>(Key::Holding(&name))?;
         let is_noted = match (&holding, &client) {
             (Some(holding), Some(client)) if is_current(holding) => {
@@ -42,7 +44,7 @@ pub async fn resolve(
     })?;
     let Some(client) = client.filter(|_| !is_noted) else { return Ok(ApiJson(ResolveAnswer { holding })) };
     let now = node.clock.now();
-    let holding = node
+    let holding = shard
         .commit_in(slot, move |txn| {
             let holding = txn.get::<Holding>(Key::Holding(&name))?;
             if holding.as_ref().is_some_and(is_current) {
@@ -60,9 +62,11 @@ pub async fn hold(
 ) -> ApiResult<ApiJson<HoldAnswer>> {
     request.manifest.check().map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))?;
     let (now, wait_ms) = (node.clock.now(), request.announce_wait_ms);
-    let (slots, row) = (node.slots.clone(), library_row(&request));
-    let (held, row_elsewhere) = node
-        .commit_in(Slot::of_name(&request.name), move |txn| {
+    let slot = Slot::of_name(&request.name);
+    let shard = node.shard_with(slot)?;
+    let (slots, row) = (shard.slots.clone(), library_row(&request));
+    let (held, row_elsewhere) = shard
+        .commit_in(slot, move |txn| {
             let held = holdings::hold(txn, &request, now)?;
             let Some(row) = row else { return Ok((held, None)) };
             if slots.check(Slot::of_client(&row.client)).is_err() {
@@ -72,8 +76,8 @@ pub async fn hold(
             Ok((held, None))
         })
         .await?;
-    node.signals.reap_queued.notify_one();
-    let announced = node.wait_announced(held.announcement, wait_ms);
+    shard.signals.reap_queued.notify_one();
+    let announced = shard.wait_announced(held.announcement, wait_ms);
     let (announced, in_library) = match row_elsewhere {
         Some(row) => tokio::join!(announced, add_elsewhere(&node, &row)),
         None => (announced.await, true),
@@ -95,14 +99,17 @@ fn library_row(request: &HoldRequest) -> Option<AddRequest> {
 
 /// Asks the owner of the client's slot for a library row, once. Answers whether it is durable there.
 async fn add_elsewhere(node: &Node, row: &AddRequest) -> bool {
-    let view = node.slots.view();
-    let Some(owner) = view.site().and_then(|site| site.slot_owner(Slot::of_client(&row.client))) else {
-        return false;
-    };
-    match tokio::time::timeout(ADD_TIME_MAX, node.peer(owner).library_add(row)).await {
+    let slot = Slot::of_client(&row.client);
+    let owner = node.maps.with(|view| Some(node.peer(view.site()?.slot_primary(slot)?)));
+    let Some(owner) = owner else { return false };
+    match tokio::time::timeout(ADD_TIME_MAX, owner.library_add(row)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::debug!(owner = %owner.id, error = chain(&error), "library row not added; the gateway will ask");
+            tracing::debug!(
+                owner = owner.base(),
+                error = chain(&error),
+                "library row not added; the gateway will ask"
+            );
             false
         }
         Err(_) => false,
@@ -114,9 +121,10 @@ pub async fn withdraw(
     ApiJson(request): ApiJson<ReleaseRequest>,
 ) -> ApiResult<ApiJson<ReleaseAnswer>> {
     let wait_ms = request.announce_wait_ms;
-    let gone =
-        node.commit_in(Slot::of_name(&request.name), move |txn| holdings::withdraw(txn, &request)).await?;
-    answer_let(&node, gone, wait_ms).await
+    let slot = Slot::of_name(&request.name);
+    let shard = node.shard_with(slot)?;
+    let gone = shard.commit_in(slot, move |txn| holdings::withdraw(txn, &request)).await?;
+    answer_let(&shard, gone, wait_ms).await
 }
 
 pub async fn release(
@@ -124,15 +132,16 @@ pub async fn release(
     ApiJson(request): ApiJson<ReleaseRequest>,
 ) -> ApiResult<ApiJson<ReleaseAnswer>> {
     let wait_ms = request.announce_wait_ms;
-    let gone =
-        node.commit_in(Slot::of_name(&request.name), move |txn| holdings::release(txn, &request)).await?;
-    answer_let(&node, gone, wait_ms).await
+    let slot = Slot::of_name(&request.name);
+    let shard = node.shard_with(slot)?;
+    let gone = shard.commit_in(slot, move |txn| holdings::release(txn, &request)).await?;
+    answer_let(&shard, gone, wait_ms).await
 }
 
-async fn answer_let(node: &Node, gone: holdings::Let, wait_ms: u64) -> ApiResult<ApiJson<ReleaseAnswer>> {
-    node.signals.reap_queued.notify_one();
+async fn answer_let(shard: &Shard, gone: holdings::Let, wait_ms: u64) -> ApiResult<ApiJson<ReleaseAnswer>> {
+    shard.signals.reap_queued.notify_one();
     // Search learns it from the outbox in any case; who asked for it waits a moment so that lists show it.
-    node.wait_announced(gone.announcement, wait_ms).await;
+    shard.wait_announced(gone.announcement, wait_ms).await;
     Ok(ApiJson(ReleaseAnswer { released: gone.released }))
 }
 
@@ -140,15 +149,11 @@ pub async fn counts(
     State(node): Shared,
     ApiJson(request): ApiJson<CountsRequest>,
 ) -> ApiResult<ApiJson<CountsAnswer>> {
-    let clients = node.catalog.read(|rows| {
-        request
-            .names
-            .iter()
-            .map(|name| rows.count(&key::holding_clients(name)))
-            .collect::<ApiResult<Vec<_>>>()
-    })?;
+    let mut clients = Vec::with_capacity(request.names.len());
     for name in &request.names {
-        node.slots.check(Slot::of_name(name))?;
+        let slot = Slot::of_name(name);
+        let shard = node.shard_with(slot)?;
+        clients.push(shard.read_in(slot, |rows| rows.count(&key::holding_clients(name)))?);
     }
     Ok(ApiJson(CountsAnswer { clients }))
 }
@@ -162,7 +167,8 @@ pub async fn clients(
     State(node): Shared,
     ApiQuery(query): ApiQuery<NameQuery>,
 ) -> ApiResult<ApiJson<HoldingClients>> {
-    let answer = node.read_in(Slot::of_name(&query.name), |rows| {
+    let slot = Slot::of_name(&query.name);
+    let answer = node.shard_with(slot)?.read_in(slot, |rows| {
         let holding = rows.get::<Holding>(Key::Holding(&query.name))?;
         Ok(HoldingClients { holding, clients: holdings::clients(rows, &query.name)? })
     })?;

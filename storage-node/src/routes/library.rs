@@ -20,7 +20,7 @@ type Shared = State<Arc<Node>>;
 
 pub async fn add(State(node): Shared, ApiJson(request): ApiJson<AddRequest>) -> ApiResult<ApiJson<()>> {
     let (slot, now) = (Slot::of_client(&request.client), node.clock.now());
-    node.commit_in(slot, move |txn| library::add(txn, &request, now)).await.map(ApiJson)
+    node.shard_with(slot)?.commit_in(slot, move |txn| library::add(txn, &request, now)).await.map(ApiJson)
 }
 
 pub async fn drop_row(
@@ -28,7 +28,8 @@ pub async fn drop_row(
     ApiJson(request): ApiJson<DropRequest>,
 ) -> ApiResult<ApiJson<ReleaseAnswer>> {
     let slot = Slot::of_client(&request.client);
-    let released = node.commit_in(slot, move |txn| library::drop_row(txn, &request)).await?;
+    let released =
+        node.shard_with(slot)?.commit_in(slot, move |txn| library::drop_row(txn, &request)).await?;
     Ok(ApiJson(ReleaseAnswer { released }))
 }
 
@@ -49,8 +50,9 @@ pub async fn page(
 ) -> ApiResult<ApiJson<LibraryPage>> {
     let PageQuery { client, prefix, after, limit } = query;
     let limit = limit.unwrap_or(library::PAGE_LEN_MAX);
+    let slot = Slot::of_client(&client);
     let page =
-        node.read_in(Slot::of_client(&client), |rows| library::page(rows, &client, &prefix, &after, limit))?;
+        node.shard_with(slot)?.read_in(slot, |rows| library::page(rows, &client, &prefix, &after, limit))?;
     Ok(ApiJson(page))
 }
 
@@ -65,7 +67,9 @@ pub async fn row(
     ApiQuery(query): ApiQuery<RowQuery>,
 ) -> ApiResult<ApiJson<Option<LibraryRow>>> {
     let RowQuery { client, name } = query;
+    let slot = Slot::of_client(&client);
     let row = node
-        .read_in(Slot::of_client(&client), |rows| rows.get::<LibraryValue>(Key::Library(&client, &name)))?;
+        .shard_with(slot)?
+        .read_in(slot, |rows| rows.get::<LibraryValue>(Key::Library(&client, &name)))?;
     Ok(ApiJson(row.map(|row| row.to_api(name))))
 }

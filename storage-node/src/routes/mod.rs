@@ -1,11 +1,13 @@
 //! The node's HTTP routes: one file per resource. Each handler checks what it was sent, runs one rule in one
 //! commit, and answers when it is durable.
 
+mod audit;
 mod chunks;
 mod deliveries;
 mod holdings;
 mod library;
 mod scrub;
+mod shards;
 mod slots;
 mod status;
 
@@ -44,12 +46,17 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
         .route("/v1/slots/export", post(slots::export))
+        .route("/v1/audit", get(audit::page))
         .route("/v1/map", get(status::map))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     let bytes = Router::new()
         .route("/v1/chunks/{hash}", get(chunks::read).put(chunks::store))
         .layer(DefaultBodyLimit::max(common::chunker::CHUNK_LEN_MAX));
+    let shipments = Router::new()
+        .route("/v1/shards/{shard}/ship", post(shards::ship))
+        .layer(DefaultBodyLimit::max(shards::SHIPMENT_BYTES_MAX));
     json.merge(bytes)
+        .merge(shipments)
         .route_layer(middleware::from_fn_with_state(node.clone(), count))
         .layer(middleware::from_fn_with_state(guard, require_server))
         .with_state(node)

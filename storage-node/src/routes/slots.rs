@@ -15,9 +15,10 @@ pub async fn export(
     State(node): State<Arc<Node>>,
     ApiJson(request): ApiJson<ExportRequest>,
 ) -> ApiResult<ApiJson<ExportAnswer>> {
-    if request.to == node.id || request.slots.iter().any(|slot| slot.0 >= SLOT_COUNT) {
-        let message = "slots 0 to 1023 are exported to another node";
+    if request.to == request.from || request.slots.iter().any(|slot| slot.0 >= SLOT_COUNT) {
+        let message = "slots 0 to 1023 are exported to another shard";
         return Err(ApiError::new(ErrorCode::InvalidRequest, message));
     }
-    slot_moves::export(&node, request).await.map(ApiJson)
+    let shard = node.shard(&request.from)?;
+    slot_moves::export(&shard, request).await.map(ApiJson)
 }

@@ -6,20 +6,22 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::api::extract::ApiJson;
 use common::api::node::NodeStatus;
+use common::error::ApiResult;
 
 use crate::node::Node;
 
 pub async fn map(State(node): State<Arc<Node>>) -> Response {
-    axum::Json(&node.slots.view().map).into_response()
+    axum::Json(&node.maps.view().map).into_response()
 }
 
-pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
-    let (stats, view) = (node.chunks.stats(), node.slots.view());
+pub async fn node(State(node): State<Arc<Node>>) -> ApiResult<ApiJson<NodeStatus>> {
+    let (stats, view) = (node.chunks.stats(), node.maps.view());
     let state = match (view.site(), view.me()) {
         (Some(site), Some(me)) => me.shown_state(site),
         _ => "joining",
     };
-    ApiJson(NodeStatus {
+    let unsettled = node.shards.get(&node.id).map_or(Ok(0), |shard| shard.unsettled())?;
+    Ok(ApiJson(NodeStatus {
         node: node.id.clone(),
         state: state.to_owned(),
         store: node.store.clone(),
@@ -30,7 +32,7 @@ pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
         moves_pending_bytes: node.moves.pending_bytes(),
         moves_rate_bytes_per_s: node.moves.rate_bytes_per_s(),
         moves_limit_bytes_per_s: node.moves.limit_bytes_per_s(),
-        unsettled: 0,
+        unsettled,
         epoch: view.map.epoch,
-    })
+    }))
 }

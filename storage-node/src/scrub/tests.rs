@@ -18,8 +18,9 @@ use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::mover::Moves;
 use crate::node::Signals;
-use crate::slots::Slots;
+use crate::shards::Shards;
 use crate::store;
+use crate::view::Maps;
 
 /// A node on memory, without listeners and workers.
 async fn node(dir: &Path) -> Arc<Node> {
@@ -36,7 +37,8 @@ async fn node(dir: &Path) -> Arc<Node> {
         slot_move: Duration::from_secs(1),
     };
     Arc::new(Node {
-        slots: Arc::new(Slots::new(id.clone(), site.clone(), ClusterMap::default())),
+        maps: Arc::new(Maps::new(id.clone(), site.clone(), ClusterMap::default())),
+        shards: Shards::default(),
         site,
         store: "memory:".into(),
         clock: Clock::System,

@@ -11,7 +11,7 @@ use common::api::billing::{BatchAnswer, RecordBatch};
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
     AnnounceAnswer, AnnounceBatch, Announcement, Announcer, Change, ChangePage, Fence, FenceRequest,
-    Registered, Registration, SlotMove,
+    FollowersChange, HandOver, Registered, Registration, SlotMove, Suspicion, SuspicionAnswer,
 };
 use common::cluster::{ClusterMap, MapEpoch, NodeEntry, NodeState, ServerEntry, ShardEntry, SiteEntry};
 use common::error::{ApiError, ApiResult, ErrorCode};
@@ -63,6 +63,9 @@ impl Fake {
             .route("/v1/map", get(map_after))
             .route("/v1/map/slots/fence", post(fence))
             .route("/v1/map/slots/move", post(move_slots))
+            .route("/v1/map/shards/followers", post(change_followers))
+            .route("/v1/map/shards/hand-over", post(hand_over))
+            .route("/v1/nodes/suspect", post(suspect))
             .route("/v1/announcements", post(announce))
             .route("/v1/changes", get(changes_after))
             .route("/v1/batches", post(book))
@@ -71,17 +74,38 @@ impl Fake {
         fake
     }
 
-    /// Changes the first site as an operator would.
-    pub fn edit(&self, change: impl FnOnce(&mut SiteEntry)) {
+    pub fn owned(&self, node: &NodeId) -> usize {
+        let map = self.map.borrow();
+        map.sites.first().map_or(0, |site| site.slots_owned_by(node).count())
+    }
+
+    pub fn set_replicas(&self, replicas: u8) {
+        self.change(|site| site.replicas = replicas);
+    }
+
+    /// Changes the site as search would.
+    pub fn change(&self, change: impl FnOnce(&mut SiteEntry)) {
         self.map.send_modify(|map| {
             change(&mut map.sites[0]);
             map.epoch.0 += 1;
         });
     }
 
-    pub fn owned(&self, node: &NodeId) -> usize {
-        let map = self.map.borrow();
-        map.sites.first().map_or(0, |site| site.slots_owned_by(node).count())
+    /// What search does when a node is lost: the first follower that is there takes its place, and it follows nobody.
+    pub fn lose(&self, node: &NodeId) {
+        self.change(|site| {
+            let lost = site.node_index(node).unwrap() as u16;
+            site.nodes[usize::from(lost)].alive = false;
+            let alive: Vec<bool> = site.nodes.iter().map(|n| n.alive).collect();
+            for entry in site.nodes.iter_mut().map(|n| &mut n.shard) {
+                entry.followers.retain(|follower| *follower != lost);
+                let next = entry.followers.iter().position(|follower| alive[usize::from(*follower)]);
+                if let Some(next) = next.filter(|_| entry.primary == lost) {
+                    entry.primary = entry.followers.remove(next);
+                    entry.term += 1;
+                }
+            }
+        });
     }
 
     pub fn record_count(&self) -> usize {
@@ -111,7 +135,9 @@ async fn register(
         };
         let site = map.sites.iter_mut().find(|s| s.id == site).unwrap();
         let primary = site.nodes.iter().position(|n| n.id == id).unwrap_or(site.nodes.len()) as u16;
-        let entry = NodeEntry { shard: ShardEntry { primary, ..ShardEntry::default() }, ..entry };
+        let known = site.node(&id).map(|n| n.shard.clone());
+        let shard = known.unwrap_or(ShardEntry { term: 1, primary, followers: Vec::new() });
+        let entry = NodeEntry { shard, ..entry };
         match site.nodes.iter_mut().find(|n| n.id == id) {
             // What a test made of the node stays.
             Some(known) if known.alive && known.http == entry.http => return false,
@@ -221,4 +247,68 @@ async fn book(State(fake): Shared, ApiJson(batch): ApiJson<RecordBatch>) -> ApiR
         booked.push(record);
     }
     Ok(ApiJson(BatchAnswer::Booked { through: booked.len() as u64 }))
+}
+
+/// The entry of a shard, if `primary` serves it in `term`.
+fn entry_of<'a>(
+    site: &'a mut SiteEntry,
+    shard: &NodeId,
+    primary: &NodeId,
+    term: u64,
+) -> Option<&'a mut ShardEntry> {
+    let (primary, shard) = (site.node_index(primary)?, site.node_index(shard)?);
+    let entry = &mut site.nodes[shard].shard;
+    (usize::from(entry.primary) == primary && entry.term == term).then_some(entry)
+}
+
+fn conflict() -> ApiError {
+    ApiError::new(ErrorCode::Conflict, "another primary or term")
+}
+
+async fn change_followers(
+    State(fake): Shared,
+    ApiJson(change): ApiJson<FollowersChange>,
+) -> ApiResult<ApiJson<ClusterMap>> {
+    let mut result = Ok(());
+    fake.change(|site| {
+        let index = |id: &NodeId| site.node_index(id).unwrap() as u16;
+        let add: Vec<u16> = change.add.iter().map(index).collect();
+        let remove: Vec<u16> = change.remove.iter().map(index).collect();
+        let all_alive = add.iter().all(|index| site.nodes[usize::from(*index)].alive);
+        match entry_of(site, &change.shard, &change.primary, change.term) {
+            Some(entry) if all_alive => {
+                entry.followers.retain(|follower| !remove.contains(follower) && !add.contains(follower));
+                entry.followers.extend(add);
+            }
+            _ => result = Err(conflict()),
+        }
+    });
+    result.map(|()| ApiJson(fake.map.borrow().clone()))
+}
+
+async fn hand_over(
+    State(fake): Shared,
+    ApiJson(request): ApiJson<HandOver>,
+) -> ApiResult<ApiJson<ClusterMap>> {
+    let mut result = Err(conflict());
+    fake.change(|site| {
+        let to = site.node_index(&request.to).unwrap() as u16;
+        if let Some(entry) = entry_of(site, &request.shard, &request.primary, request.term)
+            && let Some(place) = entry.followers.iter().position(|follower| *follower == to)
+        {
+            entry.followers[place] = std::mem::replace(&mut entry.primary, to);
+            entry.term += 1;
+            result = Ok(());
+        }
+    });
+    result.map(|()| ApiJson(fake.map.borrow().clone()))
+}
+
+async fn suspect(
+    State(fake): Shared,
+    ApiJson(of): ApiJson<Suspicion>,
+) -> ApiResult<ApiJson<SuspicionAnswer>> {
+    let map = fake.map.borrow();
+    let alive = map.sites[0].node(&of.node).is_some_and(|node| node.alive);
+    Ok(ApiJson(SuspicionAnswer { alive }))
 }

@@ -6,6 +6,7 @@ mod fake;
 mod moves;
 mod s3;
 mod scrub;
+mod shards;
 mod slots;
 
 use std::collections::BTreeMap;
@@ -350,7 +351,9 @@ async fn slots_that_were_handed_out_and_never_taken_come_back() {
     ready(&node).await;
     let song = name("alice/song");
     publish(&node.client, &song, b"la la la").await;
-    let export = ExportRequest { to: NodeId::new("tokyo.n9").unwrap(), slots: vec![Slot::of_name(&song)] };
+    let from = node.id.clone();
+    let export =
+        ExportRequest { from, to: NodeId::new("tokyo.n9").unwrap(), slots: vec![Slot::of_name(&song)] };
     let answer = node.client.export_slots(&export).await.unwrap();
     assert_eq!((answer.slots, answer.rows.len()), (export.slots.clone(), 2));
     let resolve = ResolveRequest { name: song.clone(), client: Some(client_id("bob")) };

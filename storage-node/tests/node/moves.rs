@@ -51,7 +51,7 @@ impl Site {
 
     /// Changes the map, and waits until all nodes know.
     async fn edit(&self, change: impl FnOnce(&mut SiteEntry)) {
-        self.search.edit(change);
+        self.search.change(change);
         let epoch = self.search.map.borrow().epoch;
         for node in &self.nodes {
             until("the map is known", async || node.client.map().await.unwrap().epoch >= epoch).await;
@@ -75,7 +75,8 @@ impl Site {
     async fn stop_node(&mut self, index: usize) -> NodeId {
         let node = self.nodes.remove(index);
         node.running.stop().await;
-        self.edit(|site| site.nodes.iter_mut().find(|n| n.id == node.id).unwrap().alive = false).await;
+        self.search.lose(&node.id);
+        self.edit(|_| {}).await;
         node.id
     }
 
@@ -222,7 +223,7 @@ async fn a_new_node_gets_its_chunks_once_and_the_others_drop_theirs() {
 async fn a_draining_node_empties_itself_and_fills_again() {
     let site = Site::start(3, 2).await;
     let stored = site.write_some(40).await;
-    site.search.edit(|site| (site.nodes[0].weight, site.nodes[0].state) = (0, NodeState::Draining));
+    site.search.change(|site| (site.nodes[0].weight, site.nodes[0].state) = (0, NodeState::Draining));
     site.settle(&stored).await;
     until("nothing is left", async || {
         let status = status(&site.nodes[0]).await;
@@ -230,7 +231,7 @@ async fn a_draining_node_empties_itself_and_fills_again() {
     })
     .await;
 
-    site.search.edit(|site| (site.nodes[0].weight, site.nodes[0].state) = (100, NodeState::Active));
+    site.search.change(|site| (site.nodes[0].weight, site.nodes[0].state) = (100, NodeState::Active));
     site.settle(&stored).await;
     assert!(status(&site.nodes[0]).await.chunks > 0);
     site.stop().await;
@@ -241,7 +242,7 @@ async fn more_or_fewer_copies_are_made_and_dropped() {
     let site = Site::start(3, 1).await;
     let stored = site.write_some(20).await;
     for replicas in [3, 1, 2] {
-        site.search.edit(|site| site.replicas = replicas);
+        site.search.change(|site| site.replicas = replicas);
         site.settle(&stored).await;
     }
     site.stop().await;
@@ -421,7 +422,7 @@ async fn no_sequence_of_maps_loses_a_chunk_or_a_reference() {
     for _ in 0..40 {
         let (index, what) = (draw(4) as usize, draw(4));
         let weight = [0, 0, 50, 100, 300][draw(5) as usize];
-        site.search.edit(|site| match what {
+        site.search.change(|site| match what {
             0 => site.replicas = 1 + (site.replicas % 3),
             1 => site.nodes[index].alive ^= true,
             _ => site.nodes[index].weight = weight,
@@ -439,7 +440,7 @@ async fn no_sequence_of_maps_loses_a_chunk_or_a_reference() {
         }
         assert!(copies > 0);
     }
-    site.search.edit(|site| {
+    site.search.change(|site| {
         site.replicas = 2;
         site.nodes.iter_mut().for_each(|node| (node.weight, node.alive) = (100, true));
     });

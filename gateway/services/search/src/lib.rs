@@ -14,6 +14,8 @@
 //! | settings, start, background work | [`config`], [`server`] |
 //! | HTTP resources | `routes` |
 //! | servers, leases, the map, slots | `servers`, `map`, `slots` |
+//! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
+//! | draining and removing nodes | `nodes` |
 //! | clients and buckets | `clients`, `buckets` |
 //! | announcements, lookups, listings, the change feed | `announcements`, `contents`, `listing`, `changes` |
 //!
@@ -30,10 +32,13 @@ mod error;
 mod listing;
 mod map;
 mod metrics;
+mod nodes;
 mod routes;
 pub mod server;
 mod servers;
+mod shards;
 mod slots;
+mod suspicion;
 
 pub use config::Config;
 pub use server::start;

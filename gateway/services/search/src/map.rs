@@ -9,13 +9,21 @@ use serde::Serialize;
 
 use common::auth::Role;
 use common::cluster::{
-    ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, ServerEntry, ShardEntry, SiteEntry,
+    ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, REPLICAS_MAX, ServerEntry, ShardEntry,
+    SiteEntry,
 };
 use common::id::{NodeId, ServerName, SiteId};
+use common::placement;
 
 use crate::db::Connection;
 use crate::error::{Failure, natural};
 use crate::servers::{self, ServerRow};
+use crate::shards;
+
+/// Copies that a site keeps unless its operator says otherwise.
+const COPIES_DEFAULT: u8 = 2;
+/// Size that a node is taken to have which tells none.
+const CAPACITY_UNKNOWN: u64 = 1 << 30;
 
 /// One state of the directory of servers. Cheap to clone.
 #[derive(Clone)]
@@ -74,14 +82,21 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM map_state").fetch_one(&mut *conn).await?;
     let rows = servers::all(conn).await?;
     let mut map = ClusterMap { epoch: MapEpoch(natural(epoch)), ..ClusterMap::default() };
-    let sites: Vec<(String, Option<String>)> =
-        sqlx::query_as("SELECT site, zone FROM sites ORDER BY position").fetch_all(&mut *conn).await?;
-    for (site, zone) in sites {
+    let sites: Vec<(String, Option<String>, Option<i64>)> =
+        sqlx::query_as("SELECT site, zone, replicas FROM sites ORDER BY position")
+            .fetch_all(&mut *conn)
+            .await?;
+    for (site, zone, replicas) in sites {
         let mut entry = SiteEntry { zone, ..SiteEntry::new(SiteId::new(&site)?) };
         for row in rows.iter().filter(|r| r.key.site == site) {
             add_to_site(&mut entry, row)?;
         }
-        entry.slot_owners = slot_owners(conn, &entry).await?;
+        entry.replicas = copies(&entry.nodes, replicas);
+        set_weights(&mut entry);
+        let places: HashMap<String, u16> =
+            (0u16..).zip(&entry.nodes).map(|(i, n)| (n.id.name().to_owned(), i)).collect();
+        set_shards(conn, &mut entry, &places).await?;
+        entry.slot_owners = slot_owners(conn, &entry.id, &places).await?;
         map.sites.push(entry);
     }
     map.origins =
@@ -89,47 +104,89 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     map.service_billing = the_one(&rows, Role::ServiceBilling)?;
     map.content_billing = the_one(&rows, Role::ContentBilling)?;
     let map_json = serde_json::to_vec(&map)?.into();
-    let targets = rows.iter().map(|r| Target::new(r.key.role, &r.key.site, &r.key.name, &r.admin)).collect();
+    let targets = rows.iter().filter(|r| !r.is_removed());
+    let targets = targets.map(|r| Target::new(r.key.role, &r.key.site, &r.key.name, &r.admin)).collect();
     Ok(View { map: Arc::new(map), map_json, targets: Arc::new(targets) })
 }
 
 fn add_to_site(entry: &mut SiteEntry, row: &ServerRow) -> Result<(), Failure> {
     let name = ServerName::new(&row.key.name)?;
-    match row.key.role {
-        Role::Gateway => entry.gateways.push(GatewayEntry {
+    match (row.key.role, &row.node) {
+        (Role::Gateway, _) => entry.gateways.push(GatewayEntry {
             name,
             http: row.http.clone(),
             s3: row.s3.clone(),
             admin: row.admin.clone(),
             alive: row.alive,
         }),
-        Role::StorageNode => entry.nodes.push(NodeEntry {
+        (Role::StorageNode, Some(node)) => entry.nodes.push(NodeEntry {
             id: NodeId::of(&entry.id, &name),
             http: row.http.clone(),
             admin: row.admin.clone(),
-            state: NodeState::Active,
+            state: node.state,
             alive: row.alive,
-            weight: row.weight.and_then(|w| u32::try_from(w).ok()).unwrap_or(1),
-            capacity_bytes: row.weight.map_or(0, natural) << 30,
-            shard: ShardEntry { primary: entry.nodes.len() as u16, ..ShardEntry::default() },
+            weight: 0,
+            capacity_bytes: natural(node.capacity_bytes),
+            shard: ShardEntry::default(),
         }),
         _ => {}
     }
     Ok(())
 }
 
+/// Copies that a site keeps: as set, or two, but not more than there are nodes.
+fn copies(nodes: &[NodeEntry], set: Option<i64>) -> u8 {
+    let there = nodes.iter().filter(|n| n.state != NodeState::Removed).count();
+    let wanted = set.and_then(|copies| u8::try_from(copies).ok()).unwrap_or(COPIES_DEFAULT);
+    wanted.min(u8::try_from(there).unwrap_or(u8::MAX)).clamp(1, REPLICAS_MAX)
+}
+
+/// Shares of the active nodes, by their sizes.
+fn set_weights(entry: &mut SiteEntry) {
+    let size = |node: &NodeEntry| match (node.state, node.capacity_bytes) {
+        (NodeState::Active, 0) => CAPACITY_UNKNOWN,
+        (NodeState::Active, bytes) => bytes,
+        (NodeState::Draining | NodeState::Removed, _) => 0,
+    };
+    let sizes: Vec<u64> = entry.nodes.iter().map(size).collect();
+    for (node, weight) in entry.nodes.iter_mut().zip(placement::weights(&sizes, entry.replicas)) {
+        node.weight = weight;
+    }
+}
+
+async fn set_shards(
+    conn: &mut Connection,
+    entry: &mut SiteEntry,
+    places: &HashMap<String, u16>,
+) -> Result<(), Failure> {
+    for row in shards::of_site(conn, entry.id.as_str()).await? {
+        let shard = ShardEntry {
+            term: natural(row.term),
+            primary: place(places, &row.primary)?,
+            followers: row.followers.iter().map(|name| place(places, name)).collect::<Result<_, _>>()?,
+        };
+        entry.nodes[usize::from(place(places, &row.node)?)].shard = shard;
+    }
+    Ok(())
+}
+
 /// Owner of each slot as an index into the site's nodes.
-async fn slot_owners(conn: &mut Connection, entry: &SiteEntry) -> Result<Vec<u16>, Failure> {
-    let index: HashMap<&str, u16> = (0u16..).zip(&entry.nodes).map(|(i, n)| (n.id.name(), i)).collect();
+async fn slot_owners(
+    conn: &mut Connection,
+    site: &SiteId,
+    places: &HashMap<String, u16>,
+) -> Result<Vec<u16>, Failure> {
     let owners: Vec<String> = sqlx::query_scalar("SELECT owner FROM slots WHERE site = $1 ORDER BY slot")
-        .bind(entry.id.as_str())
+        .bind(site.as_str())
         .fetch_all(conn)
         .await?;
-    let place = |owner: String| {
-        let missing = || sqlx::Error::Decode(format!("the slot owner {owner} is no server").into());
-        index.get(owner.as_str()).copied().ok_or_else(missing)
-    };
-    Ok(owners.into_iter().map(place).collect::<Result<_, _>>()?)
+    owners.iter().map(|owner| place(places, owner)).collect()
+}
+
+/// Place of a node in its site's list.
+fn place(places: &HashMap<String, u16>, name: &str) -> Result<u16, Failure> {
+    let missing = || sqlx::Error::Decode(format!("the node {name} is no server").into());
+    Ok(places.get(name).copied().ok_or_else(missing)?)
 }
 
 fn server_entry(row: &ServerRow) -> Result<ServerEntry, Failure> {

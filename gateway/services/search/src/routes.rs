@@ -19,13 +19,14 @@ use serde::Deserialize;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
     AnnounceAnswer, AnnounceBatch, BucketRecord, ChangePage, ClientKeys, ClientRecord, ContentInfo,
-    ContentPage, Fence, FenceRequest, ListQuery, MissingAt, MissingReport, NewBucket, NewClient, Registered,
-    Registration, SlotMove,
+    ContentPage, Fence, FenceRequest, FollowersChange, HandOver, ListQuery, MissingAt, MissingReport,
+    NewBucket, NewClient, NodeAction, Registered, Registration, SiteSettings, SlotMove, Suspicion,
+    SuspicionAnswer,
 };
 use common::auth::{Guard, require_server};
 use common::cluster::MapEpoch;
-use common::error::{ApiError, ApiResult};
-use common::id::{BucketName, ClientId};
+use common::error::{ApiError, ApiResult, ErrorCode};
+use common::id::{BucketName, ClientId, NodeId, SiteId};
 use common::name::ContentName;
 use common::server::bad_request;
 
@@ -34,7 +35,10 @@ use crate::error::Failure;
 use crate::map::View;
 use crate::metrics::measure;
 use crate::server::App;
-use crate::{announcements, buckets, changes, clients, contents, listing, map, servers, slots};
+use crate::servers::ServerKey;
+use crate::{
+    announcements, buckets, changes, clients, contents, listing, nodes, servers, shards, slots, suspicion,
+};
 
 /// Longest time a caller may wait for a change; it asks again then.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -49,6 +53,11 @@ pub fn service(app: App, guard: Guard) -> Router {
         .route("/v1/map", op("map", get(cluster_map)))
         .route("/v1/map/slots/fence", op("fence", post(fence)))
         .route("/v1/map/slots/move", op("move", post(move_slots)))
+        .route("/v1/map/shards/followers", op("followers", post(change_followers)))
+        .route("/v1/map/shards/hand-over", op("hand_over", post(hand_over)))
+        .route("/v1/nodes/suspect", op("suspect", post(suspect)))
+        .route("/v1/nodes/{node}/{action}", op("node", post(change_node)))
+        .route("/v1/sites/{site}", op("site", put(set_site)))
         .route("/v1/clients", op("clients", get(list_clients).post(create_client)))
         .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
         .route("/v1/clients/by-token/{hash}", op("client_by_token", get(client_by_token)))
@@ -104,31 +113,32 @@ async fn register(
 ) -> ApiResult<ApiJson<Registered>> {
     let key = servers::check(&registration)?;
     let heartbeat_ms = app.heartbeat_ms;
-    let (map_epoch, record_epoch) = to_the_end(async move {
-        app.leases.renew(key.clone());
+    let (map_epoch, node) = to_the_end(async move {
         let mut conn = app.db.read().await?;
         let known = servers::find(&mut conn, &key).await?;
         let tells_zone = registration.zone.is_some() && servers::lacks_zone(&mut conn, &key.site).await?;
         drop(conn);
-        let wanted = servers::wanted(&key, &registration, known.as_ref());
+        let wanted = servers::wanted(&key, &registration, known.as_ref())?;
+        app.leases.renew(key.clone());
         if known.as_ref() == Some(&wanted) && !tells_zone {
-            return Ok((app.view.borrow().epoch(), wanted.record_epoch));
+            return Ok((app.view.borrow().epoch(), wanted.node));
         }
         let mut tx = app.db.write().await?;
         // Read again: only here nobody else writes.
         let known = servers::find(&mut tx, &key).await?;
-        let wanted = servers::wanted(&key, &registration, known.as_ref());
+        let wanted = servers::wanted(&key, &registration, known.as_ref())?;
+        if known.as_ref().is_some_and(|known| known.has_other_log(&wanted)) {
+            // What it had is gone, as if it were down: whoever follows its shard serves that now.
+            servers::mark_down(&mut tx, &key).await?;
+            shards::settle(&mut tx, &key.site).await?;
+        }
         servers::put(&mut tx, &wanted, registration.zone.as_deref()).await?;
-        map::raise_epoch(&mut tx).await?;
-        let view = map::load(&mut tx).await?;
-        tx.commit().await?;
-        tracing::info!(role = %key.role, site = key.site, name = key.name, epoch = view.epoch().0, "registered");
-        let epoch = view.epoch();
-        app.publish(view);
-        Ok((epoch, wanted.record_epoch))
+        let epoch = app.commit_map(tx).await?.epoch();
+        tracing::info!(role = %key.role, site = key.site, name = key.name, epoch = epoch.0, "registered");
+        Ok((epoch, wanted.node))
     })
     .await?;
-    let record_epoch = record_epoch.and_then(|e| u64::try_from(e).ok());
+    let record_epoch = node.and_then(|node| u64::try_from(node.record_epoch).ok());
     Ok(ApiJson(Registered { map_epoch, record_epoch, heartbeat_ms }))
 }
 
@@ -180,12 +190,111 @@ async fn move_slots(State(app): State<App>, ApiJson(request): ApiJson<SlotMove>)
         if !slots::move_slots(&mut tx, &request).await? {
             return Ok(app.view.borrow().clone());
         }
-        map::raise_epoch(&mut tx).await?;
-        let view = map::load(&mut tx).await?;
-        tx.commit().await?;
+        let view = app.commit_map(tx).await?;
         let (count, epoch) = (request.slots.len(), view.epoch().0);
         tracing::info!(site = %request.site, from = %request.from, to = %request.to, count, epoch, "slots moved");
-        app.publish(view.clone());
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+async fn change_followers(
+    State(app): State<App>,
+    ApiJson(change): ApiJson<FollowersChange>,
+) -> ApiResult<Response> {
+    let view = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        if !shards::change_followers(&mut tx, &change).await? {
+            return Ok(app.view.borrow().clone());
+        }
+        let view = app.commit_map(tx).await?;
+        let FollowersChange { shard, primary, add, remove, .. } = &change;
+        tracing::info!(%shard, %primary, ?add, ?remove, epoch = view.epoch().0, "followers changed");
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+async fn hand_over(State(app): State<App>, ApiJson(request): ApiJson<HandOver>) -> ApiResult<Response> {
+    let view = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        if !shards::hand_over(&mut tx, &request).await? {
+            return Ok(app.view.borrow().clone());
+        }
+        let view = app.commit_map(tx).await?;
+        let HandOver { shard, primary, to, .. } = &request;
+        tracing::info!(%shard, %primary, %to, epoch = view.epoch().0, "shard handed over");
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+// --- Nodes and sites ---
+
+async fn suspect(
+    State(app): State<App>,
+    ApiJson(Suspicion { node }): ApiJson<Suspicion>,
+) -> ApiResult<ApiJson<SuspicionAnswer>> {
+    let alive = to_the_end(async move { suspicion::suspect(&app, &node).await }).await?;
+    Ok(ApiJson(SuspicionAnswer { alive }))
+}
+
+async fn change_node(
+    State(app): State<App>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> ApiResult<Response> {
+    let Path((node, action)) = path.map_err(bad_request)?;
+    let node = NodeId::new(&node)?;
+    let action = NodeAction::ALL.into_iter().find(|known| known.as_str() == action).ok_or_else(|| {
+        ApiError::new(ErrorCode::NotFound, format!("there is nothing to do to a node named {action:?}"))
+    })?;
+    let view = to_the_end(async move {
+        if action == NodeAction::Remove {
+            // Asked before the transaction, which keeps every other writer waiting; a draining node gets nothing new.
+            let mut conn = app.db.read().await?;
+            let admin = nodes::check_leaves(&mut conn, &node).await?;
+            drop(conn);
+            if let Some(admin) = admin {
+                nodes::check_empty(&app.server, &node, &admin).await?;
+            }
+        }
+        let mut tx = app.db.write().await?;
+        let changed = match action {
+            NodeAction::Drain => nodes::drain(&mut tx, &node).await?,
+            NodeAction::Undrain => nodes::undrain(&mut tx, &node).await?,
+            NodeAction::Remove => nodes::remove(&mut tx, &node).await?,
+            NodeAction::RemoveLost => nodes::remove_lost(&mut tx, &node).await?,
+        };
+        if !changed {
+            return Ok(app.view.borrow().clone());
+        }
+        let view = app.commit_map(tx).await?;
+        if matches!(action, NodeAction::Remove | NodeAction::RemoveLost) {
+            app.leases.forget(&ServerKey::of_node(&node));
+        }
+        tracing::info!(%node, action = action.as_str(), epoch = view.epoch().0, "node changed");
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+async fn set_site(
+    State(app): State<App>,
+    path: PathOf,
+    ApiJson(settings): ApiJson<SiteSettings>,
+) -> ApiResult<Response> {
+    let site = SiteId::new(&path_text(path)?)?;
+    let view = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        if !servers::set_replicas(&mut tx, &site, settings.replicas).await? {
+            return Ok(app.view.borrow().clone());
+        }
+        let view = app.commit_map(tx).await?;
+        tracing::info!(%site, replicas = settings.replicas, epoch = view.epoch().0, "site changed");
         Ok(view)
     })
     .await?;

@@ -1,13 +1,16 @@
 //! Starting and stopping the search server, and its one background worker: the sweep that marks servers as down.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use common::auth::{ClusterSecret, Guard, Role};
+use common::client::{HttpClient, ServerClient};
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
@@ -16,8 +19,9 @@ use crate::db::Db;
 use crate::error::{Failure, natural};
 use crate::map::{Target, View};
 use crate::metrics::Metrics;
-use crate::servers::Leases;
-use crate::{changes, contents, map, routes, servers};
+use crate::servers::{Leases, ServerKey};
+use crate::suspicion::Suspicions;
+use crate::{changes, contents, map, routes, servers, shards};
 
 /// What requests share. Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +31,9 @@ pub(crate) struct App {
     /// Last number of the change feed.
     pub last_change: watch::Sender<u64>,
     pub leases: Arc<Leases>,
+    pub suspicions: Arc<Suspicions>,
+    /// For asking nodes.
+    pub server: ServerClient,
     pub metrics: Metrics,
     pub clock: Clock,
     pub heartbeat_ms: u64,
@@ -36,8 +43,17 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// Commits a change of the map under a new epoch, and serves it.
+    pub async fn commit_map(&self, mut tx: Transaction<'static, Sqlite>) -> Result<View, Failure> {
+        map::raise_epoch(&mut tx).await?;
+        let view = map::load(&mut tx).await?;
+        tx.commit().await?;
+        self.publish(view.clone());
+        Ok(view)
+    }
+
     /// Makes a committed view the one that is served. Commits may be published out of their order; the newest wins.
-    pub fn publish(&self, view: View) {
+    fn publish(&self, view: View) {
         self.view.send_if_modified(|current| {
             let is_newer = view.epoch() > current.epoch();
             if is_newer {
@@ -72,7 +88,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     server.health.set("database", Err("opening".into()));
     let db = Db::open(&config.data_dir).await?;
     let failed = |failure: Failure| StartError::failed("reading the directory", failure);
-    let app = load(&config, &server, db.clone()).await.map_err(failed)?;
+    let app = load(&config, &server, db.clone(), secret.clone()).await.map_err(failed)?;
     server.health.set("database", Ok(()));
     let guard = Guard { secret, audience: Role::Search, clock: Clock::System };
     let lease = Duration::from_millis(config.lease_ms);
@@ -83,7 +99,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
 }
 
 /// Reads from the database what is kept in memory.
-async fn load(config: &Config, server: &Server, db: Db) -> Result<App, Failure> {
+async fn load(config: &Config, server: &Server, db: Db, secret: ClusterSecret) -> Result<App, Failure> {
     let mut conn = db.read().await?;
     let view = map::load(&mut conn).await?;
     let last_change = natural(changes::last_seq(&mut conn).await?);
@@ -102,6 +118,8 @@ async fn load(config: &Config, server: &Server, db: Db) -> Result<App, Failure> 
         view: watch::Sender::new(view),
         last_change: watch::Sender::new(last_change),
         leases: Arc::new(leases),
+        suspicions: Arc::new(Suspicions::default()),
+        server: ServerClient::new(HttpClient::new(), secret, "search", Clock::System),
         metrics,
         clock: Clock::System,
         heartbeat_ms: config.heartbeat_ms,
@@ -130,22 +148,24 @@ async fn sweep(app: App, health: Health, lease: Duration) {
     }
 }
 
-async fn mark_down(app: &App, expired: &[servers::ServerKey]) -> Result<(), Failure> {
+/// Marks servers as down whose leases were taken out, and lets followers serve what they served.
+pub(crate) async fn mark_down(app: &App, silent: &[ServerKey]) -> Result<(), Failure> {
     let mut tx = app.db.write().await?;
-    let mut changed = false;
+    let mut lost = Vec::new();
     // One that reported since is alive after all.
-    for key in expired.iter().filter(|key| !app.leases.has(key)) {
+    for key in silent.iter().filter(|key| !app.leases.has(key)) {
         if servers::mark_down(&mut tx, key).await? {
-            tracing::warn!(role = %key.role, site = key.site, name = key.name, "no heartbeat; marked as down");
-            changed = true;
+            tracing::warn!(role = %key.role, site = key.site, name = key.name, "marked as down");
+            lost.push(key);
         }
     }
-    if !changed {
+    if lost.is_empty() {
         return Ok(());
     }
-    map::raise_epoch(&mut tx).await?;
-    let view = map::load(&mut tx).await?;
-    tx.commit().await?;
-    app.publish(view);
+    let sites: BTreeSet<&str> = lost.iter().map(|key| key.site.as_str()).collect();
+    for site in sites {
+        shards::settle(&mut tx, site).await?;
+    }
+    app.commit_map(tx).await?;
     Ok(())
 }

@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use common::api::search::Registration;
+use common::api::search::{NodeFacts, Registration};
 use common::auth::Role;
+use common::cluster::{NodeState, REPLICAS_MAX};
 use common::error::{ApiError, ApiResult, ErrorCode};
+use common::id::{NodeId, SiteId};
 use common::placement::SLOT_COUNT;
 
 use crate::db::Connection;
-use crate::error::Failure;
+use crate::error::{Failure, integer};
+use crate::shards;
 
 const ADDRESS_LEN_MAX: usize = 255;
 const LOG_ID_LEN_MAX: usize = 128;
-const GIB: u64 = 1 << 30;
+/// A capacity counts as changed when it differs by more than this part of it.
+const CAPACITY_SLACK: u64 = 10;
 
 /// Which server: no two of a role share a name in a site.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,6 +34,12 @@ pub struct ServerKey {
     pub name: String,
 }
 
+impl ServerKey {
+    pub fn of_node(node: &NodeId) -> Self {
+        Self { role: Role::StorageNode, site: node.site().to_owned(), name: node.name().to_owned() }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerRow {
     pub key: ServerKey,
@@ -38,30 +48,76 @@ pub struct ServerRow {
     pub s3: Option<String>,
     pub admin: String,
     pub alive: bool,
-    pub weight: Option<i64>,
-    pub log_id: Option<String>,
-    pub record_epoch: Option<i64>,
+    /// Of storage nodes.
+    pub node: Option<NodeRow>,
 }
 
-type Columns = (
-    String,
-    String,
-    String,
-    i64,
-    String,
-    Option<String>,
-    String,
-    bool,
-    Option<i64>,
-    Option<String>,
-    Option<i64>,
-);
+impl ServerRow {
+    /// Whether a node that is to have this row lost what it had.
+    pub fn has_other_log(&self, wanted: &Self) -> bool {
+        let log = |row: &Self| row.node.as_ref().map(|node| node.log_id.clone());
+        log(self) != log(wanted)
+    }
 
-fn row_of(columns: Columns) -> Result<ServerRow, Failure> {
-    let (role, site, name, position, http, s3, admin, alive, weight, log_id, record_epoch) = columns;
-    let role = role_of(&role)?;
-    let key = ServerKey { role, site, name };
-    Ok(ServerRow { key, position, http, s3, admin, alive, weight, log_id, record_epoch })
+    pub fn is_removed(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.state == NodeState::Removed)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRow {
+    pub state: NodeState,
+    pub capacity_bytes: i64,
+    pub log_id: String,
+    pub record_epoch: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct Columns {
+    role: String,
+    site: String,
+    name: String,
+    position: i64,
+    http: String,
+    s3: Option<String>,
+    admin: String,
+    alive: bool,
+    state: Option<String>,
+    capacity_bytes: Option<i64>,
+    log_id: Option<String>,
+    record_epoch: Option<i64>,
+}
+
+impl Columns {
+    fn into_row(self) -> Result<ServerRow, Failure> {
+        let node = match self.state {
+            None => None,
+            Some(state) => Some(NodeRow {
+                state: state_of(&state)?,
+                capacity_bytes: self.capacity_bytes.unwrap_or(0),
+                log_id: self.log_id.unwrap_or_default(),
+                record_epoch: self.record_epoch.unwrap_or(0),
+            }),
+        };
+        let key = ServerKey { role: role_of(&self.role)?, site: self.site, name: self.name };
+        let Self { position, http, s3, admin, alive, .. } = self;
+        Ok(ServerRow { key, position, http, s3, admin, alive, node })
+    }
+}
+
+/// A node's state as its column has it.
+pub fn state_text(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Active => "active",
+        NodeState::Draining => "draining",
+        NodeState::Removed => "removed",
+    }
+}
+
+fn state_of(text: &str) -> Result<NodeState, Failure> {
+    const STATES: [NodeState; 3] = [NodeState::Active, NodeState::Draining, NodeState::Removed];
+    let unknown = || sqlx::Error::Decode(format!("there is no node state {text}").into());
+    Ok(STATES.into_iter().find(|state| state_text(*state) == text).ok_or_else(unknown)?)
 }
 
 fn role_of(text: &str) -> Result<Role, Failure> {
@@ -81,17 +137,17 @@ fn role_of(text: &str) -> Result<Role, Failure> {
 /// All servers in the order of their first registration.
 pub async fn all(conn: &mut Connection) -> Result<Vec<ServerRow>, Failure> {
     let rows: Vec<Columns> = sqlx::query_as(
-        "SELECT role, site, name, position, http, s3, admin, alive, weight, log_id, record_epoch
+        "SELECT role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id, record_epoch
          FROM servers ORDER BY position",
     )
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(row_of).collect()
+    rows.into_iter().map(Columns::into_row).collect()
 }
 
 pub async fn find(conn: &mut Connection, key: &ServerKey) -> Result<Option<ServerRow>, Failure> {
     let row: Option<Columns> = sqlx::query_as(
-        "SELECT role, site, name, position, http, s3, admin, alive, weight, log_id, record_epoch
+        "SELECT role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id, record_epoch
          FROM servers WHERE role = $1 AND site = $2 AND name = $3",
     )
     .bind(key.role.as_str())
@@ -99,7 +155,7 @@ pub async fn find(conn: &mut Connection, key: &ServerKey) -> Result<Option<Serve
     .bind(&key.name)
     .fetch_optional(conn)
     .await?;
-    row.map(row_of).transpose()
+    row.map(Columns::into_row).transpose()
 }
 
 /// Checks what a registration says, before anything is done with it.
@@ -135,37 +191,71 @@ pub fn check(registration: &Registration) -> ApiResult<ServerKey> {
     Ok(ServerKey { role, site, name: registration.name.to_string() })
 }
 
-/// The row that a registration asks for, given the row that is there.
-pub fn wanted(key: &ServerKey, registration: &Registration, known: Option<&ServerRow>) -> ServerRow {
-    let weight =
-        registration.node.as_ref().map(|f| (f.capacity_bytes / GIB).clamp(1, u64::from(u32::MAX)) as i64);
-    let log_id = registration.node.as_ref().map(|f| f.log_id.clone());
-    let epoch_before = known.and_then(|k| k.record_epoch).unwrap_or(0);
-    let same_log = known.is_some_and(|k| k.log_id == log_id);
-    ServerRow {
+/// The row that a registration asks for, given the row that is there. `Conflict` for a node that was removed.
+pub fn wanted(
+    key: &ServerKey,
+    registration: &Registration,
+    known: Option<&ServerRow>,
+) -> Result<ServerRow, Failure> {
+    let known_node = known.and_then(|k| k.node.as_ref());
+    let node = match &registration.node {
+        None => None,
+        Some(facts) => Some(wanted_node(key, facts, known_node)?),
+    };
+    Ok(ServerRow {
         key: key.clone(),
         position: known.map_or(0, |k| k.position),
         http: registration.http.clone(),
         s3: registration.s3.clone(),
         admin: registration.admin.clone(),
         alive: true,
-        weight,
-        record_epoch: log_id.as_ref().map(|_| if same_log { epoch_before } else { epoch_before + 1 }),
-        log_id,
-    }
+        node,
+    })
 }
 
-/// Writes a registration: its site if that is new, its row, and the slots of a site's first node.
+fn wanted_node(key: &ServerKey, facts: &NodeFacts, known: Option<&NodeRow>) -> Result<NodeRow, Failure> {
+    let told = integer(facts.capacity_bytes, "capacity_bytes")?;
+    let Some(known) = known else {
+        let log_id = facts.log_id.clone();
+        return Ok(NodeRow { state: NodeState::Active, capacity_bytes: told, log_id, record_epoch: 1 });
+    };
+    let same_log = known.log_id == facts.log_id;
+    let state = match known.state {
+        NodeState::Removed if same_log => {
+            let message = format!(
+                "node {}.{} was removed; start it under a new name or with a new log",
+                key.site, key.name
+            );
+            return Err(Failure::refused(ErrorCode::Conflict, message));
+        }
+        NodeState::Removed => NodeState::Active,
+        state => state,
+    };
+    let capacity_bytes =
+        if same_log && is_same_size(known.capacity_bytes, told) { known.capacity_bytes } else { told };
+    let record_epoch = if same_log { known.record_epoch } else { known.record_epoch + 1 };
+    Ok(NodeRow { state, capacity_bytes, log_id: facts.log_id.clone(), record_epoch })
+}
+
+/// The size of a store that shares its file system wavers; chunks are not to be placed anew for that.
+fn is_same_size(known: i64, told: i64) -> bool {
+    known.abs_diff(told) <= known.unsigned_abs() / CAPACITY_SLACK
+}
+
+/// Writes a registration: its site if that is new, its row, a new node's shard, and the slots of a site's first node.
 pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> Result<(), Failure> {
     if !row.key.site.is_empty() {
         put_site(conn, &row.key.site, zone).await?;
     }
     sqlx::query(
-        "INSERT INTO servers (role, site, name, position, http, s3, admin, alive, weight, log_id, record_epoch)
-         VALUES ($1, $2, $3, (SELECT COALESCE(MAX(position), 0) + 1 FROM servers), $4, $5, $6, $7, $8, $9, $10)
+        "INSERT INTO servers
+             (role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id, record_epoch)
+         VALUES ($1, $2, $3, (SELECT COALESCE(MAX(position), 0) + 1 FROM servers),
+             $4, $5, $6, $7, $8, $9, $10, $11)
          ON CONFLICT (role, site, name) DO UPDATE SET
              http = excluded.http, s3 = excluded.s3, admin = excluded.admin, alive = excluded.alive,
-             weight = excluded.weight, log_id = excluded.log_id, record_epoch = excluded.record_epoch",
+             state = excluded.state, capacity_bytes = excluded.capacity_bytes, log_id = excluded.log_id,
+             record_epoch = excluded.record_epoch",
     )
     .bind(row.key.role.as_str())
     .bind(&row.key.site)
@@ -174,12 +264,14 @@ pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> 
     .bind(&row.s3)
     .bind(&row.admin)
     .bind(row.alive)
-    .bind(row.weight)
-    .bind(&row.log_id)
-    .bind(row.record_epoch)
+    .bind(row.node.as_ref().map(|n| state_text(n.state)))
+    .bind(row.node.as_ref().map(|n| n.capacity_bytes))
+    .bind(row.node.as_ref().map(|n| n.log_id.as_str()))
+    .bind(row.node.as_ref().map(|n| n.record_epoch))
     .execute(&mut *conn)
     .await?;
     if row.key.role == Role::StorageNode {
+        shards::make(conn, &row.key.site, &row.key.name).await?;
         give_free_slots(conn, &row.key.site, &row.key.name).await?;
     }
     Ok(())
@@ -204,6 +296,45 @@ pub async fn lacks_zone(conn: &mut Connection, site: &str) -> Result<bool, Failu
     let zone: Option<Option<String>> =
         sqlx::query_scalar("SELECT zone FROM sites WHERE site = $1").bind(site).fetch_optional(conn).await?;
     Ok(zone.is_some_and(|z| z.is_none()))
+}
+
+/// The copies that a site's operator wants, `None` for automatic; outer `None` for an unknown site.
+pub async fn replicas(conn: &mut Connection, site: &str) -> Result<Option<Option<i64>>, Failure> {
+    let query = sqlx::query_scalar("SELECT replicas FROM sites WHERE site = $1");
+    Ok(query.bind(site).fetch_optional(conn).await?)
+}
+
+/// Sets how many copies a site keeps. False if it is so already.
+pub async fn set_replicas(conn: &mut Connection, site: &SiteId, wanted: Option<u8>) -> Result<bool, Failure> {
+    if wanted.is_some_and(|copies| !(1..=REPLICAS_MAX).contains(&copies)) {
+        let message = format!("`replicas` must be 1 to {REPLICAS_MAX}, or null for automatic");
+        return Err(Failure::refused(ErrorCode::InvalidRequest, message));
+    }
+    let wanted = wanted.map(i64::from);
+    match replicas(conn, site.as_str()).await? {
+        None => Err(Failure::refused(ErrorCode::NotFound, format!("there is no site {site}"))),
+        Some(known) if known == wanted => Ok(false),
+        Some(_) => {
+            sqlx::query("UPDATE sites SET replicas = $1 WHERE site = $2")
+                .bind(wanted)
+                .bind(site.as_str())
+                .execute(conn)
+                .await?;
+            Ok(true)
+        }
+    }
+}
+
+pub fn no_such_node(node: &NodeId) -> Failure {
+    Failure::refused(ErrorCode::NotFound, format!("there is no node {node}"))
+}
+
+/// Refuses a node of another site.
+pub fn check_site(node: &NodeId, site: &SiteId) -> Result<(), Failure> {
+    if node.site() == site.as_str() {
+        return Ok(());
+    }
+    Err(Failure::refused(ErrorCode::InvalidRequest, format!("node {node} is not of site {site}")))
 }
 
 async fn give_free_slots(conn: &mut Connection, site: &str, node: &str) -> Result<(), Failure> {
@@ -253,6 +384,21 @@ impl Leases {
     pub fn take_expired(&self, lease: Duration) -> Vec<ServerKey> {
         let now = Instant::now();
         self.lock().extract_if(|_, heard| now.duration_since(*heard) > lease).map(|(key, _)| key).collect()
+    }
+
+    /// Takes a server out that was not heard of since then; false if it was.
+    pub fn take_silent(&self, key: &ServerKey, since: Instant) -> bool {
+        let mut heard = self.lock();
+        if heard.get(key).is_some_and(|heard| *heard > since) {
+            return false;
+        }
+        heard.remove(key);
+        true
+    }
+
+    /// Expects no heartbeat of this server any more.
+    pub fn forget(&self, key: &ServerKey) {
+        self.lock().remove(key);
     }
 
     /// Puts a server back that could not be marked as down, so that the next sweep tries again.

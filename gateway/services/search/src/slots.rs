@@ -12,6 +12,7 @@ use common::placement::{SLOT_COUNT, Slot};
 
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
+use crate::servers::check_site;
 
 /// Gives the slots a new fence, if `owner` owns them all.
 pub async fn fence(conn: &mut Connection, request: &FenceRequest) -> Result<u64, Failure> {
@@ -23,8 +24,7 @@ pub async fn fence(conn: &mut Connection, request: &FenceRequest) -> Result<u64,
             return Err(lost(*slot, &request.site, &owner, &request.owner));
         }
     }
-    sqlx::query("UPDATE map_state SET fence = fence + 1").execute(&mut *conn).await?;
-    let fence: i64 = sqlx::query_scalar("SELECT fence FROM map_state").fetch_one(&mut *conn).await?;
+    let fence = next_fence(conn).await?;
     for slot in slots {
         sqlx::query("UPDATE slots SET fence = $1 WHERE site = $2 AND slot = $3")
             .bind(fence)
@@ -34,6 +34,40 @@ pub async fn fence(conn: &mut Connection, request: &FenceRequest) -> Result<u64,
             .await?;
     }
     Ok(natural(fence))
+}
+
+/// How many slots a node's shard has.
+pub async fn count(conn: &mut Connection, node: &NodeId) -> Result<u64, Failure> {
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM slots WHERE site = $1 AND owner = $2")
+        .bind(node.site())
+        .bind(node.name())
+        .fetch_one(conn)
+        .await?;
+    Ok(natural(count))
+}
+
+/// Gives slots whose rows are lost to other nodes, with a new fence, so that nothing exported earlier comes back.
+pub async fn give_away(
+    conn: &mut Connection,
+    site: &SiteId,
+    slots: &[(Slot, NodeId)],
+) -> Result<(), Failure> {
+    let fence = next_fence(conn).await?;
+    for (slot, owner) in slots {
+        sqlx::query("UPDATE slots SET owner = $1, fence = $2 WHERE site = $3 AND slot = $4")
+            .bind(owner.name())
+            .bind(fence)
+            .bind(site.as_str())
+            .bind(i64::from(slot.0))
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn next_fence(conn: &mut Connection) -> Result<i64, Failure> {
+    sqlx::query("UPDATE map_state SET fence = fence + 1").execute(&mut *conn).await?;
+    Ok(sqlx::query_scalar("SELECT fence FROM map_state").fetch_one(conn).await?)
 }
 
 /// Moves the slots. False if they were moved just so before: the answer to a repeated request.
@@ -79,16 +113,10 @@ fn checked(slots: &[Slot]) -> Result<BTreeSet<i64>, Failure> {
     Ok(slots.iter().map(|s| i64::from(s.0)).collect())
 }
 
-fn check_site(node: &NodeId, site: &SiteId) -> Result<(), Failure> {
-    if node.site() == site.as_str() {
-        return Ok(());
-    }
-    Err(Failure::refused(ErrorCode::InvalidRequest, format!("node {node} is not of site {site}")))
-}
-
 async fn check_exists(conn: &mut Connection, node: &NodeId) -> Result<(), Failure> {
     let count: i64 = sqlx::query_scalar(
-        "SELECT COUNT(*) FROM servers WHERE role = 'storage-node' AND site = $1 AND name = $2",
+        "SELECT COUNT(*) FROM servers
+         WHERE role = 'storage-node' AND site = $1 AND name = $2 AND state <> 'removed'",
     )
     .bind(node.site())
     .bind(node.name())
@@ -97,7 +125,7 @@ async fn check_exists(conn: &mut Connection, node: &NodeId) -> Result<(), Failur
     if count > 0 {
         return Ok(());
     }
-    Err(Failure::refused(ErrorCode::Conflict, format!("node {node} has not registered")))
+    Err(Failure::refused(ErrorCode::Conflict, format!("node {node} has not registered, or was removed")))
 }
 
 async fn slot_row(conn: &mut Connection, site: &SiteId, slot: i64) -> Result<(String, i64), Failure> {

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::api::search::{
-    AnnounceBatch, Announcement, Announcer, NewBucket, NewClient, NodeFacts, Registration, SearchClient,
-    Visibility,
+    AnnounceBatch, Announcement, Announcer, FollowersChange, NewBucket, NewClient, NodeFacts, Registration,
+    SearchClient, Visibility,
 };
 use common::auth::{ClusterSecret, Role};
 use common::client::{CallError, HttpClient, ServerClient};
-use common::cluster::MapEpoch;
+use common::cluster::{MapEpoch, SiteEntry};
 use common::error::ErrorCode;
 use common::hash::ContentHash;
 use common::server::Running;
@@ -99,7 +99,8 @@ pub fn gateway(site: &str, name: &str) -> Registration {
         name: id(name),
         site: Some(id(site)),
         zone: None,
-        http: format!("http://127.0.0.1:80/{site}-{name}"),
+        // Nobody listens there.
+        http: format!("http://127.0.0.1:1/{site}-{name}"),
         s3: None,
         admin: "http://127.0.0.1:81".into(),
         node: None,
@@ -145,4 +146,46 @@ pub fn batch(node: &str, epoch: u64, first_seq: u64, items: Vec<Announcement>) -
 pub fn assert_code<T: std::fmt::Debug>(result: Result<T, CallError>, code: ErrorCode) {
     let error = result.expect_err("the call should be refused");
     assert_eq!(error.code(), Some(code), "{error}");
+}
+
+impl TestSearch {
+    /// Site `tokyo` with nodes of 1 GiB each.
+    pub async fn with_nodes(self, names: &[&str]) -> Self {
+        for name in names {
+            self.client.register(&node("tokyo", name, name, 1)).await.unwrap();
+        }
+        self
+    }
+
+    pub async fn tokyo(&self) -> SiteEntry {
+        self.client.map(MapEpoch(0), AT_ONCE).await.unwrap().site(&id("tokyo")).unwrap().clone()
+    }
+
+    /// Says that a node cannot be reached. The addresses of [`node`] answer nothing, so it is down after this.
+    pub async fn lose(&self, node: &str) {
+        assert!(!self.client.suspect(&id(node)).await.unwrap().alive);
+    }
+
+    /// Lets nodes follow a shard of `tokyo`, asked by its present primary.
+    pub async fn follow(&self, shard: &str, followers: &[&str]) -> SiteEntry {
+        let site = self.tokyo().await;
+        let primary = site.shard_primary(&id(shard)).unwrap().id.clone();
+        let change = FollowersChange {
+            site: id("tokyo"),
+            shard: id(shard),
+            primary,
+            term: site.node(&id(shard)).unwrap().shard.term,
+            add: followers.iter().map(|name| id(name)).collect(),
+            remove: Vec::new(),
+        };
+        let map = self.client.change_followers(&change).await.unwrap();
+        map.site(&id("tokyo")).unwrap().clone()
+    }
+}
+
+/// Term, primary and followers of a shard, nodes by name.
+pub fn shard_of<'a>(site: &'a SiteEntry, shard: &str) -> (u64, &'a str, Vec<&'a str>) {
+    let name = |index: &u16| site.nodes[usize::from(*index)].id.name();
+    let shard = &site.node(&id(shard)).unwrap().shard;
+    (shard.term, name(&shard.primary), shard.followers.iter().map(name).collect())
 }

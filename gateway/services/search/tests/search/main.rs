@@ -6,4 +6,8 @@ mod announcements;
 mod harness;
 mod http;
 mod listing;
+mod migrations;
+mod nodes;
 mod servers;
+mod shards;
+mod suspicion;

@@ -1,0 +1,199 @@
+//! What the routes and workers of one shard share, while this node serves it.
+//!
+//! A *shard* is what a node decides for: the rows of its slots, its delivery records, and what it has to tell others.
+//! Usually a node serves its own; that of a node which is away is served by one that followed it, under the same name:
+//! records, announcements and fences go on as if nothing had happened.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::error::ApiResult;
+use common::id::NodeId;
+use common::placement::Slot;
+use common::record::RecordNumber;
+use tokio::sync::{Notify, watch};
+
+use crate::catalog::Catalog;
+use crate::catalog::key::{self, Fee, Key, Tag};
+use crate::catalog::rows::ChainHead;
+use crate::catalog::stream::Stream;
+use crate::catalog::txn::{Reader, Rows, Txn};
+use crate::deliveries::{Ended, Recorder};
+use crate::node::Node;
+use crate::outbox;
+use crate::slots::Slots;
+
+/// What is said from a commit to those who wait for its effects.
+pub struct Signals {
+    /// Last record of the chain; epoch 0 until search gave one.
+    pub head: watch::Sender<RecordNumber>,
+    /// Search knows the announcements up to this one.
+    pub announced: watch::Sender<u64>,
+    pub announcement_queued: Notify,
+    pub reap_queued: Notify,
+    pub slot_frozen: Notify,
+    pub feed_rewound: Notify,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Self {
+            head: watch::Sender::new(RecordNumber { epoch: 0, seq: 0 }),
+            announced: watch::Sender::new(0),
+            announcement_queued: Notify::new(),
+            reap_queued: Notify::new(),
+            slot_frozen: Notify::new(),
+            feed_rewound: Notify::new(),
+        }
+    }
+}
+
+impl Signals {
+    /// The chain has grown to `number`.
+    pub fn recorded(&self, number: RecordNumber) {
+        self.head.send_if_modified(|head| {
+            let grown = number > *head;
+            if grown {
+                *head = number;
+            }
+            grown
+        });
+    }
+}
+
+/// What the shard still has to tell others, as its outboxes saw it last.
+#[derive(Default)]
+pub struct Pending {
+    service_records: AtomicU64,
+    content_records: AtomicU64,
+    announcements: AtomicU64,
+}
+
+impl Pending {
+    fn of(&self, fee: Fee) -> &AtomicU64 {
+        match fee {
+            Fee::Service => &self.service_records,
+            Fee::Content => &self.content_records,
+        }
+    }
+
+    pub fn set_records(&self, fee: Fee, count: u64) {
+        self.of(fee).store(count, Ordering::Relaxed);
+    }
+
+    pub fn records(&self, fee: Fee) -> u64 {
+        self.of(fee).load(Ordering::Relaxed)
+    }
+
+    pub fn set_announcements(&self, count: u64) {
+        self.announcements.store(count, Ordering::Relaxed);
+    }
+
+    pub fn announcements(&self) -> u64 {
+        self.announcements.load(Ordering::Relaxed)
+    }
+}
+
+/// One shard that this node serves.
+pub struct Shard {
+    /// The node whose shard it is.
+    pub id: NodeId,
+    pub node: Arc<Node>,
+    /// Its rows. A change is answered when it is durable here and at the followers that count.
+    pub catalog: Catalog,
+    pub slots: Arc<Slots>,
+    pub stream: Arc<Stream>,
+    pub signals: Signals,
+    pub pending: Pending,
+    open_deliveries: AtomicI64,
+}
+
+impl Shard {
+    /// `catalog` sees the shard's rows and changes them through `stream`.
+    pub fn new(id: NodeId, node: Arc<Node>, catalog: Catalog, stream: Arc<Stream>) -> Self {
+        let slots = Arc::new(Slots::new(id.clone(), node.maps.clone()));
+        let (signals, pending) = (Signals::default(), Pending::default());
+        Self { id, node, catalog, slots, stream, signals, pending, open_deliveries: AtomicI64::new(0) }
+    }
+
+    /// Brings back what is kept beside the rows for speed.
+    pub fn recall(&self, rows: &(impl Rows + ?Sized)) -> ApiResult<()> {
+        self.slots.restore(rows)?;
+        if let Some(head) = rows.get::<ChainHead>(Key::ChainHead)? {
+            self.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
+        }
+        self.add_open_deliveries(rows.count(&key::all(Tag::OpenDelivery))? as i64);
+        Ok(())
+    }
+
+    /// What is still to be settled with others before the shard may be forgotten: deliveries without their record,
+    /// records that a billing server has not booked, announcements, references to be released.
+    pub fn unsettled(&self) -> ApiResult<u64> {
+        let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap];
+        let records = outbox::billing::pending(self)?;
+        self.catalog.read(|rows| {
+            waiting.into_iter().try_fold(records, |sum, tag| Ok(sum + rows.count(&key::all(tag))?))
+        })
+    }
+
+    pub fn recorder(&self) -> Recorder {
+        Recorder { node: self.id.clone(), home: self.node.site.clone() }
+    }
+
+    /// A change to rows of a slot that the shard must have.
+    pub async fn commit_in<T, F>(&self, slot: Slot, change: F) -> ApiResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Txn<'_>) -> ApiResult<T> + Send + 'static,
+    {
+        let slots = self.slots.clone();
+        self.catalog
+            .commit(move |txn| {
+                slots.check(slot)?;
+                change(txn)
+            })
+            .await
+    }
+
+    /// Reads rows of a slot that the shard must have: what is durable here. A follower may not have the last of it
+    /// yet; who must be sure reads in a commit.
+    pub fn read_in<T>(&self, slot: Slot, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
+        let value = self.catalog.read(read)?;
+        // Checked after reading: the rows of a slot go only after the map that moves it was taken.
+        self.slots.check(slot)?;
+        Ok(value)
+    }
+
+    /// Waits until search knows an announcement, at most `wait_ms`. Answers whether it does.
+    pub async fn wait_announced(&self, announcement: Option<u64>, wait_ms: u64) -> bool {
+        let Some(seq) = announcement else { return true };
+        self.signals.announcement_queued.notify_one();
+        let mut announced = self.signals.announced.subscribe();
+        let wait = announced.wait_for(|through| *through >= seq);
+        matches!(tokio::time::timeout(Duration::from_millis(wait_ms), wait).await, Ok(Ok(_)))
+    }
+
+    /// Makes known what became of open deliveries.
+    pub fn report_ends(&self, ends: &[Ended]) {
+        let mut closed = 0;
+        for end in ends {
+            if let Ended::Recorded(number) = end {
+                closed += 1;
+                self.signals.recorded(*number);
+            }
+        }
+        self.add_open_deliveries(-closed);
+    }
+
+    pub fn add_open_deliveries(&self, change: i64) {
+        self.open_deliveries.fetch_add(change, Ordering::Relaxed);
+        self.node.metrics.add_open_deliveries(change);
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.node.metrics.add_open_deliveries(-self.open_deliveries.load(Ordering::Relaxed));
+    }
+}
