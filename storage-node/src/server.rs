@@ -18,6 +18,7 @@ use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
 use crate::map_watch::{self, Identity};
 use crate::metrics::Metrics;
+use crate::mover::{self, Moves};
 use crate::node::{Node, Signals};
 use crate::scrub::{self, Scrub};
 use crate::shards::{self, Shards};
@@ -67,6 +68,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
         scrub: Scrub::new(config.scrub_bytes_per_s, Duration::from_millis(config.scrub_interval_ms)),
+        moves: Moves::new(config.moves_bytes_per_s),
         search: SearchClient::new(client.clone(), &config.search),
         client,
         metrics: Metrics::new(&server.metrics),
@@ -124,6 +126,7 @@ fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
     server.spawn_worker(shards::tidy(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
     server.spawn_worker(scrub::run(node.clone()));
+    server.spawn_worker(mover::run(node.clone()));
     server.spawn_worker(show_figures(node.clone()));
     server.spawn_worker(watch_catalog(node.clone()));
 }

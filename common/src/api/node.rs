@@ -318,6 +318,32 @@ pub struct ChunkReleaseRequest {
     pub chunks: Vec<ChunkHash>,
 }
 
+/// A node gives chunks' references on to another that is to have the chunks too. What that one has gets them, in the
+/// same step; the rest it lacks. At most [`AdoptRequest::REFS_MAX`] references, so those of one chunk may come in
+/// several requests. `WrongNode` if the answerer, under the map that it knows, is not to have one of the chunks.
+/// `POST /v1/chunks/adopt`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdoptRequest {
+    pub chunks: Vec<ChunkRefs>,
+}
+
+impl AdoptRequest {
+    pub const REFS_MAX: usize = 4096;
+}
+
+/// A chunk and references to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRefs {
+    pub hash: ChunkHash,
+    pub refs: Vec<(RefTag, ContentName)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdoptAnswer {
+    /// Chunks of the request that the node does not have, in the request's order.
+    pub missing: Vec<ChunkHash>,
+}
+
 /// A new owner asks for the rows of slots. The answerer takes no more changes to them until the move is done
 /// or has been given up. `POST /v1/slots/export`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -421,9 +447,12 @@ pub struct NodeStatus {
     /// Bytes of contents that refer to this node's chunks: what would be stored without deduplication.
     pub logical_bytes: u64,
     pub chunks: u64,
+    /// Bytes that this node still has to send to other nodes of the site.
     pub moves_pending_bytes: u64,
+    /// Bytes a second that it sent to them lately.
     #[serde(default)]
     pub moves_rate_bytes_per_s: u64,
+    /// Bytes a second that it may send to them; 0 is without limit.
     #[serde(default)]
     pub moves_limit_bytes_per_s: u64,
     /// Records, announcements and releases of the node's shard that are not yet settled with others.
@@ -505,6 +534,7 @@ impl NodeClient {
         counts, "/v1/holdings/counts", CountsRequest => CountsAnswer;
         claim, "/v1/chunks/claim", ClaimRequest => ClaimAnswer;
         chunk_refs, "/v1/chunks/refs", ChunkRefsRequest => ChunkRefsAnswer;
+        adopt_chunks, "/v1/chunks/adopt", AdoptRequest => AdoptAnswer;
         release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
         /// `WrongNode` unless it owns both slots.

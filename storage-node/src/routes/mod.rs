@@ -36,6 +36,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/holdings/clients", get(holdings::clients))
         .route("/v1/chunks/claim", post(chunks::claim))
         .route("/v1/chunks/refs", post(chunks::refs))
+        .route("/v1/chunks/adopt", post(chunks::adopt))
         .route("/v1/chunks/release", post(chunks::release))
         .route("/v1/deliveries/begin", post(deliveries::begin))
         .route("/v1/deliveries/open", post(deliveries::open))

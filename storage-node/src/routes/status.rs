@@ -29,9 +29,9 @@ pub async fn node(State(node): State<Arc<Node>>) -> ApiResult<ApiJson<NodeStatus
         used_bytes: stats.used_bytes,
         logical_bytes: node.metrics.logical_bytes(),
         chunks: stats.chunks,
-        moves_pending_bytes: 0,
-        moves_rate_bytes_per_s: 0,
-        moves_limit_bytes_per_s: 0,
+        moves_pending_bytes: node.moves.pending_bytes(),
+        moves_rate_bytes_per_s: node.moves.rate_bytes_per_s(),
+        moves_limit_bytes_per_s: node.moves.limit_bytes_per_s(),
         unsettled,
         epoch: view.map.epoch,
     }))
