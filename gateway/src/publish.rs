@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::{Body, BodyDataStream};
 use common::api::gateway::Published;
 use common::api::node::{
-    AddRequest, HoldAnswer, HoldRequest, HoldingState, Precondition, RefTag, ReleaseRequest,
+    AddRequest, HoldAnswer, HoldRequest, HoldingState, NodeClient, Precondition, RefTag, ReleaseRequest,
 };
 use common::api::search::ClientRecord;
 use common::chunker::{CHUNK_LEN_MIN, Chunker};
@@ -271,9 +271,11 @@ impl Gateway {
         };
         let request = &request;
         let slot = Slot::of_name(name);
-        let answer = self.site.ask_owner(slot, |node| async move { node.withdraw(request).await }).await?;
+        let withdraw = |node: NodeClient| async move { node.withdraw(request).await };
+        let (answer, asked) = self.site.ask_owner_counting(slot, withdraw).await?;
         let dropped = self.drop_from_library(client, name).await?;
-        if answer.released || dropped {
+        // Nothing left at the second time: the first did it, and its answer was lost with a node.
+        if answer.released || dropped || asked > 1 {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::ContentNotFound, format!("there is no content {name}")))

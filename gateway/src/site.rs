@@ -198,6 +198,20 @@ impl SiteView {
     where
         F: Future<Output = Result<A, CallError>>,
     {
+        self.ask_owner_counting(slot, call).await.map(|(answer, _)| answer)
+    }
+
+    /// [`SiteView::ask_owner`] that also answers how often it asked. After the first time, what was asked for may have
+    /// been done already: an answer that tells of a change is not the whole truth then.
+    pub async fn ask_owner_counting<A, F>(
+        &self,
+        slot: Slot,
+        call: impl Fn(NodeClient) -> F,
+    ) -> Result<(A, u32), ApiError>
+    where
+        F: Future<Output = Result<A, CallError>>,
+    {
+        let mut asked = 0;
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
         loop {
@@ -208,9 +222,10 @@ impl SiteView {
                 ));
             };
             let error = match self.unless_down(&node, client.base(), call(client.clone())).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok((answer, asked + 1)),
                 Err(error) => error,
             };
+            asked += 1;
             if !error.is_retryable() || Instant::now() >= deadline {
                 return Err(error.to_api(
                     ErrorCode::NodeUnavailable,

@@ -7,7 +7,7 @@
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
-use common::api::node::RefTag;
+use common::api::node::{ChunkRefs, RefTag};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::name::ContentName;
@@ -17,14 +17,24 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{ChunkValue, Since};
 use crate::catalog::txn::{Rows, Txn};
+use crate::mover;
 use crate::node::Node;
 use crate::store::StoreError;
 
 const LOCKS: usize = 64;
 
-/// A chunk's bytes, verified. One that is damaged twice in a row is taken out of the store while its references stay:
-/// it counts as missing from then on, so whoever has a good copy can put it again.
+/// A chunk's bytes, verified. If the stored ones turn out damaged, those of another node are put in their place and
+/// answered.
 pub async fn read(node: &Node, hash: &ChunkHash) -> ApiResult<Bytes> {
+    match read_own(node, hash).await {
+        Err(error) if error.code == ErrorCode::Damaged => mover::repair(node, hash).await.ok_or(error),
+        read => read,
+    }
+}
+
+/// A chunk's bytes as they are stored here, verified. Those that are damaged twice in a row are taken out of the store
+/// while the chunk's references stay: it counts as missing from then on, so whoever has a good copy can put it again.
+pub async fn read_own(node: &Node, hash: &ChunkHash) -> ApiResult<Bytes> {
     match node.chunks.get(hash).await {
         Err(StoreError::Damaged { .. }) => {}
         read => return read.map_err(|error| store_error(&error)),
@@ -50,6 +60,11 @@ impl Default for ChunkLocks {
 }
 
 impl ChunkLocks {
+    /// Whether one lock stands for both chunks.
+    pub fn is_shared(a: &ChunkHash, b: &ChunkHash) -> bool {
+        Self::index(a) == Self::index(b)
+    }
+
     fn index(hash: &ChunkHash) -> usize {
         usize::from(hash.as_bytes()[0]) % LOCKS
     }
@@ -71,7 +86,7 @@ impl ChunkLocks {
         guards
     }
 
-    /// Held while a chunk is deleted.
+    /// Held while a chunk is deleted, with all that share its lock.
     pub async fn deleting(&self, hash: &ChunkHash) -> RwLockWriteGuard<'_, ()> {
         self.locks[Self::index(hash)].write().await
     }
@@ -121,6 +136,32 @@ pub fn claim(
     Ok((missing, bytes))
 }
 
+/// Adds references that another node gave on, each to a chunk that the store has. Answers the chunks without a row, which
+/// count as missing, and the logical bytes added.
+pub fn adopt(txn: &mut Txn<'_>, present: &[ChunkRefs]) -> ApiResult<(Vec<ChunkHash>, u64)> {
+    let (mut missing, mut bytes) = (Vec::new(), 0);
+    for ChunkRefs { hash, refs } in present {
+        let Some(chunk) = txn.get::<ChunkValue>(Key::Chunk(hash))? else {
+            missing.push(*hash);
+            continue;
+        };
+        for (tag, name) in refs {
+            bytes += link(txn, hash, chunk.len, *tag, name)?;
+        }
+    }
+    Ok((missing, bytes))
+}
+
+/// Whether the catalog has a chunk with all these references.
+pub fn is_adopted(rows: &(impl Rows + ?Sized), chunk: &ChunkRefs) -> ApiResult<bool> {
+    let ChunkRefs { hash, refs } = chunk;
+    let mut has_all = rows.has(Key::Chunk(hash))?;
+    for (tag, name) in refs {
+        has_all = has_all && rows.has(Key::ChunkRef(hash, *tag, name))?;
+    }
+    Ok(has_all)
+}
+
 /// Removes a holding's references; chunks left without any wait for deletion. Answers the logical bytes that go.
 pub fn release(
     txn: &mut Txn<'_>,
@@ -151,6 +192,29 @@ pub fn forget(txn: &mut Txn<'_>, hash: &ChunkHash) -> ApiResult<()> {
     }
     txn.delete(Key::UnreferencedChunk(hash));
     Ok(())
+}
+
+/// Removes a chunk's rows together with its references, which other nodes have by now. Answers the logical bytes that
+/// go.
+pub fn hand_off(txn: &mut Txn<'_>, hash: &ChunkHash) -> ApiResult<u64> {
+    let len = txn.get::<ChunkValue>(Key::Chunk(hash))?.map_or(0, |chunk| u64::from(chunk.len));
+    let refs = refs(txn, hash)?;
+    for (tag, name) in &refs {
+        txn.delete(Key::ChunkRef(hash, *tag, name));
+    }
+    txn.delete(Key::Chunk(hash));
+    txn.delete(Key::UnreferencedChunk(hash));
+    Ok(len * refs.len() as u64)
+}
+
+/// What refers to a chunk, in the order of the keys.
+pub fn refs(rows: &(impl Rows + ?Sized), hash: &ChunkHash) -> ApiResult<Vec<(RefTag, ContentName)>> {
+    let mut refs = Vec::new();
+    rows.scan(&key::chunk_refs(hash), &mut |key, _| {
+        refs.extend(key::chunk_ref(key));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(refs)
 }
 
 /// Chunks that have a row, in the order of their hashes, behind `after`; `max` at most.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::error::{ApiResult, chain};
-use common::id::DeliveryId;
+use common::id::{ClientId, DeliveryId};
+use common::placement::Slot;
 use common::time::UnixMillis;
 
 use crate::catalog::key::{self, Tag};
@@ -44,12 +45,14 @@ async fn close_due(shard: &Arc<Shard>, deadlines: &Deadlines) -> ApiResult<()> {
     let due = listed.map_err(|error| common::error::ApiError::internal(&error))??;
     for piece in due.chunks(PIECE_LEN) {
         let (piece, recorder, limits) = (piece.to_vec(), shard.recorder(), *deadlines);
+        let slots = shard.slots.clone();
+        let is_ours = move |client: &ClientId| slots.owns(Slot::of_client(client));
         let ends = shard
             .catalog
             .commit(move |txn| {
                 piece
                     .iter()
-                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, now))
+                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, &is_ours, now))
                     .collect::<ApiResult<Vec<_>>>()
             })
             .await?;
@@ -69,7 +72,8 @@ fn due(
         let mut due = Vec::new();
         rows.scan(&key::all(Tag::OpenDelivery), &mut |_, value| {
             let open = OpenDelivery::decode(value)?;
-            if deadlines.has_passed(&open, now) && (is_numbered || open.outcome.is_none()) {
+            let is_ours = shard.slots.owns(Slot::of_client(&open.client));
+            if deadlines.has_passed(&open, is_ours, now) && (is_numbered || open.outcome.is_none()) {
                 due.push(open.delivery);
             }
             Ok(ControlFlow::Continue(()))

@@ -50,6 +50,9 @@ pub struct Config {
     /// How long a new owner of slots may take before the old one takes them back.
     #[serde(default = "slot_move_ms")]
     pub slot_move_ms: u64,
+    /// Bytes a second at which chunks are sent to other nodes of the site that are to have them; 0 is without limit.
+    #[serde(default = "moves_bytes_per_s")]
+    pub moves_bytes_per_s: u64,
     /// Bytes a second at which the scrub reads stored chunks to verify them; 0 turns it off.
     #[serde(default = "scrub_bytes_per_s")]
     pub scrub_bytes_per_s: u64,
@@ -80,6 +83,10 @@ fn chunk_grace_ms() -> u64 {
 
 fn slot_move_ms() -> u64 {
     10_000
+}
+
+fn moves_bytes_per_s() -> u64 {
+    50 << 20
 }
 
 fn scrub_bytes_per_s() -> u64 {

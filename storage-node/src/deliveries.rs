@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::api::node::{BeginRequest, EndRequest, LibraryRow};
 use common::error::ApiResult;
 use common::hash::RecordDigest;
-use common::id::{DeliveryId, NodeId, SiteId};
+use common::id::{ClientId, DeliveryId, NodeId, SiteId};
 use common::record::{ChainedRecord, DeliveryClass, DeliveryRecord, DeliveryStatus, RecordNumber};
 use common::time::UnixMillis;
 
@@ -216,12 +216,16 @@ pub fn end(
 pub struct Deadlines {
     pub join_window: Duration,
     pub open_max: Duration,
-    /// Start of this process: gateways that asked before it may be gone.
+    /// Since when this node serves the shard: gateways that asked before may be gone.
     pub started: UnixMillis,
 }
 
 impl Deadlines {
-    pub fn has_passed(&self, open: &OpenDelivery, now: UnixMillis) -> bool {
+    /// `is_ours`: whether the shard still has the client's slot. If not, no later range can join.
+    pub fn has_passed(&self, open: &OpenDelivery, is_ours: bool, now: UnixMillis) -> bool {
+        if open.is_idle() && !is_ours {
+            return true;
+        }
         let deadline = if open.outcome.is_some() {
             open.touched
         } else if open.is_idle() {
@@ -235,16 +239,18 @@ impl Deadlines {
     }
 }
 
-/// Closes a delivery whose deadline has passed, or whose outcome waited for the record epoch.
+/// Closes a delivery whose deadline has passed, or whose outcome waited for the record epoch. `is_ours` says whether the
+/// shard has a client's slot.
 pub fn expire(
     txn: &mut Txn<'_>,
     recorder: &Recorder,
     delivery: &DeliveryId,
     deadlines: &Deadlines,
+    is_ours: impl Fn(&ClientId) -> bool,
     now: UnixMillis,
 ) -> ApiResult<Ended> {
     let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(delivery))? else { return Ok(Ended::Unknown) };
-    if !deadlines.has_passed(&open, now) {
+    if !deadlines.has_passed(&open, is_ours(&open.client), now) {
         return Ok(Ended::Open);
     }
     if let Some(outcome) = open.outcome {

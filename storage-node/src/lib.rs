@@ -12,14 +12,17 @@
 //! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
+//! | chunks to where they belong, lost ones back | [`mover`] |
 //! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
-//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
+//! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
 //! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
-//! durable; only the reaper deletes chunks, and the scrub those that no row knows of; a delivery record is never
+//! durable; only the reaper deletes chunks, the mover those that other nodes have in its place, and the scrub those that
+//! no row knows of; a delivery record is never
 //! changed once it has its number.
 
+pub mod audit;
 pub mod catalog;
 pub mod chunks;
 pub mod closing;
@@ -33,6 +36,7 @@ pub mod library;
 pub mod log;
 pub mod map_watch;
 pub mod metrics;
+pub mod mover;
 pub mod node;
 pub mod open;
 pub mod outbox;

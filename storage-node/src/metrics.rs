@@ -17,6 +17,7 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/holdings/clients", "clients"),
     ("POST", "/v1/chunks/claim", "claim"),
     ("POST", "/v1/chunks/refs", "chunk_refs"),
+    ("POST", "/v1/chunks/adopt", "chunk_adopt"),
     ("POST", "/v1/chunks/release", "chunk_release"),
     ("PUT", "/v1/chunks/{hash}", "put_chunk"),
     ("GET", "/v1/chunks/{hash}", "get_chunk"),
@@ -29,6 +30,7 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/library/row", "library_row"),
     ("POST", "/v1/slots/export", "export"),
     ("POST", "/v1/shards/{shard}/ship", "ship"),
+    ("GET", "/v1/audit", "audit"),
     ("GET", "/v1/map", "map"),
 ];
 
@@ -55,8 +57,7 @@ pub struct Metrics {
     pub capacity_bytes: Gauge,
     pub chunks: Gauge,
     logical_bytes: Gauge,
-    /// No chunk moves by itself yet, so this stays 0.
-    pub moves_pending_bytes: Gauge,
+    pub moves: MoveMetrics,
     deliveries_open: Gauge,
     pub announcements_pending: Gauge,
     service: OutboxMetrics,
@@ -79,6 +80,30 @@ impl OutboxMetrics {
         let stopped = gauge!("dozo_node_outbox_stopped", "fee" => fee);
         stopped.set(0.0);
         Self { pending_records: gauge!("dozo_node_outbox_pending_records", "fee" => fee), stopped }
+    }
+}
+
+/// Figures of what moves between the site's nodes.
+pub struct MoveMetrics {
+    /// Bytes that this node still has to send.
+    pub pending_bytes: Gauge,
+    pub bytes_out: Counter,
+    pub chunks: Counter,
+    /// Copies that were deleted here because every node that is to have the chunk has it.
+    pub dropped_chunks: Counter,
+    /// Damaged or missing chunks that another node had.
+    pub repaired_chunks: Counter,
+}
+
+impl MoveMetrics {
+    fn new() -> Self {
+        Self {
+            pending_bytes: gauge!("dozo_node_moves_pending_bytes"),
+            bytes_out: counter!("dozo_node_moves_bytes_total", "direction" => "out"),
+            chunks: counter!("dozo_node_moves_chunks_total"),
+            dropped_chunks: counter!("dozo_node_moves_dropped_chunks_total"),
+            repaired_chunks: counter!("dozo_node_repaired_chunks_total"),
+        }
     }
 }
 
@@ -113,7 +138,7 @@ impl Metrics {
                 capacity_bytes: gauge!("dozo_node_capacity_bytes"),
                 chunks: gauge!("dozo_node_chunks"),
                 logical_bytes: gauge!("dozo_node_logical_bytes"),
-                moves_pending_bytes: gauge!("dozo_node_moves_pending_bytes"),
+                moves: MoveMetrics::new(),
                 deliveries_open: gauge!("dozo_node_deliveries_open"),
                 announcements_pending: gauge!("dozo_node_announcements_pending"),
                 service: OutboxMetrics::new(Fee::Service),
@@ -122,7 +147,7 @@ impl Metrics {
                 logical: AtomicU64::new(0),
                 open: AtomicI64::new(0),
             };
-            metrics.moves_pending_bytes.set(0.0);
+            metrics.moves.pending_bytes.set(0.0);
             metrics.logical_bytes.set(0.0);
             metrics.deliveries_open.set(0.0);
             metrics.announcements_pending.set(0.0);

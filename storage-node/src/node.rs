@@ -20,6 +20,7 @@ use crate::chunks::ChunkLocks;
 use crate::config::Limits;
 use crate::map_watch;
 use crate::metrics::Metrics;
+use crate::mover::Moves;
 use crate::scrub::Scrub;
 use crate::shard::Shard;
 use crate::shards::Shards;
@@ -58,6 +59,7 @@ pub struct Node {
     pub chunks: Arc<dyn ChunkStore>,
     pub chunk_locks: ChunkLocks,
     pub scrub: Scrub,
+    pub moves: Moves,
     pub maps: Arc<Maps>,
     pub shards: Shards,
     pub search: SearchClient,

@@ -1,7 +1,7 @@
 //! Verifies what is stored: reads every chunk, slowly, round after round.
 //!
 //! A round first goes over the catalog's chunks in the order of their hashes. One that is damaged is taken out as by any
-//! other reader, and waits for a good copy; one that the store does not have is told. Then it goes over the store's
+//! other reader; it, and one that the store does not have, is put back if another node has it. Then it goes over the store's
 //! own list: a chunk that no row knows of, left by a crash or a put that was given up, is deleted once it was so for
 //! the chunk grace. How far the round is stands in the catalog, so that a restart goes on where it was.
 //!
@@ -24,6 +24,7 @@ use crate::catalog::rows::{OpenScrubRound, ScrubValue};
 use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
 use crate::metrics::ScrubMetrics;
+use crate::mover;
 use crate::node::Node;
 
 /// Rows that are read at once.
@@ -217,7 +218,9 @@ async fn verify_chunks(node: &Node) -> ApiResult<()> {
         for hash in page {
             let verdict = verify(node, &hash).await?;
             let bytes = if let Verdict::Good { bytes } = verdict { bytes } else { 0 };
-            record(node, hash, &verdict);
+            let is_lost = matches!(verdict, Verdict::Damaged | Verdict::Missing);
+            let is_repaired = is_lost && mover::repair(node, &hash).await.is_some();
+            record(node, hash, &verdict, is_repaired);
             if saved.is_none_or(|at| at.elapsed() >= SAVE_INTERVAL) {
                 // A full log takes no progress; chunks can be read all the same.
                 if let Err(error) = save(node).await {
@@ -233,7 +236,7 @@ async fn verify_chunks(node: &Node) -> ApiResult<()> {
 async fn verify(node: &Node, hash: &ChunkHash) -> ApiResult<Verdict> {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
     for _ in 0..TRIES {
-        match chunks::read(node, hash).await {
+        match chunks::read_own(node, hash).await {
             Ok(bytes) => return Ok(Verdict::Good { bytes: bytes.len() as u64 }),
             Err(error) if error.code == ErrorCode::Damaged => return Ok(Verdict::Damaged),
             Err(error) if error.code == ErrorCode::ChunkNotFound => return is_missing(node, hash).await,
@@ -254,7 +257,7 @@ async fn is_missing(node: &Node, hash: &ChunkHash) -> ApiResult<Verdict> {
     Ok(if has_row && !is_stored { Verdict::Missing } else { Verdict::Gone })
 }
 
-fn record(node: &Node, hash: ChunkHash, verdict: &Verdict) {
+fn record(node: &Node, hash: ChunkHash, verdict: &Verdict, is_repaired: bool) {
     let metrics = &node.metrics.scrub;
     let mut named = 0;
     note(node, |round| {
@@ -275,9 +278,9 @@ fn record(node: &Node, hash: ChunkHash, verdict: &Verdict) {
     });
     match verdict {
         Verdict::Good { .. } => metrics.chunks.increment(1),
-        // `chunks::read` has told the log.
+        // `chunks::read_own` has told the log.
         Verdict::Damaged => metrics.damaged.increment(1),
-        Verdict::Missing if named <= NAMED_MAX => {
+        Verdict::Missing if !is_repaired && named <= NAMED_MAX => {
             tracing::warn!(node = %node.id, chunk = %hash, "a chunk of the catalog is not in the store; it waits for a good copy");
         }
         Verdict::Unreadable if named <= NAMED_MAX => {

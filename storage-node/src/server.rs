@@ -13,10 +13,12 @@ use common::time::Clock;
 use tokio::sync::Mutex;
 
 use crate::catalog::Catalog;
+use crate::catalog::key::Fee;
 use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
 use crate::map_watch::{self, Identity};
 use crate::metrics::Metrics;
+use crate::mover::{self, Moves};
 use crate::node::{Node, Signals};
 use crate::scrub::{self, Scrub};
 use crate::shards::{self, Shards};
@@ -66,6 +68,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
         scrub: Scrub::new(config.scrub_bytes_per_s, Duration::from_millis(config.scrub_interval_ms)),
+        moves: Moves::new(config.moves_bytes_per_s),
         search: SearchClient::new(client.clone(), &config.search),
         client,
         metrics: Metrics::new(&server.metrics),
@@ -123,6 +126,7 @@ fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
     server.spawn_worker(shards::tidy(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
     server.spawn_worker(scrub::run(node.clone()));
+    server.spawn_worker(mover::run(node.clone()));
     server.spawn_worker(show_figures(node.clone()));
     server.spawn_worker(watch_catalog(node.clone()));
 }
@@ -135,6 +139,13 @@ async fn show_figures(node: Arc<Node>) {
         node.metrics.capacity_bytes.set(stats.capacity_bytes as f64);
         node.metrics.used_bytes.set(stats.used_bytes as f64);
         node.metrics.chunks.set(stats.chunks as f64);
+        let shards = node.shards.all();
+        for fee in [Fee::Service, Fee::Content] {
+            let records: u64 = shards.iter().map(|shard| shard.pending.records(fee)).sum();
+            node.metrics.outbox(fee).pending_records.set(records as f64);
+        }
+        let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
+        node.metrics.announcements_pending.set(announcements as f64);
     }
 }
 

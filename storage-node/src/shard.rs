@@ -5,7 +5,7 @@
 //! records, announcements and fences go on as if nothing had happened.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::error::ApiResult;
@@ -15,12 +15,13 @@ use common::record::RecordNumber;
 use tokio::sync::{Notify, watch};
 
 use crate::catalog::Catalog;
-use crate::catalog::key::{self, Key, Tag};
+use crate::catalog::key::{self, Fee, Key, Tag};
 use crate::catalog::rows::ChainHead;
 use crate::catalog::stream::Stream;
 use crate::catalog::txn::{Reader, Rows, Txn};
 use crate::deliveries::{Ended, Recorder};
 use crate::node::Node;
+use crate::outbox;
 use crate::slots::Slots;
 
 /// What is said from a commit to those who wait for its effects.
@@ -61,6 +62,39 @@ impl Signals {
     }
 }
 
+/// What the shard still has to tell others, as its outboxes saw it last.
+#[derive(Default)]
+pub struct Pending {
+    service_records: AtomicU64,
+    content_records: AtomicU64,
+    announcements: AtomicU64,
+}
+
+impl Pending {
+    fn of(&self, fee: Fee) -> &AtomicU64 {
+        match fee {
+            Fee::Service => &self.service_records,
+            Fee::Content => &self.content_records,
+        }
+    }
+
+    pub fn set_records(&self, fee: Fee, count: u64) {
+        self.of(fee).store(count, Ordering::Relaxed);
+    }
+
+    pub fn records(&self, fee: Fee) -> u64 {
+        self.of(fee).load(Ordering::Relaxed)
+    }
+
+    pub fn set_announcements(&self, count: u64) {
+        self.announcements.store(count, Ordering::Relaxed);
+    }
+
+    pub fn announcements(&self) -> u64 {
+        self.announcements.load(Ordering::Relaxed)
+    }
+}
+
 /// One shard that this node serves.
 pub struct Shard {
     /// The node whose shard it is.
@@ -71,6 +105,7 @@ pub struct Shard {
     pub slots: Arc<Slots>,
     pub stream: Arc<Stream>,
     pub signals: Signals,
+    pub pending: Pending,
     open_deliveries: AtomicI64,
 }
 
@@ -78,8 +113,8 @@ impl Shard {
     /// `catalog` sees the shard's rows and changes them through `stream`.
     pub fn new(id: NodeId, node: Arc<Node>, catalog: Catalog, stream: Arc<Stream>) -> Self {
         let slots = Arc::new(Slots::new(id.clone(), node.maps.clone()));
-        let (signals, open_deliveries) = (Signals::default(), AtomicI64::new(0));
-        Self { id, node, catalog, slots, stream, signals, open_deliveries }
+        let (signals, pending) = (Signals::default(), Pending::default());
+        Self { id, node, catalog, slots, stream, signals, pending, open_deliveries: AtomicI64::new(0) }
     }
 
     /// Brings back what is kept beside the rows for speed.
@@ -90,6 +125,16 @@ impl Shard {
         }
         self.add_open_deliveries(rows.count(&key::all(Tag::OpenDelivery))? as i64);
         Ok(())
+    }
+
+    /// What is still to be settled with others before the shard may be forgotten: deliveries without their record,
+    /// records that a billing server has not booked, announcements, references to be released.
+    pub fn unsettled(&self) -> ApiResult<u64> {
+        let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap];
+        let records = outbox::billing::pending(self)?;
+        self.catalog.read(|rows| {
+            waiting.into_iter().try_fold(records, |sum, tag| Ok(sum + rows.count(&key::all(tag))?))
+        })
     }
 
     pub fn recorder(&self) -> Recorder {
@@ -111,12 +156,20 @@ impl Shard {
             .await
     }
 
-    /// Reads rows of a slot that the shard must have: what is durable here. A follower may not have the last of it
-    /// yet; who must be sure reads in a commit.
+    /// Reads rows of a slot that the shard must have: what is durable here. A follower may not have the last of it yet,
+    /// which is not acknowledged then; who must be sure reads in a commit, or with [`Shard::read_settled`].
     pub fn read_in<T>(&self, slot: Slot, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
         let value = self.catalog.read(read)?;
         // Checked after reading: the rows of a slot go only after the map that moves it was taken.
         self.slots.check(slot)?;
+        Ok(value)
+    }
+
+    /// Reads, and answers when the followers have what was read: for whatever is told to others or done elsewhere. A
+    /// primary that takes over might not know it otherwise, and make something else of the same number.
+    pub async fn read_settled<T>(&self, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
+        let value = self.catalog.read(read)?;
+        self.stream.settle().await;
         Ok(value)
     }
 

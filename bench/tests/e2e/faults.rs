@@ -261,6 +261,11 @@ fn while_the_other_site_is_down_what_only_it_holds_is_a_clear_503() {
     let (alice, carol) = (cluster.client("alice"), cluster.client("carol"));
     let bytes = fresh_bytes(4 << 20);
     alice.put_content("alice/far", &bytes).expect(201);
+    // A PUT waits for search a second at most.
+    eventually("search knows it", SOON, || {
+        let listing = carol.get("/v1/contents/alice?prefix=far").text();
+        if listing.contains("alice/far") || listing.contains("\"far\"") { Ok(()) } else { Err(listing) }
+    });
     cluster.kill("tokyo.g1");
     assert_eq!(carol.get_content("alice/far").expect(503).code(), "source_unavailable");
     cluster.restart("tokyo.g1");

@@ -23,6 +23,8 @@ use crate::time::UnixMillis;
 use crate::version::{HybridTime, Version};
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// For looking at some hundred contents with all their chunks.
+const AUDIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Marks the back-references that the chunks of one holding carry: random, made when the bytes begin to come in,
 /// so that an upload's references never mix with those of the version it replaces.
@@ -316,6 +318,32 @@ pub struct ChunkReleaseRequest {
     pub chunks: Vec<ChunkHash>,
 }
 
+/// A node gives chunks' references on to another that is to have the chunks too. What that one has gets them, in the
+/// same step; the rest it lacks. At most [`AdoptRequest::REFS_MAX`] references, so those of one chunk may come in
+/// several requests. `WrongNode` if the answerer, under the map that it knows, is not to have one of the chunks.
+/// `POST /v1/chunks/adopt`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdoptRequest {
+    pub chunks: Vec<ChunkRefs>,
+}
+
+impl AdoptRequest {
+    pub const REFS_MAX: usize = 4096;
+}
+
+/// A chunk and references to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRefs {
+    pub hash: ChunkHash,
+    pub refs: Vec<(RefTag, ContentName)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdoptAnswer {
+    /// Chunks of the request that the node does not have, in the request's order.
+    pub missing: Vec<ChunkHash>,
+}
+
 /// A new owner asks for the rows of slots. The answerer takes no more changes to them until the move is done
 /// or has been given up. `POST /v1/slots/export`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -385,6 +413,28 @@ pub struct ShardState {
     pub at: Option<ShardPosition>,
 }
 
+/// Contents of a shard that the site no longer has whole. `GET /v1/audit?shard=&after=&limit=`, to who serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// Contents that were looked at.
+    pub checked: u64,
+    pub incomplete: Vec<Incomplete>,
+    /// Give this as `after` for the next page; `None` on the last.
+    #[serde(default)]
+    pub next: Option<ContentName>,
+}
+
+/// A content of which chunks are at no node of the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incomplete {
+    pub name: ContentName,
+    pub version: Version,
+    pub len: u64,
+    pub missing_bytes: u64,
+    /// Clients of the site that hold it.
+    pub clients: u64,
+}
+
 /// `GET /v1/node` on the admin listener.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -397,9 +447,12 @@ pub struct NodeStatus {
     /// Bytes of contents that refer to this node's chunks: what would be stored without deduplication.
     pub logical_bytes: u64,
     pub chunks: u64,
+    /// Bytes that this node still has to send to other nodes of the site.
     pub moves_pending_bytes: u64,
+    /// Bytes a second that it sent to them lately.
     #[serde(default)]
     pub moves_rate_bytes_per_s: u64,
+    /// Bytes a second that it may send to them; 0 is without limit.
     #[serde(default)]
     pub moves_limit_bytes_per_s: u64,
     /// Records, announcements and releases of the node's shard that are not yet settled with others.
@@ -481,6 +534,7 @@ impl NodeClient {
         counts, "/v1/holdings/counts", CountsRequest => CountsAnswer;
         claim, "/v1/chunks/claim", ClaimRequest => ClaimAnswer;
         chunk_refs, "/v1/chunks/refs", ChunkRefsRequest => ChunkRefsAnswer;
+        adopt_chunks, "/v1/chunks/adopt", AdoptRequest => AdoptAnswer;
         release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
         /// `WrongNode` unless it owns both slots.
@@ -571,6 +625,12 @@ impl NodeClient {
     ) -> Result<Option<LibraryRow>, CallError> {
         let path = format!("/v1/library/row?client={client}&name={}", encode(name.as_str()));
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    pub async fn audit(&self, shard: &NodeId, after: Option<&ContentName>) -> Result<AuditPage, CallError> {
+        let after = after.map_or_else(String::new, |name| format!("&after={}", encode(name.as_str())));
+        let path = format!("/v1/audit?shard={shard}{after}");
+        self.server.get_json(&self.base, Role::StorageNode, &path, AUDIT_LIMIT).await
     }
 
     pub async fn holding_clients(&self, name: &ContentName) -> Result<HoldingClients, CallError> {

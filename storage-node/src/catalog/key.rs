@@ -275,6 +275,13 @@ pub fn chunk_hash(key: &[u8]) -> Option<ChunkHash> {
     key.get(1..33).and_then(|bytes| bytes.try_into().ok()).map(ChunkHash::from_bytes)
 }
 
+/// Tag and name of an encoded [`Key::ChunkRef`].
+pub fn chunk_ref(key: &[u8]) -> Option<(RefTag, ContentName)> {
+    let tag = u64::from_be_bytes(key.get(33..41)?.try_into().ok()?);
+    let name = std::str::from_utf8(key.get(41..)?).ok()?;
+    Some((RefTag(tag), name.parse().ok()?))
+}
+
 /// The number of an encoded [`Key::Announcement`].
 pub fn announcement_seq(key: &[u8]) -> Option<u64> {
     key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
@@ -300,6 +307,8 @@ mod tests {
         assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
         assert_eq!(hex(Key::ShardPosition), "52");
         assert_eq!(hex(Key::Scrub), "60");
+        let key = Key::ChunkRef(&ChunkHash::of(b"la"), RefTag(7), &name).encode();
+        assert_eq!(chunk_ref(&key), Some((RefTag(7), name)));
         let shard = NodeId::new("tokyo.n1").unwrap();
         assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
         assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));

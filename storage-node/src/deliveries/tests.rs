@@ -84,7 +84,7 @@ impl Fixture {
     async fn expire(&self, n: u8, deadlines: Deadlines, now: u64) -> Ended {
         let recorder = self.recorder.clone();
         self.catalog
-            .commit(move |txn| expire(txn, &recorder, &id(n), &deadlines, UnixMillis(now)))
+            .commit(move |txn| expire(txn, &recorder, &id(n), &deadlines, |_| true, UnixMillis(now)))
             .await
             .unwrap()
     }

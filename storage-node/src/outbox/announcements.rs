@@ -94,12 +94,13 @@ enum Step {
 }
 
 async fn step(shard: &Shard, epoch: u64) -> ApiResult<Step> {
-    let (batch, next) = shard.catalog.read(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)))?;
+    let read = shard.read_settled(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)));
+    let (batch, next) = read.await?;
     let Some((first, items)) = batch else {
-        shard.node.metrics.announcements_pending.set(0.0);
+        shard.pending.set_announcements(0);
         return Ok(Step::Idle);
     };
-    shard.node.metrics.announcements_pending.set((next - first) as f64);
+    shard.pending.set_announcements(next - first);
     let sent = items.len();
     let announcer = Announcer::Node(shard.id.clone());
     let answer = match shard

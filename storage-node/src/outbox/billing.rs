@@ -66,7 +66,7 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     let head = *heads.borrow_and_update();
     let cursor = shard.catalog.read(|rows| cursor(rows, fee))?;
     if shard.catalog.read(|rows| behind(rows, cursor, head, 1))?.is_none() {
-        shard.node.metrics.outbox(fee).pending_records.set(0.0);
+        shard.pending.set_records(fee, 0);
         // The sender lives as long as the node, so this ends with a new head.
         let _changed = heads.changed().await;
         return Ok(Step::Idle);
@@ -78,7 +78,8 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     // Full or not, it goes out when the time is over.
     drop(tokio::time::timeout(GATHER, heads.wait_for(is_full)).await);
     let head = *heads.borrow();
-    let Some((epoch, records)) = shard.catalog.read(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX))?
+    let Some((epoch, records)) =
+        shard.read_settled(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX)).await?
     else {
         return Ok(Step::Idle);
     };
@@ -110,8 +111,19 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
         })
         .await?;
     let left = if epoch == head.epoch { head.seq.saturating_sub(through) } else { head.seq };
-    shard.node.metrics.outbox(fee).pending_records.set(left as f64);
+    shard.pending.set_records(fee, left);
     Ok(Step::Booked)
+}
+
+/// Records that some billing server has not booked yet, counted up to one batch for each.
+pub fn pending(shard: &Shard) -> ApiResult<u64> {
+    let head = *shard.signals.head.borrow();
+    shard.catalog.read(|rows| {
+        [Fee::Service, Fee::Content].into_iter().try_fold(0, |sum, fee| {
+            let waiting = behind(rows, cursor(rows, fee)?, head, BATCH_RECORDS_MAX)?;
+            Ok(sum + waiting.map_or(0, |(_, records)| records.len() as u64))
+        })
+    })
 }
 
 fn cursor(rows: &(impl Rows + ?Sized), fee: Fee) -> ApiResult<RecordNumber> {

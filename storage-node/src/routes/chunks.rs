@@ -1,6 +1,7 @@
 //! `/v1/chunks/…`: bytes by hash, and who refers to them. Any node takes any chunk; where it belongs is the
 //! gateway's to know.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::extract::rejection::BytesRejection;
@@ -9,7 +10,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
-    ChunkRefsAnswer, ChunkRefsRequest, ChunkReleaseRequest, ClaimAnswer, ClaimRequest, RefTag,
+    AdoptAnswer, AdoptRequest, ChunkRefsAnswer, ChunkRefsRequest, ChunkReleaseRequest, ClaimAnswer,
+    ClaimRequest, RefTag,
 };
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
@@ -21,8 +23,8 @@ use crate::catalog::key;
 use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
 use crate::node::Node;
-use crate::reaper;
 use crate::store::{PutOutcome, StoreError};
+use crate::{mover, reaper};
 
 type Shared = State<Arc<Node>>;
 
@@ -67,6 +69,7 @@ pub async fn store(
     match stored {
         Ok(outcome) => {
             noted?;
+            mover::note_stray(&node, &hash);
             Ok(if outcome == PutOutcome::Stored { StatusCode::CREATED } else { StatusCode::OK })
         }
         Err(error) => {
@@ -112,11 +115,48 @@ pub async fn claim(
             })
             .await?;
         node.metrics.add_logical_bytes(bytes as i64);
-        let (present, unknown): (std::collections::HashSet<_>, std::collections::HashSet<_>) =
+        let (present, unknown): (HashSet<_>, HashSet<_>) =
             (present.into_iter().collect(), unknown.into_iter().collect());
-        missing.extend(piece.iter().filter(|hash| !present.contains(*hash) || unknown.contains(*hash)));
+        let is_missing = |hash: &&ChunkHash| !present.contains(*hash) || unknown.contains(*hash);
+        piece.iter().filter(|hash| !is_missing(hash)).for_each(|hash| mover::note_stray(&node, hash));
+        missing.extend(piece.iter().filter(is_missing));
     }
     Ok(ApiJson(ClaimAnswer { missing }))
+}
+
+/// Takes references from another node for chunks that both have, or are to have.
+pub async fn adopt(
+    State(node): Shared,
+    ApiJson(request): ApiJson<AdoptRequest>,
+) -> ApiResult<ApiJson<AdoptAnswer>> {
+    let count: usize = request.chunks.iter().map(|chunk| chunk.refs.len()).sum();
+    if count > AdoptRequest::REFS_MAX {
+        let message =
+            format!("{count} references are too many, {} can be sent at once", AdoptRequest::REFS_MAX);
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message));
+    }
+    let hashes: Vec<ChunkHash> = request.chunks.iter().map(|chunk| chunk.hash).collect();
+    let _kept = node.chunk_locks.using_all(&hashes).await;
+    // Asked while the chunks cannot be given away: a node that drops its copy relies on it that this one keeps its own.
+    if !hashes.iter().all(|hash| mover::belongs_here(&node, hash)) {
+        let message = "a chunk does not belong to this node under the map that it knows";
+        return Err(ApiError::new(ErrorCode::WrongNode, message));
+    }
+    let (mut missing, mut present) = (HashSet::new(), Vec::new());
+    for chunk in request.chunks {
+        if !node.chunks.contains(&chunk.hash).await.map_err(|error| store_error(&error))? {
+            missing.insert(chunk.hash);
+        } else if !node.catalog.read(|rows| chunks::is_adopted(rows, &chunk))? {
+            present.push(chunk);
+        }
+    }
+    if !present.is_empty() {
+        let (unknown, bytes) = node.catalog.commit(move |txn| chunks::adopt(txn, &present)).await?;
+        node.metrics.add_logical_bytes(bytes as i64);
+        missing.extend(unknown);
+    }
+    let missing = hashes.into_iter().filter(|hash| missing.contains(hash)).collect();
+    Ok(ApiJson(AdoptAnswer { missing }))
 }
 
 pub async fn refs(

@@ -1,6 +1,7 @@
 //! The node's HTTP routes: one file per resource. Each handler checks what it was sent, runs one rule in one
 //! commit, and answers when it is durable.
 
+mod audit;
 mod chunks;
 mod deliveries;
 mod holdings;
@@ -35,6 +36,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/holdings/clients", get(holdings::clients))
         .route("/v1/chunks/claim", post(chunks::claim))
         .route("/v1/chunks/refs", post(chunks::refs))
+        .route("/v1/chunks/adopt", post(chunks::adopt))
         .route("/v1/chunks/release", post(chunks::release))
         .route("/v1/deliveries/begin", post(deliveries::begin))
         .route("/v1/deliveries/open", post(deliveries::open))
@@ -44,6 +46,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
         .route("/v1/slots/export", post(slots::export))
+        .route("/v1/audit", get(audit::page))
         .route("/v1/map", get(status::map))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     let bytes = Router::new()

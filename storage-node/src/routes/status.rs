@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::api::extract::ApiJson;
 use common::api::node::NodeStatus;
+use common::error::ApiResult;
 
 use crate::node::Node;
 
@@ -13,13 +14,14 @@ pub async fn map(State(node): State<Arc<Node>>) -> Response {
     axum::Json(&node.maps.view().map).into_response()
 }
 
-pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
+pub async fn node(State(node): State<Arc<Node>>) -> ApiResult<ApiJson<NodeStatus>> {
     let (stats, view) = (node.chunks.stats(), node.maps.view());
     let state = match (view.site(), view.me()) {
         (Some(site), Some(me)) => me.shown_state(site),
         _ => "joining",
     };
-    ApiJson(NodeStatus {
+    let unsettled = node.shards.get(&node.id).map_or(Ok(0), |shard| shard.unsettled())?;
+    Ok(ApiJson(NodeStatus {
         node: node.id.clone(),
         state: state.to_owned(),
         store: node.store.clone(),
@@ -27,10 +29,10 @@ pub async fn node(State(node): State<Arc<Node>>) -> ApiJson<NodeStatus> {
         used_bytes: stats.used_bytes,
         logical_bytes: node.metrics.logical_bytes(),
         chunks: stats.chunks,
-        moves_pending_bytes: 0,
-        moves_rate_bytes_per_s: 0,
-        moves_limit_bytes_per_s: 0,
-        unsettled: 0,
+        moves_pending_bytes: node.moves.pending_bytes(),
+        moves_rate_bytes_per_s: node.moves.rate_bytes_per_s(),
+        moves_limit_bytes_per_s: node.moves.limit_bytes_per_s(),
+        unsettled,
         epoch: view.map.epoch,
-    })
+    }))
 }

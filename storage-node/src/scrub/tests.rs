@@ -16,6 +16,7 @@ use crate::catalog::Catalog;
 use crate::chunks::ChunkLocks;
 use crate::config::Limits;
 use crate::metrics::Metrics;
+use crate::mover::Moves;
 use crate::node::Signals;
 use crate::shards::Shards;
 use crate::store;
@@ -46,6 +47,7 @@ async fn node(dir: &Path) -> Arc<Node> {
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
         scrub: Scrub::new(1 << 30, Duration::from_secs(3600)),
+        moves: Moves::new(0),
         search: SearchClient::new(client.clone(), "http://127.0.0.1:1"),
         client,
         metrics: Metrics::new(&registry),

@@ -57,6 +57,10 @@ impl Shards {
         self.served.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
+    pub fn all(&self) -> Vec<Arc<Shard>> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     fn insert(&self, shard: Arc<Shard>) {
         self.served.write().unwrap_or_else(PoisonError::into_inner).insert(shard.id.clone(), shard);
     }

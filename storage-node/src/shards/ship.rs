@@ -29,8 +29,12 @@ const SILENT: Duration = Duration::from_secs(1);
 /// How often it is looked whether followers should change, beside each new map.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Makes answers wait for the followers that the map has: before the first change is taken.
+/// Makes answers wait for the followers that the map has: before the first change is taken. The shard's own node, which
+/// is away, may come back soon: what is committed meanwhile is kept for it, as long as it fits.
 pub fn require_followers(shard: &Shard) {
+    if shard.id != shard.node.id {
+        shard.stream.attach(&shard.id);
+    }
     shard.node.maps.with(|view| {
         for follower in followers(view, &shard.id) {
             shard.stream.require(follower, true);

@@ -83,7 +83,8 @@ impl Fake {
         self.change(|site| site.replicas = replicas);
     }
 
-    fn change(&self, change: impl FnOnce(&mut SiteEntry)) {
+    /// Changes the site as search would.
+    pub fn change(&self, change: impl FnOnce(&mut SiteEntry)) {
         self.map.send_modify(|map| {
             change(&mut map.sites[0]);
             map.epoch.0 += 1;
@@ -138,8 +139,9 @@ async fn register(
         let shard = known.unwrap_or(ShardEntry { term: 1, primary, followers: Vec::new() });
         let entry = NodeEntry { shard, ..entry };
         match site.nodes.iter_mut().find(|n| n.id == id) {
-            Some(known) if *known == entry => return false,
-            Some(known) => *known = entry,
+            // What a test made of the node stays.
+            Some(known) if known.alive && known.http == entry.http => return false,
+            Some(known) => (known.alive, known.http, known.admin) = (true, entry.http, entry.admin),
             None => site.nodes.push(entry),
         }
         if site.slot_owners.is_empty() {
