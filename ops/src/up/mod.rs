@@ -10,9 +10,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::api::search::SearchClient;
+use common::api::search::{SearchClient, SiteSettings};
 use common::auth::{ClusterSecret, Role};
 use common::client::{HttpClient, ServerClient};
+use common::cluster::REPLICAS_MAX;
 use common::config;
 use common::id::{ServerName, SiteId};
 use common::server::Running;
@@ -52,6 +53,10 @@ pub struct UpOptions {
     /// How many storage nodes each site has
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=NODES_MAX as i64))]
     pub nodes: u8,
+    /// Copies of each chunk and row that each site keeps, 1 to 3; as it was set before, or automatic, without
+    /// this
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX as i64))]
+    pub replicas: Option<u8>,
     /// First of the 100 ports used; 0 takes free ones
     #[arg(long, default_value_t = 8000, value_parser = port_base)]
     pub port_base: u16,
@@ -87,8 +92,8 @@ pub struct Up {
 }
 
 impl Up {
-    /// Starts everything; returns when clients can be served. If something does not start, what runs already is
-    /// stopped again.
+    /// Starts everything; returns when clients can be served. If something does not start, what runs already
+    /// is stopped again.
     pub async fn start(options: &UpOptions) -> Result<Self, Failure> {
         let folders = Folders::absolute(&options.data_dir)
             .map_err(|e| Failure::file("finding", &options.data_dir, &e))?;
@@ -206,6 +211,12 @@ impl Starter<'_> {
         self.start_billing().await?;
         self.start_nodes(&sites).await?;
         ready::wait_for_nodes(&search, &sites, usize::from(self.options.nodes)).await?;
+        if self.options.replicas.is_some() {
+            let settings = SiteSettings { replicas: self.options.replicas };
+            for site in &sites {
+                search.set_site(site, &settings).await?;
+            }
+        }
 
         let mut ring = Keyring::open(&self.folders.root)?;
         if self.options.demo {
