@@ -399,6 +399,20 @@ async fn remove_lost(operator: &Operator, site: &SiteEntry, node: &NodeEntry) ->
         text.push_str(&format!("{} contents lost their list entry at site {}:\n", lost.len(), site.id));
         lost.iter().for_each(|content| text.push_str(&format!("  {}\n", content.name)));
     }
+    let audit = lost::audit(operator, &site.id).await?;
+    for content in &audit.incomplete {
+        let missing = show_bytes(content.missing_bytes);
+        text.push_str(&format!(
+            "  {}: {missing} are gone; {} clients hold it\n",
+            content.name, content.clients
+        ));
+    }
+    text.push_str(&format!(
+        "{} contents at site {} looked at, {} of them have parts that no node has\n",
+        audit.checked,
+        site.id,
+        audit.incomplete.len()
+    ));
     output::text_block(&text)
 }
 

@@ -313,11 +313,31 @@ impl Writer {
     }
 }
 
+/// How many deliveries are booked as complete: each once, in chains without gaps.
+fn complete_deliveries(search: &Fake) -> u64 {
+    let books = search.books.lock().unwrap();
+    let mut complete = std::collections::HashSet::new();
+    for ((shard, epoch), records) in &books.records {
+        for (expected, record) in (1..).zip(records) {
+            assert_eq!(record.seq, expected, "{shard} {epoch}");
+            // One whose begin was asked for again at another moment may have been begun without being answered.
+            if record.record.status == DeliveryStatus::Complete {
+                assert!(
+                    complete.insert(record.record.delivery),
+                    "{shard}: {:?} twice",
+                    record.record.delivery
+                );
+            }
+        }
+    }
+    complete.len() as u64
+}
+
 /// Nodes are lost, or held for lost while they run, one after the other, under load: what was acknowledged is there at the
 /// end, and every delivery is in some chain once.
 async fn lives(replicas: u8, seed: u64) {
     use rand::{RngExt, SeedableRng};
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
     let mut site = Site::start(3, replicas).await;
     let stop = tokio_util::sync::CancellationToken::new();
@@ -358,23 +378,7 @@ async fn lives(replicas: u8, seed: u64) {
     }
     assert!(delivered > 0);
     until("every delivery is booked", async || site.search.record_count() as u64 >= delivered).await;
-    let books = site.search.books.lock().unwrap();
-    let mut complete = std::collections::HashSet::new();
-    for ((shard, epoch), records) in &books.records {
-        for (expected, record) in (1..).zip(records) {
-            assert_eq!(record.seq, expected, "{shard} {epoch}");
-            // One whose begin was asked for again at another moment may have been begun without being answered.
-            if record.record.status == DeliveryStatus::Complete {
-                assert!(
-                    complete.insert(record.record.delivery),
-                    "{shard}: {:?} twice",
-                    record.record.delivery
-                );
-            }
-        }
-    }
-    assert_eq!(complete.len() as u64, delivered);
-    drop(books);
+    assert_eq!(complete_deliveries(&site.search), delivered);
     site.stop().await;
 }
 
