@@ -58,6 +58,8 @@ pub struct Metrics {
     pub ends_lost: Counter,
     pub hash_mismatches: Counter,
     pub chunks_repaired: Counter,
+    pub hedged_reads: Counter,
+    pub chunk_copies_short: Counter,
     pub map_epoch: Gauge,
 }
 
@@ -97,6 +99,8 @@ impl Metrics {
                 ends_lost: metrics::counter!("dozo_gateway_ends_lost_total"),
                 hash_mismatches: metrics::counter!("dozo_gateway_hash_mismatches_total"),
                 chunks_repaired: metrics::counter!("dozo_gateway_chunks_repaired_total"),
+                hedged_reads: metrics::counter!("dozo_gateway_hedged_reads_total"),
+                chunk_copies_short: metrics::counter!("dozo_gateway_chunk_copies_short_total"),
                 map_epoch: metrics::gauge!("dozo_gateway_map_epoch"),
             }
         })
@@ -155,6 +159,14 @@ fn describe() {
     counter!(
         "dozo_gateway_chunks_repaired_total",
         "Missing or damaged chunks fetched anew from another holder."
+    );
+    counter!(
+        "dozo_gateway_hedged_reads_total",
+        "Times a second copy was asked for because the first was slow."
+    );
+    counter!(
+        "dozo_gateway_chunk_copies_short_total",
+        "Chunks stored with fewer copies than the site keeps; nodes make up for them."
     );
     gauge!("dozo_gateway_map_epoch", "Epoch of the cluster map in use.");
 }

@@ -48,6 +48,25 @@ struct View {
     nodes: Vec<NodeClient>,
 }
 
+/// Where a chunk may be.
+#[derive(Default)]
+pub struct Places {
+    /// How many copies the site keeps.
+    pub copies: usize,
+    /// Best first.
+    pub nodes: Vec<Place>,
+}
+
+/// A node as a place for a chunk.
+pub struct Place {
+    pub id: NodeId,
+    pub client: NodeClient,
+    pub alive: bool,
+    pub takes_writes: bool,
+    /// It is to have the chunk.
+    pub is_right: bool,
+}
+
 impl SiteView {
     pub fn new(
         id: SiteId,
@@ -115,11 +134,19 @@ impl SiteView {
         view.map.site(&self.id).map(|site| take(site, &view.nodes))
     }
 
-    /// Clients of the site's nodes for a chunk, best first.
-    pub fn nodes_for_chunk(&self, hash: &ChunkHash) -> Vec<(NodeId, NodeClient)> {
+    /// The site's nodes as places for a chunk, best first.
+    pub fn places(&self, hash: &ChunkHash) -> Places {
         let rank = |site: &SiteEntry, clients: &[NodeClient]| {
-            let ranked = rank_for_chunk(site, hash).into_iter();
-            ranked.map(|index| (site.nodes[index].id.clone(), clients[index].clone())).collect::<Vec<_>>()
+            let copies = usize::from(site.replicas);
+            let mut wanted = copies;
+            let place = |index: usize| {
+                let (entry, client) = (&site.nodes[index], clients[index].clone());
+                let is_right = entry.weight > 0 && wanted > 0;
+                wanted -= usize::from(is_right);
+                let (alive, takes_writes) = (entry.alive, entry.takes_writes());
+                Place { id: entry.id.clone(), client, alive, takes_writes, is_right }
+            };
+            Places { copies, nodes: rank_for_chunk(site, hash).into_iter().map(place).collect() }
         };
         self.with_site(rank).unwrap_or_default()
     }
@@ -249,7 +276,7 @@ impl SiteView {
 
     /// The outcome of a call to a node. Once it is slow the node is suspected, and if search then finds that
     /// the node is down the call is given up.
-    async fn unless_down<A>(
+    pub async fn unless_down<A>(
         &self,
         node: &NodeId,
         url: &str,
