@@ -14,6 +14,7 @@
 //! | what was measured | [`measure`], [`process`], [`slo`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
+//! | a load that checks everything while something happens to the system | [`mixed`] |
 //! | a node's chunk store without the network | [`device`] |
 
 pub mod books;
@@ -22,6 +23,7 @@ pub mod device;
 pub mod exchange;
 pub mod load;
 pub mod measure;
+pub mod mixed;
 pub mod pacer;
 pub mod plan;
 pub mod process;
