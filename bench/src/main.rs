@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::dedup;
 use bench::device::{self, DeviceOp, DevicePlan};
+use bench::growth::{self, GrowthPlan, Step};
 use bench::mixed::{MixedLoad, MixedPlan, MixedTarget};
+use bench::placement::{self, PlacementPlan};
 use bench::plan::{Mix, Pace, Plan, Verify, parse_duration, parse_sizes};
 use bench::report::Report;
 use bench::run::{Options, run};
@@ -39,6 +42,12 @@ enum Command {
     /// Drives PUT, GET, ranges, HEAD, LIST and DELETE and checks every answer, while something else happens to the
     /// system: exit 2 if one request fails, one byte or listing is wrong, or one delivery is not booked once.
     Mixed(MixedArgs),
+    /// Adds a storage node under load, kills it, drains it: times, bytes moved, and what users feel.
+    Growth(GrowthArgs),
+    /// Cuts and hashes files as a gateway does and tells what of them would be stored; nothing is.
+    Dedup(DedupArgs),
+    /// Computes how evenly placement fills nodes, what a change moves, and what ranking costs.
+    Placement(PlacementArgs),
     /// Drives a node's chunk store directly, without the network.
     Device(DeviceArgs),
 }
@@ -209,6 +218,70 @@ struct MixedArgs {
 }
 
 #[derive(clap::Args)]
+struct GrowthArgs {
+    /// The `endpoints.json` of the system, which runs on this machine.
+    #[arg(long, env = "DOZO_ENDPOINTS", default_value = "dozo-data/endpoints.json")]
+    endpoints: PathBuf,
+    #[arg(long, default_value = "tokyo")]
+    site: String,
+    /// In this order; `kill` and `drain` are done to the node that `add` added.
+    #[arg(long, value_delimiter = ',', default_value = "add,kill,drain")]
+    steps: Vec<Step>,
+    /// The binary to start nodes with.
+    #[arg(long, default_value = "dozo")]
+    dozo: PathBuf,
+    /// The cluster's secret; by default the file beside `endpoints.json`.
+    #[arg(long, value_name = "FILE")]
+    cluster_secret_file: Option<PathBuf>,
+    /// Where the new node keeps its data; a temporary folder by default.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    #[arg(long, default_value = "5GiB")]
+    node_size: String,
+    /// Share of the closed loop's rate that users ask for meanwhile.
+    #[arg(long, default_value_t = 0.7)]
+    share: f64,
+    /// Length of the phases before and after each step, and of the time that a killed node is away.
+    #[arg(long, value_parser = parse_duration, default_value = "20s")]
+    phase: Duration,
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Contents that are put once before: what there is to move.
+    #[arg(long, default_value_t = 1000)]
+    objects: u64,
+    #[arg(long = "size", value_parser = parse_sizes, default_value = "4KiB,64KiB,300KiB,3MiB")]
+    sizes: Sizes,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct DedupArgs {
+    /// Files and folders, in the order in which they would be stored: versions of the same, say.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct PlacementArgs {
+    #[arg(long, default_value_t = 100)]
+    nodes: usize,
+    /// Chunks that are ranked.
+    #[arg(long, default_value_t = 1_000_000)]
+    sample: u32,
+    /// Chunks that they stand for.
+    #[arg(long, default_value_t = 100_000_000)]
+    chunks: u64,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 struct DeviceArgs {
     /// file:/path?size=20GiB, device:/dev/nvme1n1, dir:/path, memory: or s3://bucket/prefix?endpoint=URL
     #[arg(long)]
@@ -245,6 +318,9 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => runtime.block_on(run_load(*args)),
         Command::Mixed(args) => run_mixed(args),
+        Command::Growth(args) => run_growth(args),
+        Command::Dedup(args) => run_dedup(&args),
+        Command::Placement(args) => run_placement(args),
         Command::Device(args) => runtime.block_on(run_device(args)),
     };
     match done {
@@ -354,6 +430,58 @@ fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
     positive("--duration", !plan.duration.is_zero())?;
     positive("--rate", args.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()))?;
     Ok(plan)
+}
+
+fn run_growth(args: GrowthArgs) -> Result<bool, Failure> {
+    let beside = args.endpoints.with_file_name("cluster-secret");
+    let temporary = std::env::temp_dir().join(format!("bench-growth-{}", std::process::id()));
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| temporary.clone());
+    let plan = GrowthPlan {
+        site: args.site,
+        steps: args.steps,
+        dozo: args.dozo,
+        secret_file: args.cluster_secret_file.unwrap_or(beside),
+        data_dir,
+        node_size: args.node_size,
+        share: args.share,
+        calibration: CALIBRATION,
+        phase: args.phase,
+        load: MixedPlan {
+            workers: args.connections,
+            stable: args.objects,
+            keys_per_worker: 32,
+            sizes_bytes: args.sizes,
+            threads: half_the_cores(),
+            request_time_max: Duration::from_secs(60),
+            books_time_max: Duration::from_secs(60),
+            seed: random_seed(),
+            // The last node may be gone when it would be cleaned.
+            keep: true,
+        },
+    };
+    let done = growth::run(plan, Endpoints::read(&args.endpoints)?, |what| eprintln!("bench: {what}"));
+    if args.data_dir.is_none() && done.is_ok() {
+        std::fs::remove_dir_all(&temporary)?;
+    }
+    let report = done?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(report.load.passed)
+}
+
+fn run_dedup(args: &DedupArgs) -> Result<bool, Failure> {
+    let report = dedup::run(&args.paths)?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(true)
+}
+
+fn run_placement(args: PlacementArgs) -> Result<bool, Failure> {
+    if args.nodes < 2 || args.sample == 0 {
+        return Err("--nodes must be above 1, --sample above 0".into());
+    }
+    let plan = PlacementPlan { nodes: args.nodes, sample: args.sample, chunks: args.chunks };
+    let report = placement::run(plan, |what| eprintln!("bench: {what}"))?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(true)
 }
 
 fn half_the_cores() -> usize {

@@ -6,21 +6,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::api::billing::Totals;
-use common::client::{CallError, HttpClient, read_body, read_refusal};
+use common::client::CallError;
 use common::cluster::ClusterMap;
 use common::id::{ClientId, DeliveryId, NodeId};
 use common::record::DeliveryStatus;
-use http::Request;
-use http::header::AUTHORIZATION;
-use http_body_util::Full;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
-const ANSWER_LEN_MAX: usize = 16 << 20;
+use crate::operator::Operator;
+
 const PAGE: u64 = 1000;
 const POLL_EVERY: Duration = Duration::from_millis(300);
 /// Record epochs without a record, after which no more are looked for.
@@ -86,7 +81,7 @@ struct Reader {
 
 /// The books from a certain point on.
 pub struct Bookings {
-    http: HttpClient,
+    operator: Operator,
     ledgers: Ledgers,
     clients: HashSet<ClientId>,
     readers: [Reader; 2],
@@ -102,7 +97,8 @@ impl Bookings {
             by_node: BTreeMap::new(),
         };
         let readers = [reader(&ledgers.service), reader(&ledgers.content)];
-        let mut bookings = Self { http: HttpClient::new(), ledgers: ledgers.clone(), clients, readers };
+        let operator = Operator::new(&ledgers.admin_token);
+        let mut bookings = Self { operator, ledgers: ledgers.clone(), clients, readers };
         let nodes = bookings.nodes().await?;
         for index in 0..bookings.readers.len() {
             for node in &nodes {
@@ -124,23 +120,30 @@ impl Bookings {
         let give_up = Instant::now() + limit;
         let mut agreed = false;
         loop {
-            self.read().await?;
-            let mut comparison = self.comparison(expected);
-            for (name, base) in [("service", &self.ledgers.service), ("content", &self.ledgers.content)] {
-                let totals: Totals = self.get(&format!("{base}/v1/totals")).await?;
-                if totals.imbalance_micros != 0 {
-                    let by = totals.imbalance_micros;
-                    comparison.faults.push(format!("{name} billing is out of balance by {by}"));
-                }
-            }
-            comparison.agrees = comparison.faults.is_empty();
+            let comparison = self.compare_once(expected).await;
+            let over = Instant::now() >= give_up;
+            let agrees = comparison.as_ref().is_ok_and(|comparison| comparison.agrees);
             // Once more after it agreed: what is booked twice may come with the next batch.
-            if (comparison.agrees && agreed) || Instant::now() >= give_up {
-                return Ok(comparison);
+            if over || agrees && agreed {
+                return comparison;
             }
-            agreed = comparison.agrees;
+            agreed = agrees;
             tokio::time::sleep(POLL_EVERY).await;
         }
+    }
+
+    async fn compare_once(&mut self, expected: &Expected) -> Result<Comparison, CallError> {
+        self.read().await?;
+        let mut comparison = self.comparison(expected);
+        for (name, base) in [("service", &self.ledgers.service), ("content", &self.ledgers.content)] {
+            let totals: Totals = self.operator.get(&format!("{base}/v1/totals")).await?;
+            if totals.imbalance_micros != 0 {
+                let by = totals.imbalance_micros;
+                comparison.faults.push(format!("{name} billing is out of balance by {by}"));
+            }
+        }
+        comparison.agrees = comparison.faults.is_empty();
+        Ok(comparison)
     }
 
     fn comparison(&self, expected: &Expected) -> Comparison {
@@ -226,26 +229,15 @@ impl Bookings {
         limit: u64,
     ) -> Result<Page, CallError> {
         let base = &self.readers[index].base;
-        self.get(&format!("{base}/v1/records?node={node}&epoch={epoch}&after={after}&limit={limit}")).await
+        self.operator
+            .get(&format!("{base}/v1/records?node={node}&epoch={epoch}&after={after}&limit={limit}"))
+            .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeId>, CallError> {
-        let map: ClusterMap = self.get(&format!("{}/v1/map?after=0&wait_ms=0", self.ledgers.search)).await?;
+        let map: ClusterMap =
+            self.operator.get(&format!("{}/v1/map?after=0&wait_ms=0", self.ledgers.search)).await?;
         Ok(map.sites.into_iter().flat_map(|site| site.nodes).map(|node| node.id).collect())
-    }
-
-    async fn get<A: DeserializeOwned>(&self, url: &str) -> Result<A, CallError> {
-        let request = Request::get(url)
-            .header(AUTHORIZATION, format!("Bearer {}", self.ledgers.admin_token))
-            .body(Full::new(Bytes::new()))
-            .map_err(|error| CallError::Unreachable { url: url.to_owned(), source: error.into() })?;
-        let response = self.http.send(request, ANSWER_TIME_MAX).await?;
-        if !response.status().is_success() {
-            return Err(read_refusal(url, response).await);
-        }
-        let text = read_body(url, response.into_body(), ANSWER_LEN_MAX).await?;
-        serde_json::from_slice(&text)
-            .map_err(|error| CallError::Answer { url: url.to_owned(), source: error.into() })
     }
 }
 
