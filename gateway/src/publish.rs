@@ -26,8 +26,9 @@ use crate::server::Gateway;
 
 /// Chunks on their way to their nodes at once.
 const IN_FLIGHT: usize = 4;
-/// How long an answer waits for search to know the new content.
-const ANNOUNCE_WAIT_MS: u64 = 1_000;
+/// How long an answer waits for search to know the new content, so that lists show it; while search cannot be reached it
+/// does not wait. Long enough for a node to be lost in between.
+const ANNOUNCE_WAIT_MS: u64 = 5_000;
 
 /// What a PUT says about its content.
 pub struct Publication {

@@ -24,12 +24,20 @@ use crate::node::Node;
 use crate::outbox;
 use crate::slots::Slots;
 
+/// How far search has heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Announced {
+    /// It knows the announcements up to this one.
+    pub through: u64,
+    /// It did not take the last ones: nobody should wait for it.
+    pub is_unreached: bool,
+}
+
 /// What is said from a commit to those who wait for its effects.
 pub struct Signals {
     /// Last record of the chain; epoch 0 until search gave one.
     pub head: watch::Sender<RecordNumber>,
-    /// Search knows the announcements up to this one.
-    pub announced: watch::Sender<u64>,
+    pub announced: watch::Sender<Announced>,
     pub announcement_queued: Notify,
     pub reap_queued: Notify,
     pub slot_frozen: Notify,
@@ -40,7 +48,7 @@ impl Default for Signals {
     fn default() -> Self {
         Self {
             head: watch::Sender::new(RecordNumber { epoch: 0, seq: 0 }),
-            announced: watch::Sender::new(0),
+            announced: watch::Sender::default(),
             announcement_queued: Notify::new(),
             reap_queued: Notify::new(),
             slot_frozen: Notify::new(),
@@ -173,13 +181,15 @@ impl Shard {
         Ok(value)
     }
 
-    /// Waits until search knows an announcement, at most `wait_ms`. Answers whether it does.
+    /// Waits until search knows an announcement, at most `wait_ms`, and not while search cannot be reached. Answers
+    /// whether it does.
     pub async fn wait_announced(&self, announcement: Option<u64>, wait_ms: u64) -> bool {
         let Some(seq) = announcement else { return true };
         self.signals.announcement_queued.notify_one();
         let mut announced = self.signals.announced.subscribe();
-        let wait = announced.wait_for(|through| *through >= seq);
-        matches!(tokio::time::timeout(Duration::from_millis(wait_ms), wait).await, Ok(Ok(_)))
+        let wait = announced.wait_for(|announced| announced.through >= seq || announced.is_unreached);
+        let told = tokio::time::timeout(Duration::from_millis(wait_ms), wait).await;
+        told.is_ok_and(|told| told.is_ok_and(|announced| announced.through >= seq))
     }
 
     /// Makes known what became of open deliveries.

@@ -11,7 +11,7 @@ use common::error::{ApiResult, chain};
 use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{AnnouncementHead, Row};
 use crate::catalog::txn::{Rows, Txn};
-use crate::shard::Shard;
+use crate::shard::{Announced, Shard};
 
 /// Most announcements in one batch.
 const BATCH_LEN: usize = 512;
@@ -78,7 +78,10 @@ pub async fn send(shard: Arc<Shard>) {
         match step(&shard, epoch).await {
             Ok(Step::Idle) => shard.signals.announcement_queued.notified().await,
             Ok(Step::Sent) => backoff.reset(),
-            Ok(Step::Unreached) => tokio::time::sleep(backoff.next_delay()).await,
+            Ok(Step::Unreached) => {
+                shard.signals.announced.send_modify(|announced| announced.is_unreached = true);
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
             Err(error) => {
                 tracing::warn!(shard = %shard.id, error = chain(&error), "announcements cannot be sent");
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -124,7 +127,7 @@ async fn step(shard: &Shard, epoch: u64) -> ApiResult<Step> {
         return Ok(Step::Unreached);
     }
     // Whoever waits may go on before the queue is tidied up.
-    shard.signals.announced.send_replace(answer.next_seq - 1);
+    shard.signals.announced.send_replace(Announced { through: answer.next_seq - 1, is_unreached: false });
     shard.catalog.commit(move |txn| acknowledge(txn, first, sent, answer.next_seq)).await?;
     Ok(Step::Sent)
 }
