@@ -14,15 +14,24 @@
 //! | what was measured | [`measure`], [`process`], [`slo`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
+//! | a load that checks everything while something happens to the system | [`mixed`] |
+//! | a site that grows, shrinks and loses a node under it | [`growth`], [`operator`] |
 //! | a node's chunk store without the network | [`device`] |
+//! | how even placement is, what moves, what it costs | [`placement`] |
+//! | what deduplication does on one's own files | [`dedup`] |
 
 pub mod books;
 pub mod content;
+pub mod dedup;
 pub mod device;
 pub mod exchange;
+pub mod growth;
 pub mod load;
 pub mod measure;
+pub mod mixed;
+pub mod operator;
 pub mod pacer;
+pub mod placement;
 pub mod plan;
 pub mod process;
 pub mod report;

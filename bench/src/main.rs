@@ -1,11 +1,15 @@
 //! The command line of the load harness. Exit 0: all checks held; 1: the run could not be done; 2: wrong bytes,
 //! wrong bookings or a broken promise (or wrong usage).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::dedup;
 use bench::device::{self, DeviceOp, DevicePlan};
+use bench::growth::{self, GrowthPlan, Step};
+use bench::mixed::{MixedLoad, MixedPlan, MixedTarget};
+use bench::placement::{self, PlacementPlan};
 use bench::plan::{Mix, Pace, Plan, Verify, parse_duration, parse_sizes};
 use bench::report::Report;
 use bench::run::{Options, run};
@@ -20,6 +24,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Failure = Box<dyn std::error::Error>;
 
+/// How long a closed loop runs to find out what its rate is.
+const CALIBRATION: Duration = Duration::from_secs(10);
+
 /// Loads a running Dozo, checks every byte and every booking, and says how fast it was.
 #[derive(Parser)]
 #[command(name = "bench", version)]
@@ -32,6 +39,15 @@ struct Cli {
 enum Command {
     /// Drives PUT and GET over HTTP/1.1.
     Run(Box<RunArgs>),
+    /// Drives PUT, GET, ranges, HEAD, LIST and DELETE and checks every answer, while something else happens to the
+    /// system: exit 2 if one request fails, one byte or listing is wrong, or one delivery is not booked once.
+    Mixed(MixedArgs),
+    /// Adds a storage node under load, kills it, drains it: times, bytes moved, and what users feel.
+    Growth(GrowthArgs),
+    /// Cuts and hashes files as a gateway does and tells what of them would be stored; nothing is.
+    Dedup(DedupArgs),
+    /// Computes how evenly placement fills nodes, what a change moves, and what ranking costs.
+    Placement(PlacementArgs),
     /// Drives a node's chunk store directly, without the network.
     Device(DeviceArgs),
 }
@@ -150,6 +166,122 @@ struct RunArgs {
 type Sizes = Vec<u64>;
 
 #[derive(clap::Args)]
+struct MixedArgs {
+    /// The `endpoints.json` of the system to load.
+    #[arg(long, env = "DOZO_ENDPOINTS", default_value = "dozo-data/endpoints.json")]
+    endpoints: PathBuf,
+    #[arg(long, default_value = "tokyo")]
+    site: String,
+    /// Clients to act as, at home at the site; all of them if none is named.
+    #[arg(long = "as", value_name = "CLIENT", value_delimiter = ',')]
+    clients: Vec<String>,
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Contents that are put once and read by all.
+    #[arg(long, default_value_t = 200)]
+    objects: u64,
+    /// Keys that each connection writes, overwrites and deletes.
+    #[arg(long, default_value_t = 32)]
+    keys: usize,
+    /// One size, or a list that contents take in turn: 4KiB,1MiB.
+    #[arg(long = "size", value_parser = parse_sizes, default_value = "4KiB,64KiB,300KiB,3MiB")]
+    sizes: Sizes,
+    /// Open loop: requests a second, whatever the answers do.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Open loop at this share of what a closed loop reaches in its first ten seconds, as in 0.7.
+    #[arg(long, conflicts_with = "rate")]
+    share: Option<f64>,
+    #[arg(long, value_parser = parse_duration, default_value = "60s")]
+    duration: Duration,
+    /// Every line of standard input begins a phase of that name; the load ends with the input, not by its duration.
+    #[arg(long)]
+    phases: bool,
+    /// Longest time for one request.
+    #[arg(long, value_parser = parse_duration, default_value = "60s")]
+    request_time: Duration,
+    /// How long the books may take to agree after the last delivery.
+    #[arg(long, value_parser = parse_duration, default_value = "30s")]
+    books_time: Duration,
+    /// Repeats the choices of a run.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads of the load generator; by default half the cores.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Leave the contents of the load in their buckets.
+    #[arg(long)]
+    keep: bool,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct GrowthArgs {
+    /// The `endpoints.json` of the system, which runs on this machine.
+    #[arg(long, env = "DOZO_ENDPOINTS", default_value = "dozo-data/endpoints.json")]
+    endpoints: PathBuf,
+    #[arg(long, default_value = "tokyo")]
+    site: String,
+    /// In this order; `kill` and `drain` are done to the node that `add` added.
+    #[arg(long, value_delimiter = ',', default_value = "add,kill,drain")]
+    steps: Vec<Step>,
+    /// The binary to start nodes with.
+    #[arg(long, default_value = "dozo")]
+    dozo: PathBuf,
+    /// The cluster's secret; by default the file beside `endpoints.json`.
+    #[arg(long, value_name = "FILE")]
+    cluster_secret_file: Option<PathBuf>,
+    /// Where the new node keeps its data; a temporary folder by default.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    #[arg(long, default_value = "5GiB")]
+    node_size: String,
+    /// Share of the closed loop's rate that users ask for meanwhile.
+    #[arg(long, default_value_t = 0.7)]
+    share: f64,
+    /// Length of the phases before and after each step, and of the time that a killed node is away.
+    #[arg(long, value_parser = parse_duration, default_value = "20s")]
+    phase: Duration,
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Contents that are put once before: what there is to move.
+    #[arg(long, default_value_t = 1000)]
+    objects: u64,
+    #[arg(long = "size", value_parser = parse_sizes, default_value = "4KiB,64KiB,300KiB,3MiB")]
+    sizes: Sizes,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct DedupArgs {
+    /// Files and folders, in the order in which they would be stored: versions of the same, say.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct PlacementArgs {
+    #[arg(long, default_value_t = 100)]
+    nodes: usize,
+    /// Chunks that are ranked.
+    #[arg(long, default_value_t = 1_000_000)]
+    sample: u32,
+    /// Chunks that they stand for.
+    #[arg(long, default_value_t = 100_000_000)]
+    chunks: u64,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 struct DeviceArgs {
     /// file:/path?size=20GiB, device:/dev/nvme1n1, dir:/path, memory: or s3://bucket/prefix?endpoint=URL
     #[arg(long)]
@@ -185,6 +317,10 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => runtime.block_on(run_load(*args)),
+        Command::Mixed(args) => run_mixed(args),
+        Command::Growth(args) => run_growth(args),
+        Command::Dedup(args) => run_dedup(&args),
+        Command::Placement(args) => run_placement(args),
         Command::Device(args) => runtime.block_on(run_device(args)),
     };
     match done {
@@ -199,7 +335,6 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 async fn run_load(args: RunArgs) -> Result<bool, Failure> {
     let target = match (&args.endpoint, &args.token) {
         (Some(url), Some(token)) => Target::at(url, &args.client, token),
@@ -209,32 +344,73 @@ async fn run_load(args: RunArgs) -> Result<bool, Failure> {
     let options = Options { slos: args.slos.clone(), pids: args.pids.clone(), keep: args.keep };
     let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
     let report = Report::of(outcome);
-    match &args.json {
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(report.passed)
+}
+
+/// The text to standard output, and the JSON to a file; or the JSON to standard output and the text beside it.
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+fn tell(report: &impl serde::Serialize, text: &str, json: Option<&Path>) -> Result<(), Failure> {
+    match json {
         Some(path) if path.as_os_str() == "-" => {
-            eprintln!("{}", report.to_text());
-            println!("{}", serde_json::to_string(&report)?);
+            eprintln!("{text}");
+            println!("{}", serde_json::to_string(report)?);
         }
         Some(path) => {
-            std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
-            println!("{}", report.to_text());
+            std::fs::write(path, serde_json::to_vec_pretty(report)?)?;
+            println!("{text}");
         }
-        None => println!("{}", report.to_text()),
+        None => println!("{text}"),
     }
+    Ok(())
+}
+
+fn run_mixed(args: MixedArgs) -> Result<bool, Failure> {
+    let target = MixedTarget::of(&Endpoints::read(&args.endpoints)?, &args.site, &args.clients)?;
+    let plan = MixedPlan {
+        workers: args.connections,
+        stable: args.objects,
+        keys_per_worker: args.keys,
+        sizes_bytes: args.sizes,
+        threads: args.threads.unwrap_or_else(half_the_cores),
+        request_time_max: args.request_time,
+        books_time_max: args.books_time,
+        seed: args.seed.unwrap_or_else(random_seed),
+        keep: args.keep,
+    };
+    eprintln!("bench: preparing {} objects", plan.stable);
+    let load = MixedLoad::start(&target, plan)?;
+    let rate = match args.share {
+        Some(share) => Some(load.requests_per_s(CALIBRATION) * share),
+        None => args.rate,
+    };
+    if let Some(rate) = rate.filter(|rate| *rate > 0.0) {
+        eprintln!("bench: {rate:.0} requests a second from now on");
+        load.set_rate(rate)?;
+        load.mark("before");
+    }
+    if args.phases {
+        for phase in std::io::stdin().lines() {
+            load.mark(phase?.trim());
+        }
+    } else {
+        std::thread::sleep(args.duration);
+    }
+    eprintln!("bench: reading everything back, comparing deliveries with bookings");
+    let report = load.stop()?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
     Ok(report.passed)
 }
 
 fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
     let defaults = args.preset.unwrap_or(Preset::Get4k).defaults();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut seed = [0u8; 8];
-    common::auth::fill_random(&mut seed);
     let plan = Plan {
         mix: args.mix.unwrap_or(defaults.mix),
         get_share: args.get_share,
         sizes_bytes: args.sizes.clone().unwrap_or(defaults.sizes_bytes),
         objects: args.objects.unwrap_or(defaults.objects),
         connections: args.connections.unwrap_or(defaults.connections),
-        threads: args.threads.unwrap_or((cores / 2).max(1)),
+        threads: args.threads.unwrap_or_else(half_the_cores),
         pace: match args.rate {
             Some(rate) => Pace::Open { rate, arrivals: args.arrivals },
             None => Pace::Closed,
@@ -244,8 +420,7 @@ fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
         duration: args.duration,
         request_time_max: args.request_time,
         verify: args.verify,
-        // Numbers in JSON are exact up to 53 bits in every reader.
-        seed: args.seed.unwrap_or(u64::from_le_bytes(seed) >> 11),
+        seed: args.seed.unwrap_or_else(random_seed),
     };
     let positive = |what: &str, good: bool| {
         if good { Ok(()) } else { Err(format!("{what} must be above 0")) }
@@ -255,6 +430,70 @@ fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
     positive("--duration", !plan.duration.is_zero())?;
     positive("--rate", args.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()))?;
     Ok(plan)
+}
+
+fn run_growth(args: GrowthArgs) -> Result<bool, Failure> {
+    let beside = args.endpoints.with_file_name("cluster-secret");
+    let temporary = std::env::temp_dir().join(format!("bench-growth-{}", std::process::id()));
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| temporary.clone());
+    let plan = GrowthPlan {
+        site: args.site,
+        steps: args.steps,
+        dozo: args.dozo,
+        secret_file: args.cluster_secret_file.unwrap_or(beside),
+        data_dir,
+        node_size: args.node_size,
+        share: args.share,
+        calibration: CALIBRATION,
+        phase: args.phase,
+        load: MixedPlan {
+            workers: args.connections,
+            stable: args.objects,
+            keys_per_worker: 32,
+            sizes_bytes: args.sizes,
+            threads: half_the_cores(),
+            request_time_max: Duration::from_secs(60),
+            books_time_max: Duration::from_secs(60),
+            seed: random_seed(),
+            // The last node may be gone when it would be cleaned.
+            keep: true,
+        },
+    };
+    let done = growth::run(plan, Endpoints::read(&args.endpoints)?, |what| eprintln!("bench: {what}"));
+    if args.data_dir.is_none() && done.is_ok() {
+        std::fs::remove_dir_all(&temporary)?;
+    }
+    let report = done?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(report.load.passed)
+}
+
+fn run_dedup(args: &DedupArgs) -> Result<bool, Failure> {
+    let report = dedup::run(&args.paths)?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(true)
+}
+
+fn run_placement(args: PlacementArgs) -> Result<bool, Failure> {
+    if args.nodes < 2 || args.sample == 0 {
+        return Err("--nodes must be above 1, --sample above 0".into());
+    }
+    let plan = PlacementPlan { nodes: args.nodes, sample: args.sample, chunks: args.chunks };
+    let report = placement::run(plan, |what| eprintln!("bench: {what}"))?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(true)
+}
+
+fn half_the_cores() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).max(1)
+}
+
+fn random_seed() -> u64 {
+    let mut seed = [0u8; 8];
+    common::auth::fill_random(&mut seed);
+    // Numbers in JSON are exact up to 53 bits in every reader.
+    u64::from_le_bytes(seed) >> 11
 }
 
 #[expect(clippy::print_stdout, reason = "the result is what the command is for")]

@@ -64,6 +64,11 @@ impl Queue {
         self.dropped.load(Ordering::Relaxed) + self.waiting().len() as u64
     }
 
+    /// There will be no more arrivals: those that wait are still handed out.
+    pub fn close(&self) {
+        self.ready.close();
+    }
+
     /// The next arrival; `None` when all are served.
     pub async fn next(&self) -> Option<Instant> {
         if let Ok(permit) = self.ready.acquire().await {
@@ -73,7 +78,8 @@ impl Queue {
     }
 }
 
-/// Lets arrivals into the queue at their intended times; runs on a thread of its own.
+/// Lets arrivals into the queue at their intended times, until the end or until the queue is closed; runs on a thread of
+/// its own.
 pub fn pace(queue: &Queue, schedule: Schedule, in_flight_max: u64, span: Span) -> Latency {
     let mut lag = Latency::default();
     for offset in schedule {
@@ -84,6 +90,9 @@ pub fn pace(queue: &Queue, schedule: Schedule, in_flight_max: u64, span: Span) -
         let now = Instant::now();
         if intended > now {
             std::thread::sleep(intended - now);
+        }
+        if queue.ready.is_closed() {
+            break;
         }
         lag.record(intended.elapsed());
         queue.push(intended, in_flight_max);

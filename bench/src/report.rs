@@ -237,7 +237,7 @@ impl Report {
     }
 }
 
-fn show_us(us: f64) -> String {
+pub fn show_us(us: f64) -> String {
     match us {
         us if us < 1e3 => format!("{us:.0} us"),
         us if us < 1e5 => format!("{:.2} ms", us / 1e3),

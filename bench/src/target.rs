@@ -17,6 +17,8 @@ pub enum TargetError {
     NoClient { client: String, known: String },
     #[error("the site {site:?} of client {client:?} has no gateway")]
     NoGateway { site: String, client: String },
+    #[error("there is no site {site:?} with a gateway")]
+    NoSite { site: String },
     #[error("{url} is not an address of the form http://HOST:PORT")]
     Address { url: String },
 }

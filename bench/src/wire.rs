@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::error::ErrorBody;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, RANGE};
 use http::{HeaderValue, Method, Request, Response};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -87,8 +87,8 @@ pub enum WireError {
     Transport(#[source] hyper::Error),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("answered {status}: {code}")]
-    Refused { status: u16, code: String },
+    #[error("answered {status}: {code}: {message}")]
+    Refused { status: u16, code: String, message: String },
     #[error("the answer is longer than {TEXT_LEN_MAX} bytes or not what was expected")]
     Answer,
     #[error("the request cannot be made: {0}")]
@@ -120,6 +120,8 @@ pub struct Connection {
     host: HeaderValue,
     authorization: HeaderValue,
     sender: Option<SendRequest<Outgoing>>,
+    /// Requests sent on the present connection.
+    carried: u64,
 }
 
 impl Connection {
@@ -127,7 +129,13 @@ impl Connection {
     pub fn new(address: SocketAddr, host: &str, token: &str) -> Result<Self, http::Error> {
         let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))?;
         authorization.set_sensitive(true);
-        Ok(Self { address, host: HeaderValue::from_str(host)?, authorization, sender: None })
+        Ok(Self { address, host: HeaderValue::from_str(host)?, authorization, sender: None, carried: 0 })
+    }
+
+    /// Whether the last request was sent on a connection that had carried others before: such a one may have been
+    /// closed by the server at the same moment.
+    pub fn was_reused(&self) -> bool {
+        self.carried > 1
     }
 
     /// Gives the connection up; the next request makes a new one.
@@ -150,7 +158,9 @@ impl Connection {
             // How a connection ended is told to the request that was on it.
             tokio::spawn(async move { drop(connection.await) });
             self.sender = Some(sender);
+            self.carried = 0;
         }
+        self.carried += 1;
         self.sender.as_mut().ok_or(WireError::Answer)
     }
 
@@ -161,11 +171,25 @@ impl Connection {
         path: &str,
         body: Outgoing,
     ) -> Result<Response<Incoming>, WireError> {
+        self.send_range(method, path, None, body).await
+    }
+
+    /// As [`Connection::send`], with the value of a `Range` header.
+    pub async fn send_range(
+        &mut self,
+        method: Method,
+        path: &str,
+        range: Option<&HeaderValue>,
+        body: Outgoing,
+    ) -> Result<Response<Incoming>, WireError> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, &self.host)
             .header(AUTHORIZATION, &self.authorization);
+        if let Some(range) = range {
+            request = request.header(RANGE, range);
+        }
         let len = body.remaining();
         if len > 0 {
             request = request.header(CONTENT_LENGTH, len);
@@ -177,9 +201,11 @@ impl Connection {
             return Ok(response);
         }
         let text = read_text(response.into_body()).await?;
-        let code = serde_json::from_slice::<ErrorBody>(&text)
-            .map_or_else(|_| format!("http_{}", status.as_u16()), |body| body.code.to_string());
-        Err(WireError::Refused { status: status.as_u16(), code })
+        let (code, message) = match serde_json::from_slice::<ErrorBody>(&text) {
+            Ok(body) => (body.code.to_string(), body.message),
+            Err(_) => (format!("http_{}", status.as_u16()), String::new()),
+        };
+        Err(WireError::Refused { status: status.as_u16(), code, message })
     }
 }
 

@@ -39,6 +39,9 @@ pub struct SiteEntry {
     pub zone: Option<String>,
     /// Nodes that are to have each chunk, and each shard's rows: 1 to [`REPLICAS_MAX`].
     pub replicas: u8,
+    /// As many as the operator wants; `None`: two, or one while the site has one node.
+    #[serde(default)]
+    pub replicas_wanted: Option<u8>,
     pub gateways: Vec<GatewayEntry>,
     /// Every node that ever was of the site; a node keeps its place.
     pub nodes: Vec<NodeEntry>,
@@ -52,7 +55,15 @@ pub const REPLICAS_MAX: u8 = 3;
 
 impl SiteEntry {
     pub fn new(id: SiteId) -> Self {
-        Self { id, zone: None, replicas: 1, gateways: Vec::new(), nodes: Vec::new(), slot_owners: Vec::new() }
+        Self {
+            id,
+            zone: None,
+            replicas: 1,
+            replicas_wanted: None,
+            gateways: Vec::new(),
+            nodes: Vec::new(),
+            slot_owners: Vec::new(),
+        }
     }
 
     /// The node whose shard has the slot; `None` while the site has no node.

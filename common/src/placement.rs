@@ -8,7 +8,7 @@
 //!   a chunk; as many of the first as the site keeps copies are to have it, and it is looked for down the ranking.
 //!   (Thaler and Ravishankar, 1998; weights: Schindelhauer and Schomaker, 2005.)
 
-use crate::cluster::{NodeEntry, NodeState, SiteEntry};
+use crate::cluster::{NodeEntry, NodeState, REPLICAS_MAX, SiteEntry};
 use crate::hash::ChunkHash;
 use crate::id::{ClientId, NodeId};
 use crate::name::ContentName;
@@ -107,6 +107,28 @@ pub fn weights(capacities: &[u64], replicas: u8) -> Vec<u32> {
         weights[index] = (weight / greatest * WEIGHT_MAX).round().max(1.0) as u32;
     }
     weights
+}
+
+/// Copies that a site keeps unless its operator says otherwise.
+const REPLICAS_DEFAULT: u8 = 2;
+/// Size that a node is taken to have which tells none.
+const CAPACITY_UNKNOWN: u64 = 1 << 30;
+
+/// Sets how many copies a site keeps and the shares of its nodes, from what is wanted of it and of them: not
+/// more copies than there are nodes, and shares by size for those that are to have any.
+pub fn share_out(site: &mut SiteEntry) {
+    let there = site.nodes.iter().filter(|node| node.state != NodeState::Removed).count();
+    let wanted = site.replicas_wanted.unwrap_or(REPLICAS_DEFAULT);
+    site.replicas = wanted.min(u8::try_from(there).unwrap_or(u8::MAX)).clamp(1, REPLICAS_MAX);
+    let size = |node: &NodeEntry| match (node.state, node.capacity_bytes) {
+        (NodeState::Active, 0) => CAPACITY_UNKNOWN,
+        (NodeState::Active, bytes) => bytes,
+        (NodeState::Draining | NodeState::Removed, _) => 0,
+    };
+    let sizes: Vec<u64> = site.nodes.iter().map(size).collect();
+    for (node, weight) in site.nodes.iter_mut().zip(weights(&sizes, site.replicas)) {
+        node.weight = weight;
+    }
 }
 
 /// How often each node is to be among the drawn; what one cannot take, for no chunk is on a node twice, the others do.

@@ -27,8 +27,8 @@ pub struct Config {
     /// Longest content a client may put, in bytes.
     #[serde(default = "content_bytes_max")]
     pub content_bytes_max: u64,
-    /// How long a request waits for a node that does not answer, or whose slot is on the move: longer than it takes to
-    /// find that a node is lost and to let another serve in its place.
+    /// How long a request waits for a node that does not answer, or whose slot is on the move: longer than it
+    /// takes to find that a node is lost and to let another serve in its place.
     #[serde(default = "node_patience_ms")]
     pub node_patience_ms: u64,
 }

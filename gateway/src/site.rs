@@ -1,8 +1,8 @@
 //! The gateway's view of its site: the newest cluster map, and calls to the node that owns a slot.
 //!
-//! The map is long-polled from search. While search is down the last one stays in use, and a gateway that starts
-//! then asks the storage nodes it is told of by [`SiteView::adopt`]. Of a node that does not answer search is told, so
-//! that another serves in its place long before its lease runs out.
+//! The map is long-polled from search. While search is down the last one stays in use, and a gateway that
+//! starts then asks the storage nodes it is told of by [`SiteView::adopt`]. Of a node that does not answer
+//! search is told, so that another serves in its place long before its lease runs out.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -194,9 +194,12 @@ impl SiteView {
         self.with_site(find).flatten()
     }
 
-    /// Has search look whether a node is there that this gateway could not reach; does not wait for the outcome, which
-    /// comes with the map. At most one report per node is on its way in 300 ms.
+    /// Has search look whether a node is there that this gateway could not reach; does not wait for the
+    /// outcome, which comes with the map. At most one report per node is on its way in 300 ms.
     pub fn suspect(&self, node: &NodeId) {
+        if is_down(&self.view.borrow().map, node) {
+            return;
+        }
         let now = Instant::now();
         let mut suspected = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
         if suspected.get(node).is_some_and(|last| now.duration_since(*last) < SUSPICION_PAUSE) {
@@ -207,9 +210,10 @@ impl SiteView {
         let (search, node) = (self.search.clone(), node.clone());
         tokio::spawn(async move {
             match search.suspect(&node).await {
-                Ok(answer) => tracing::info!(%node, alive = answer.alive, "a node was suspected"),
+                Ok(answer) => tracing::debug!(%node, alive = answer.alive, "a node was suspected"),
                 Err(error) => {
-                    tracing::debug!(%node, error = %common::error::chain(&error), "search takes no suspicion");
+                    let error = common::error::chain(&error);
+                    tracing::debug!(%node, error, "search takes no suspicion");
                 }
             }
         });
@@ -270,8 +274,8 @@ impl SiteView {
         }
     }
 
-    /// The outcome of a call to a node. Once it is slow the node is suspected, and if search then finds that the node
-    /// is down the call is given up.
+    /// The outcome of a call to a node. Once it is slow the node is suspected, and if search then finds that
+    /// the node is down the call is given up.
     pub async fn unless_down<A>(
         &self,
         node: &NodeId,
@@ -284,15 +288,19 @@ impl SiteView {
         }
         self.suspect(node);
         let mut views = self.view.subscribe();
-        let is_down =
-            |view: &View| view.map.site(&self.id).and_then(|s| s.node(node)).is_some_and(|n| !n.alive);
         tokio::select! {
             outcome = &mut call => outcome,
-            _ = views.wait_for(is_down) => {
+            _ = views.wait_for(|view| is_down(&view.map, node)) => {
                 Err(CallError::Timeout { url: url.to_owned(), limit: begun.elapsed() })
             }
         }
     }
+}
+
+/// Whether search found a node to be down.
+fn is_down(map: &ClusterMap, node: &NodeId) -> bool {
+    let entry = map.sites.iter().find_map(|site| site.node(node));
+    entry.is_some_and(|entry| !entry.alive)
 }
 
 #[cfg(test)]

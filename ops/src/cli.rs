@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
-use crate::commands::{billing, config, content, directory, fsck, scrub, status, usage, who_holds};
+use crate::commands::{
+    billing, config, content, directory, fsck, node, scrub, site, status, usage, who_holds,
+};
 use crate::error::Failure;
 use crate::roles::{self, RoleCommand};
 use crate::up::{self, UpOptions};
@@ -34,7 +36,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Storage nodes
     #[command(subcommand)]
-    Node(status::NodeCommand),
+    Node(node::NodeCommand),
+    /// Sites
+    #[command(subcommand)]
+    Site(site::SiteCommand),
     /// Check, or repair, the store of a storage node that does not run
     Fsck(fsck::FsckArgs),
     /// Show how far the nodes are with verifying what they store, or start it
@@ -120,7 +125,8 @@ impl Command {
             Self::Up(options) => up::run(options).await,
             Self::Role(role) => roles::run(role).await,
             Self::Status(args) => status::status(args).await,
-            Self::Node(command) => status::node(command).await,
+            Self::Node(command) => node::node(command).await,
+            Self::Site(command) => site::site(command).await,
             Self::Fsck(args) => fsck::fsck(args).await,
             Self::Scrub(args) => scrub::scrub(args).await,
             Self::Client(command) => directory::client(command).await,

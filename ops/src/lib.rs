@@ -6,6 +6,7 @@
 //! | a whole system in one process | [`up`], [`demo`] |
 //! | one server alone | [`roles`] |
 //! | what commands do | [`commands`] |
+//! | what adding or draining a node moves | `plan` |
 //! | where servers and keys are found | [`endpoints`], [`secret`], [`session`] |
 //!
 //! This crate only starts servers and asks them; what they do is in their own crates.
@@ -18,6 +19,7 @@ pub mod error;
 mod files;
 mod http;
 mod output;
+mod plan;
 mod progress;
 pub mod roles;
 pub mod secret;

@@ -32,6 +32,15 @@ impl Progress {
         self.0.set_position(bytes);
     }
 
+    /// There is more, or less, to do than was thought.
+    pub fn set_total(&self, bytes: u64) {
+        self.0.set_length(bytes);
+    }
+
+    pub fn is_shown(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }

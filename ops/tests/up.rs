@@ -105,6 +105,14 @@ fn a_demo_system_serves_its_clients_and_finds_everything_after_a_restart() {
     let nodes = system.json(&["node", "list", "--json"]);
     assert_eq!(nodes.as_array().map(Vec::len), Some(4), "{nodes}");
 
+    assert!(system.done(&["site", "set", "tokyo", "--replicas", "auto"]).contains("2 copies (automatic)"));
+    let status = system.json(&["status", "--json"]);
+    assert_eq!((&status["sites"][1]["name"], &status["sites"][1]["replicas"]), (&"tokyo".into(), &2.into()));
+    let plan = system.json(&["node", "plan", "tokyo.n3", "--add", "1GiB", "--json"]);
+    assert_eq!(plan["nodes"].as_array().map(Vec::len), Some(3), "{plan}");
+    assert!(plan["slots_to_move"].as_u64() > Some(200), "{plan}");
+    assert!(system.done(&["node", "plan", "osaka.n2", "--drain"]).contains("slots to move"));
+
     let scrubs = system.json(&["scrub", "--start", "--json"]);
     assert_eq!(scrubs.as_array().map(Vec::len), Some(4), "{scrubs}");
     let scrubs = system.json(&["scrub", "--node", "tokyo.n1", "--json"]);

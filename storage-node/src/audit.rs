@@ -12,6 +12,7 @@ use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::manifest::{ChunkList, ChunkRef};
 use common::name::ContentName;
+use common::placement::Slot;
 
 use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::Row;
@@ -35,9 +36,13 @@ pub async fn page(shard: &Shard, after: Option<&ContentName>, limit: u32) -> Api
     let limit = limit.clamp(1, PAGE_LEN_MAX) as usize;
     let held = shard.catalog.read(|rows| holdings_after(rows, after, limit))?;
     let next = (held.len() == limit).then(|| held.last().map(|holding| holding.name.clone())).flatten();
-    let checked = held.len() as u64;
-    let mut contents = Vec::new();
-    for holding in held.into_iter().filter(|holding| holding.state != HoldingState::Collecting) {
+    let (mut checked, mut contents) = (0, Vec::new());
+    for holding in held {
+        // Rows of a slot that went are deleted behind it; its new owner tells of them.
+        if holding.state == HoldingState::Collecting || !shard.slots.owns(Slot::of_name(&holding.name)) {
+            continue;
+        }
+        checked += 1;
         contents.push(needs_of(&shard.node, holding).await?);
     }
     let mut absent: HashSet<ChunkHash> =

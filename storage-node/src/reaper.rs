@@ -87,7 +87,7 @@ struct Progress {
 async fn release_all(shard: &Shard, started: &mut Started) -> ApiResult<bool> {
     let (mut after, mut done, mut silent) = (key::all(Tag::Reap), true, HashSet::new());
     loop {
-        let page = shard.catalog.read(|rows| queued(rows, &after))?;
+        let page = shard.read_settled(|rows| queued(rows, &after)).await?;
         let Some((last, _)) = page.last() else { return Ok(done) };
         after.clone_from(last);
         for (key, reap) in page {

@@ -156,12 +156,20 @@ impl Shard {
             .await
     }
 
-    /// Reads rows of a slot that the shard must have: what is durable here. A follower may not have the last of it
-    /// yet; who must be sure reads in a commit.
+    /// Reads rows of a slot that the shard must have: what is durable here. A follower may not have the last of it yet,
+    /// which is not acknowledged then; who must be sure reads in a commit, or with [`Shard::read_settled`].
     pub fn read_in<T>(&self, slot: Slot, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
         let value = self.catalog.read(read)?;
         // Checked after reading: the rows of a slot go only after the map that moves it was taken.
         self.slots.check(slot)?;
+        Ok(value)
+    }
+
+    /// Reads, and answers when the followers have what was read: for whatever is told to others or done elsewhere. A
+    /// primary that takes over might not know it otherwise, and make something else of the same number.
+    pub async fn read_settled<T>(&self, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
+        let value = self.catalog.read(read)?;
+        self.stream.settle().await;
         Ok(value)
     }
 

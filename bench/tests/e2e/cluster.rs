@@ -51,8 +51,11 @@ pub struct Cluster {
     root: PathBuf,
     _folder: tempfile::TempDir,
     pub port_base: u16,
+    options: Options,
     processes: Mutex<BTreeMap<String, Process>>,
     pub endpoints: Endpoints,
+    /// Servers that joined later, with their sites.
+    added: Mutex<Vec<(String, ServerAddress)>>,
     clients: Mutex<BTreeMap<String, Client>>,
 }
 
@@ -63,6 +66,10 @@ pub struct Options {
     /// How long a delivery stays open for later ranges, where nodes are processes of their own.
     pub join_window_ms: u64,
     pub nodes: usize,
+    /// Gateways of each site, where they are processes of their own.
+    pub gateways: usize,
+    /// Copies that each site keeps; `None`: as search decides.
+    pub replicas: Option<u8>,
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
@@ -70,7 +77,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_size: "2GiB".into(), join_window_ms: 2_000, nodes: 2, cache_bytes: 256 << 20 }
+        Self {
+            node_size: "2GiB".into(),
+            join_window_ms: 2_000,
+            nodes: 2,
+            gateways: 1,
+            replicas: None,
+            cache_bytes: 256 << 20,
+        }
     }
 }
 
@@ -95,14 +109,16 @@ impl Cluster {
             root,
             _folder: folder,
             port_base,
+            options: options.clone(),
             processes: Mutex::default(),
             endpoints: planned_endpoints(port_base, options),
+            added: Mutex::default(),
             clients: Mutex::default(),
         };
         fs::write(cluster.path("cluster-secret"), SECRET).expect("the folder is ours");
         match mode {
-            Mode::OneProcess => cluster.start_up(options),
-            Mode::ProcessPerServer => cluster.start_servers(options),
+            Mode::OneProcess => cluster.start_up(),
+            Mode::ProcessPerServer => cluster.start_servers(),
         }
         for client in &cluster.endpoints.clients {
             let base = &site_of(&cluster.endpoints, &client.site).gateways[0].http;
@@ -116,12 +132,12 @@ impl Cluster {
         self.root.join(name)
     }
 
-    fn start_up(&mut self, options: &Options) {
-        self.spawn("up", &self.up_arguments(options));
+    fn start_up(&mut self) {
+        self.spawn("up", &self.up_arguments());
         self.endpoints = self.await_endpoints();
     }
 
-    fn up_arguments(&self, options: &Options) -> Vec<String> {
+    fn up_arguments(&self) -> Vec<String> {
         let arguments = [
             "up",
             "--demo",
@@ -130,9 +146,9 @@ impl Cluster {
             "--port-base",
             &self.port_base.to_string(),
             "--node-size",
-            &options.node_size,
+            &self.options.node_size,
             "--nodes",
-            &options.nodes.to_string(),
+            &self.options.nodes.to_string(),
         ];
         arguments.map(str::to_owned).to_vec()
     }
@@ -145,11 +161,11 @@ impl Cluster {
         })
     }
 
-    fn start_servers(&mut self, options: &Options) {
+    fn start_servers(&mut self) {
         self.write_studio();
         let config = self.path("node.toml");
-        let open_max_ms = options.join_window_ms * 2;
-        let window = options.join_window_ms;
+        let open_max_ms = self.options.join_window_ms * 2;
+        let window = self.options.join_window_ms;
         fs::write(
             &config,
             format!("delivery_join_window_ms = {window}\ndelivery_open_max_ms = {open_max_ms}\n"),
@@ -158,7 +174,7 @@ impl Cluster {
         let servers = self.servers();
         // Search first: the others register with it.
         for (name, _) in &servers {
-            let arguments = self.server_arguments(name, options);
+            let arguments = self.server_arguments(name);
             self.spawn(name, &arguments);
             if name == "search" {
                 self.await_ready(name);
@@ -168,7 +184,28 @@ impl Cluster {
             self.await_ready(name);
         }
         self.enter_directory();
+        if let Some(replicas) = self.options.replicas {
+            let search = self.operator(&self.endpoints.search.http);
+            for site in SITES {
+                search
+                    .send_json("PUT", &format!("/v1/sites/{site}"), &json!({"replicas": replicas}))
+                    .expect(200);
+            }
+        }
         self.await_working();
+    }
+
+    /// Starts a further storage node of a site and answers with its name, as in `tokyo.n4`; it may not be ready yet.
+    pub fn add_node(&self, site: &str, short: &str) -> String {
+        let number: u16 = short.trim_start_matches('n').parse().expect("nodes are n1, n2, ...");
+        let place = SITES.iter().position(|s| *s == site).expect("a site of the cluster") as u16;
+        let port = self.port_base + 10 * (place + 1) + self.options.gateways as u16 + number;
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let at = ServerAddress { name: short.into(), http: url(port), admin: url(port + 50) };
+        lock(&self.added).push((site.to_owned(), at));
+        let name = format!("{site}.{short}");
+        self.spawn(&name, &self.server_arguments(&name));
+        name
     }
 
     /// Names and addresses of all servers, search first and gateways last.
@@ -181,6 +218,8 @@ impl Cluster {
             ("origin", &endpoints.origin),
         ];
         servers.extend(single.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at.clone()?))));
+        let added = lock(&self.added);
+        servers.extend(added.iter().map(|(site, at)| (format!("{site}.{}", at.name), at.clone())));
         for pick in [|site: &Site| site.nodes.clone(), |site: &Site| site.gateways.clone()] {
             for site in &endpoints.sites {
                 servers.extend(pick(site).into_iter().map(|at| (format!("{}.{}", site.name, at.name), at)));
@@ -194,7 +233,8 @@ impl Cluster {
         found.unwrap_or_else(|| panic!("there is no server {name}")).1
     }
 
-    fn server_arguments(&self, name: &str, options: &Options) -> Vec<String> {
+    fn server_arguments(&self, name: &str) -> Vec<String> {
+        let options = &self.options;
         let at = self.server(name);
         let strip = |url: &str| url.trim_start_matches("http://").to_owned();
         let data_dir = self.path(name);
@@ -442,9 +482,12 @@ fn planned_endpoints(base: u16, options: &Options) -> Endpoints {
         .iter()
         .zip([10, 20])
         .map(|(site, offset)| {
-            let nodes: Vec<_> =
-                (0..options.nodes as u16).map(|n| at(&format!("n{}", n + 1), offset + 2 + n)).collect();
-            json!({"name": site, "gateways": [at("g1", offset)], "nodes": nodes})
+            let gateways = options.gateways as u16;
+            let several = |kind: &str, first: u16, count: u16| -> Vec<_> {
+                (0..count).map(|i| at(&format!("{kind}{}", i + 1), first + i)).collect()
+            };
+            let nodes = several("n", offset + gateways + 1, options.nodes as u16);
+            json!({"name": site, "gateways": several("g", offset, gateways), "nodes": nodes})
         })
         .collect();
     let secret = ClusterSecret::new(SECRET).expect("it is long enough");

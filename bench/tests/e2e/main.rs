@@ -20,6 +20,7 @@ mod harness;
 mod operation;
 mod publication;
 mod roaming;
+mod topology;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.
 #[macro_export]

@@ -10,11 +10,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::api::search::SearchClient;
+use common::api::search::{SearchClient, SiteSettings};
 use common::auth::{ClusterSecret, Role};
 use common::client::{HttpClient, ServerClient};
+use common::cluster::{ClusterMap, MapEpoch, NodeState, REPLICAS_MAX};
 use common::config;
-use common::id::{ServerName, SiteId};
+use common::id::{NodeId, ServerName, SiteId};
 use common::server::Running;
 use common::time::Clock;
 use futures_util::future::join_all;
@@ -52,6 +53,10 @@ pub struct UpOptions {
     /// How many storage nodes each site has
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=NODES_MAX as i64))]
     pub nodes: u8,
+    /// Copies of each chunk and row that each site keeps, 1 to 3; as it was set before, or automatic, without
+    /// this
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX as i64))]
+    pub replicas: Option<u8>,
     /// First of the 100 ports used; 0 takes free ones
     #[arg(long, default_value_t = 8000, value_parser = port_base)]
     pub port_base: u16,
@@ -87,8 +92,8 @@ pub struct Up {
 }
 
 impl Up {
-    /// Starts everything; returns when clients can be served. If something does not start, what runs already is
-    /// stopped again.
+    /// Starts everything; returns when clients can be served. If something does not start, what runs already
+    /// is stopped again.
     pub async fn start(options: &UpOptions) -> Result<Self, Failure> {
         let folders = Folders::absolute(&options.data_dir)
             .map_err(|e| Failure::file("finding", &options.data_dir, &e))?;
@@ -105,6 +110,7 @@ impl Up {
             secret,
             folders,
             search_url: String::new(),
+            started_nodes: Vec::new(),
             servers: Servers::default(),
         };
         let started = match tokio::time::timeout(START_TIME_MAX, starter.start_all()).await {
@@ -185,6 +191,8 @@ struct Starter<'a> {
     secret: ClusterSecret,
     server: ServerClient,
     search_url: String,
+    /// Site and name of each of the servers' nodes.
+    started_nodes: Vec<(SiteId, ServerName)>,
     servers: Servers,
 }
 
@@ -204,8 +212,15 @@ impl Starter<'_> {
         let search = SearchClient::new(self.server.clone(), &self.search_url);
 
         self.start_billing().await?;
-        self.start_nodes(&sites).await?;
-        ready::wait_for_nodes(&search, &sites, usize::from(self.options.nodes)).await?;
+        let map = search.map(MapEpoch(0), Duration::ZERO).await?;
+        self.start_nodes(&sites, &map).await?;
+        ready::wait_for_nodes(&search, &self.node_counts(&sites)).await?;
+        if self.options.replicas.is_some() {
+            let settings = SiteSettings { replicas: self.options.replicas };
+            for site in &sites {
+                search.set_site(site, &settings).await?;
+            }
+        }
 
         let mut ring = Keyring::open(&self.folders.root)?;
         if self.options.demo {
@@ -264,11 +279,17 @@ impl Starter<'_> {
         Ok(())
     }
 
-    async fn start_nodes(&mut self, sites: &[SiteId]) -> Result<(), Failure> {
+    /// Starts the sites' nodes, but not those that were removed: they left for ever.
+    async fn start_nodes(&mut self, sites: &[SiteId], map: &ClusterMap) -> Result<(), Failure> {
         let mut tables = Vec::new();
         for (s, site) in sites.iter().enumerate() {
             for n in 0..usize::from(self.options.nodes) {
                 let name = layout::node_name(n)?;
+                let known = map.site(site).and_then(|entry| entry.node(&NodeId::of(site, &name)));
+                if known.is_some_and(|node| node.state == NodeState::Removed) {
+                    tracing::info!(%site, node = %name, "the node was removed and is not started");
+                    continue;
+                }
                 let folder = self.folders.node(site, &name);
                 let mut table = with_folder(self.member(name.as_str(), self.ports.node(s, n)), &folder)?;
                 let store = path_text(&folder.join("store"))?;
@@ -276,10 +297,17 @@ impl Starter<'_> {
                 let store = format!("file:{store}?size={}", self.options.node_size);
                 table.insert("store".into(), Value::String(store));
                 tables.push(table);
+                self.started_nodes.push((site.clone(), name));
             }
         }
         let launched = join_all(tables.into_iter().map(|t| self.launch(Role::StorageNode, t))).await;
         keep_started(&mut self.servers.nodes, launched)
+    }
+
+    /// How many nodes were started at each site.
+    fn node_counts(&self, sites: &[SiteId]) -> Vec<(SiteId, usize)> {
+        let count = |site: &SiteId| self.started_nodes.iter().filter(|(of, _)| of == site).count();
+        sites.iter().map(|site| (site.clone(), count(site))).collect()
     }
 
     async fn start_gateways(&mut self, sites: &[SiteId]) -> Result<(), Failure> {
@@ -312,12 +340,13 @@ impl Starter<'_> {
         else {
             return Err(Failure::new("not every server was started"));
         };
-        let per_site = usize::from(self.options.nodes);
         let site = |(s, name): (usize, &SiteId)| -> Result<SiteEndpoints, Failure> {
-            let nodes = self.servers.nodes.iter().skip(s * per_site).take(per_site).enumerate();
-            let node = |(n, running): (usize, &Running)| -> Result<NodeEndpoint, Failure> {
-                let name = layout::node_name(n)?;
-                Ok(NodeEndpoint { name, http: running.http.clone(), admin: running.admin.clone() })
+            let nodes = self.started_nodes.iter().zip(&self.servers.nodes);
+            let nodes = nodes.filter(|((site, _), _)| site == name);
+            let node = |((_, name), running): (&(SiteId, ServerName), &Running)| NodeEndpoint {
+                name: name.clone(),
+                http: running.http.clone(),
+                admin: running.admin.clone(),
             };
             let gateways = self.servers.gateways.iter().skip(s).take(1).map(|running| {
                 let (http, admin) = (running.http.clone(), running.admin.clone());
@@ -326,7 +355,7 @@ impl Starter<'_> {
             Ok(SiteEndpoints {
                 name: name.clone(),
                 gateways: gateways.collect::<Result<_, Failure>>()?,
-                nodes: nodes.map(node).collect::<Result<_, _>>()?,
+                nodes: nodes.map(node).collect(),
             })
         };
         Ok(Endpoints {

@@ -38,14 +38,14 @@ pub fn pending<'a>(servers: impl Iterator<Item = &'a Running>) -> String {
     if names.is_empty() { "every server is, but not yet the whole".to_owned() } else { names.join(", ") }
 }
 
-/// Waits until every site has `nodes` active nodes in the map and each slot has an owner; then, for a while, until
-/// each slot is where placement wants it.
-pub async fn wait_for_nodes(search: &SearchClient, sites: &[SiteId], nodes: usize) -> Result<(), Failure> {
+/// Waits until every site has so many active nodes in the map and each slot has an owner; then, for a while, until each
+/// slot is where placement wants it.
+pub async fn wait_for_nodes(search: &SearchClient, sites: &[(SiteId, usize)]) -> Result<(), Failure> {
     let begin = Instant::now();
     let mut map = search.map(MapEpoch(0), Duration::ZERO).await?;
     loop {
         let each = |holds: fn(&SiteEntry, usize) -> bool| {
-            sites.iter().all(|site| map.site(site).is_some_and(|entry| holds(entry, nodes)))
+            sites.iter().all(|(site, nodes)| map.site(site).is_some_and(|entry| holds(entry, *nodes)))
         };
         if each(is_settled) || each(can_serve) && begin.elapsed() >= SETTLE_TIME_MAX {
             return Ok(());

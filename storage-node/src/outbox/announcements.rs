@@ -94,7 +94,8 @@ enum Step {
 }
 
 async fn step(shard: &Shard, epoch: u64) -> ApiResult<Step> {
-    let (batch, next) = shard.catalog.read(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)))?;
+    let read = shard.read_settled(|rows| Ok((waiting(rows, BATCH_LEN)?, head(rows)?.next_seq)));
+    let (batch, next) = read.await?;
     let Some((first, items)) = batch else {
         shard.pending.set_announcements(0);
         return Ok(Step::Idle);

@@ -78,7 +78,8 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     // Full or not, it goes out when the time is over.
     drop(tokio::time::timeout(GATHER, heads.wait_for(is_full)).await);
     let head = *heads.borrow();
-    let Some((epoch, records)) = shard.catalog.read(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX))?
+    let Some((epoch, records)) =
+        shard.read_settled(|rows| behind(rows, cursor, head, BATCH_RECORDS_MAX)).await?
     else {
         return Ok(Step::Idle);
     };

@@ -181,7 +181,7 @@ pub async fn tidy(node: Arc<Node>) {
 }
 
 async fn tidy_once(node: &Arc<Node>) -> ApiResult<()> {
-    for shard in node.catalog.read(|rows| copies(rows))? {
+    for shard in node.catalog.read(copies)? {
         if node.shards.followed.is_recent(&shard) || node.maps.with(|view| is_kept(view, &node.id, &shard)) {
             continue;
         }

@@ -8,10 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use common::auth::Role;
-use common::cluster::{
-    ClusterMap, GatewayEntry, MapEpoch, NodeEntry, NodeState, REPLICAS_MAX, ServerEntry, ShardEntry,
-    SiteEntry,
-};
+use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, ServerEntry, ShardEntry, SiteEntry};
 use common::id::{NodeId, ServerName, SiteId};
 use common::placement;
 
@@ -19,11 +16,6 @@ use crate::db::Connection;
 use crate::error::{Failure, natural};
 use crate::servers::{self, ServerRow};
 use crate::shards;
-
-/// Copies that a site keeps unless its operator says otherwise.
-const COPIES_DEFAULT: u8 = 2;
-/// Size that a node is taken to have which tells none.
-const CAPACITY_UNKNOWN: u64 = 1 << 30;
 
 /// One state of the directory of servers. Cheap to clone.
 #[derive(Clone)]
@@ -87,12 +79,12 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
             .fetch_all(&mut *conn)
             .await?;
     for (site, zone, replicas) in sites {
-        let mut entry = SiteEntry { zone, ..SiteEntry::new(SiteId::new(&site)?) };
+        let replicas_wanted = replicas.and_then(|copies| u8::try_from(copies).ok());
+        let mut entry = SiteEntry { zone, replicas_wanted, ..SiteEntry::new(SiteId::new(&site)?) };
         for row in rows.iter().filter(|r| r.key.site == site) {
             add_to_site(&mut entry, row)?;
         }
-        entry.replicas = copies(&entry.nodes, replicas);
-        set_weights(&mut entry);
+        placement::share_out(&mut entry);
         let places: HashMap<String, u16> =
             (0u16..).zip(&entry.nodes).map(|(i, n)| (n.id.name().to_owned(), i)).collect();
         set_shards(conn, &mut entry, &places).await?;
@@ -132,26 +124,6 @@ fn add_to_site(entry: &mut SiteEntry, row: &ServerRow) -> Result<(), Failure> {
         _ => {}
     }
     Ok(())
-}
-
-/// Copies that a site keeps: as set, or two, but not more than there are nodes.
-fn copies(nodes: &[NodeEntry], set: Option<i64>) -> u8 {
-    let there = nodes.iter().filter(|n| n.state != NodeState::Removed).count();
-    let wanted = set.and_then(|copies| u8::try_from(copies).ok()).unwrap_or(COPIES_DEFAULT);
-    wanted.min(u8::try_from(there).unwrap_or(u8::MAX)).clamp(1, REPLICAS_MAX)
-}
-
-/// Shares of the active nodes, by their sizes.
-fn set_weights(entry: &mut SiteEntry) {
-    let size = |node: &NodeEntry| match (node.state, node.capacity_bytes) {
-        (NodeState::Active, 0) => CAPACITY_UNKNOWN,
-        (NodeState::Active, bytes) => bytes,
-        (NodeState::Draining | NodeState::Removed, _) => 0,
-    };
-    let sizes: Vec<u64> = entry.nodes.iter().map(size).collect();
-    for (node, weight) in entry.nodes.iter_mut().zip(placement::weights(&sizes, entry.replicas)) {
-        node.weight = weight;
-    }
 }
 
 async fn set_shards(

@@ -28,7 +28,8 @@ pub async fn drain(conn: &mut Connection, node: &NodeId) -> Result<bool, Failure
     if !has_other_active(conn, node).await? {
         let site = node.site();
         let message = format!(
-            "node {node} is the last active node of site {site}, so what it has could go nowhere; add a node first"
+            "node {node} is the last active node of site {site}, so what it has could go nowhere; \
+             add a node first"
         );
         return Err(conflict(message));
     }
@@ -47,15 +48,14 @@ pub async fn undrain(conn: &mut Connection, node: &NodeId) -> Result<bool, Failu
     Ok(true)
 }
 
-/// Checks that search knows of nothing that a node still has; answers where to ask the node itself, or `None` if it
-/// has left already.
+/// Checks that search knows of nothing that a node still has; answers where to ask the node itself, or `None`
+/// if it has left already.
 pub async fn check_leaves(conn: &mut Connection, node: &NodeId) -> Result<Option<String>, Failure> {
     let (row, own) = present(conn, node).await?;
     match own.state {
         NodeState::Removed => return Ok(None),
-        NodeState::Active => {
-            return Err(conflict(format!("node {node} is active; drain it first")));
-        }
+        NodeState::Active if !row.alive => return Err(down(node)),
+        NodeState::Active => return Err(conflict(format!("node {node} is active; drain it first"))),
         NodeState::Draining => {}
     }
     let slots = slots::count(conn, node).await?;
@@ -73,11 +73,7 @@ pub async fn check_leaves(conn: &mut Connection, node: &NodeId) -> Result<Option
         }
     }
     if !row.alive {
-        let message = format!(
-            "node {node} is down, so it cannot say that it is empty; start it, or give it up with \
-             `dozo node remove {node} --lost`"
-        );
-        return Err(conflict(message));
+        return Err(down(node));
     }
     Ok(Some(row.admin))
 }
@@ -116,8 +112,8 @@ pub async fn remove(conn: &mut Connection, node: &NodeId) -> Result<bool, Failur
     Ok(true)
 }
 
-/// Gives a node up that is down. Slots whose rows it alone had go to the other nodes, without their rows. False if it
-/// was removed before.
+/// Gives a node up that is down. Slots whose rows it alone had go to the other nodes, without their rows.
+/// False if it was removed before.
 pub async fn remove_lost(conn: &mut Connection, node: &NodeId) -> Result<bool, Failure> {
     let (row, own) = present(conn, node).await?;
     if own.state == NodeState::Removed {
@@ -217,6 +213,13 @@ async fn set_state(conn: &mut Connection, node: &NodeId, state: NodeState) -> Re
     .execute(conn)
     .await?;
     Ok(())
+}
+
+fn down(node: &NodeId) -> Failure {
+    conflict(format!(
+        "node {node} is down, so it cannot say that it is empty; start it, or give it up with \
+         `dozo node remove {node} --lost`"
+    ))
 }
 
 fn conflict(message: String) -> Failure {

@@ -253,7 +253,8 @@ async fn change_node(
     })?;
     let view = to_the_end(async move {
         if action == NodeAction::Remove {
-            // Asked before the transaction, which keeps every other writer waiting; a draining node gets nothing new.
+            // Asked before the transaction, which keeps every other writer waiting; a draining node gets
+            // nothing new.
             let mut conn = app.db.read().await?;
             let admin = nodes::check_leaves(&mut conn, &node).await?;
             drop(conn);

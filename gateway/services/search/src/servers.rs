@@ -137,7 +137,8 @@ fn role_of(text: &str) -> Result<Role, Failure> {
 /// All servers in the order of their first registration.
 pub async fn all(conn: &mut Connection) -> Result<Vec<ServerRow>, Failure> {
     let rows: Vec<Columns> = sqlx::query_as(
-        "SELECT role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id, record_epoch
+        "SELECT role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id,
+             record_epoch
          FROM servers ORDER BY position",
     )
     .fetch_all(conn)
@@ -147,7 +148,8 @@ pub async fn all(conn: &mut Connection) -> Result<Vec<ServerRow>, Failure> {
 
 pub async fn find(conn: &mut Connection, key: &ServerKey) -> Result<Option<ServerRow>, Failure> {
     let row: Option<Columns> = sqlx::query_as(
-        "SELECT role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id, record_epoch
+        "SELECT role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id,
+             record_epoch
          FROM servers WHERE role = $1 AND site = $2 AND name = $3",
     )
     .bind(key.role.as_str())
@@ -242,7 +244,8 @@ fn is_same_size(known: i64, told: i64) -> bool {
     known.abs_diff(told) <= known.unsigned_abs() / CAPACITY_SLACK
 }
 
-/// Writes a registration: its site if that is new, its row, a new node's shard, and the slots of a site's first node.
+/// Writes a registration: its site if that is new, its row, a new node's shard, and the slots of a site's
+/// first node.
 pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> Result<(), Failure> {
     if !row.key.site.is_empty() {
         put_site(conn, &row.key.site, zone).await?;

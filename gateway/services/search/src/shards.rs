@@ -1,8 +1,8 @@
 //! Who serves a node's shard, and who follows it.
 //!
-//! Two things hold after every change here: a follower is alive, and a primary that is not alive has no follower, for
-//! that one would have been promoted. Whatever is no longer as it was when a primary last looked has another term, so
-//! its change is refused.
+//! Two things hold after every change here: a follower is alive, and a primary that is not alive has no
+//! follower, for that one would have been promoted. Whatever is no longer as it was when a primary last
+//! looked has another term, so its change is refused.
 
 use common::api::search::{FollowersChange, HandOver};
 use common::cluster::NodeState;
@@ -54,8 +54,8 @@ pub async fn of_site(conn: &mut Connection, site: &str) -> Result<Vec<ShardRow>,
     Ok(rows.into_iter().map(row).collect())
 }
 
-/// Makes the two things hold again after nodes of a site went down or were removed: lets them follow no shard, and
-/// promotes the first follower of each shard that lost its primary.
+/// Makes the two things hold again after nodes of a site went down or were removed: lets them follow no
+/// shard, and promotes the first follower of each shard that lost its primary.
 pub async fn settle(conn: &mut Connection, site: &str) -> Result<(), Failure> {
     let alive: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM servers

@@ -1,7 +1,8 @@
 //! Moving slots between the nodes of a site: fence, then compare and set.
 //!
-//! The present owner fences the slots before it hands out their rows; the new owner moves them with that fence.
-//! Any other fence taken in between makes the move fail, so rows exported earlier can never win over later ones.
+//! The present owner fences the slots before it hands out their rows; the new owner moves them with that
+//! fence. Any other fence taken in between makes the move fail, so rows exported earlier can never win over
+//! later ones.
 
 use std::collections::BTreeSet;
 
@@ -46,7 +47,8 @@ pub async fn count(conn: &mut Connection, node: &NodeId) -> Result<u64, Failure>
     Ok(natural(count))
 }
 
-/// Gives slots whose rows are lost to other nodes, with a new fence, so that nothing exported earlier comes back.
+/// Gives slots whose rows are lost to other nodes, with a new fence, so that nothing exported earlier comes
+/// back.
 pub async fn give_away(
     conn: &mut Connection,
     site: &SiteId,

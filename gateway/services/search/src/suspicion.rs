@@ -1,4 +1,5 @@
-//! Nodes that somebody could not reach: search looks itself, and marks a node as down at once if it does not answer.
+//! Nodes that somebody could not reach: search looks itself, and marks a node as down at once if it does not
+//! answer.
 //!
 //! Many may suspect a node at the same time; it is looked at once for all of them.
 
@@ -97,8 +98,8 @@ async fn look(app: &App, node: &NodeId) -> Result<bool, Failure> {
     counts_as_alive(app, node)
 }
 
-/// Whether anything answers at a node's service address: that is where it has to serve, and a process that hangs
-/// answers nothing, though its connections are still taken.
+/// Whether anything answers at a node's service address: that is where it has to serve, and a process that
+/// hangs answers nothing, though its connections are still taken.
 async fn answers(http: &HttpClient, base: &str) -> bool {
     for _ in 0..TRIES {
         let Ok(request) = Request::get(format!("{base}/livez")).body(Bytes::new().into()) else {

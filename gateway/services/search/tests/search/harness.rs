@@ -161,7 +161,8 @@ impl TestSearch {
         self.client.map(MapEpoch(0), AT_ONCE).await.unwrap().site(&id("tokyo")).unwrap().clone()
     }
 
-    /// Says that a node cannot be reached. The addresses of [`node`] answer nothing, so it is down after this.
+    /// Says that a node cannot be reached. The addresses of [`node`] answer nothing, so it is down after
+    /// this.
     pub async fn lose(&self, node: &str) {
         assert!(!self.client.suspect(&id(node)).await.unwrap().alive);
     }

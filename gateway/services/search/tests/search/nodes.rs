@@ -282,10 +282,12 @@ async fn what_a_lost_node_served_for_another_is_that_ones_again() {
 }
 
 #[tokio::test]
-async fn a_drained_node_that_is_down_is_told_to_be_given_up() {
+async fn a_node_that_is_down_cannot_leave_but_be_given_up() {
     let search = TestSearch::new().await.with_nodes(&["n1", "n2"]).await;
     search.act("tokyo.n2", NodeAction::Drain).await.unwrap();
     assert_code(search.act("tokyo.n2", NodeAction::Remove).await, ErrorCode::NodeUnavailable);
-    search.lose("tokyo.n2").await;
-    search.refused("tokyo.n2", NodeAction::Remove, "dozo node remove tokyo.n2 --lost").await;
+    for node in ["tokyo.n1", "tokyo.n2"] {
+        search.lose(node).await;
+        search.refused(node, NodeAction::Remove, &format!("dozo node remove {node} --lost")).await;
+    }
 }

@@ -65,8 +65,8 @@ async fn a_node_that_answers_stays_and_many_suspicions_ask_it_once() {
         suspecting.spawn(async move { client.suspect(&n1()).await.unwrap().alive });
     }
     assert!(suspecting.join_all().await.into_iter().all(|alive| alive));
-    // Most came while the first look was under way, or while its outcome was trusted; a slow machine may have taken
-    // longer than that.
+    // Most came while the first look was under way, or while its outcome was trusted; a slow machine may have
+    // taken longer than that.
     let asked = answering.asked.load(Ordering::SeqCst);
     assert!((1..10).contains(&asked), "asked {asked} times");
     assert_eq!(search.epoch().await, epoch);
