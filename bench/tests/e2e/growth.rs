@@ -91,13 +91,15 @@ fn a_node_joins(mode: Mode) {
         let admin = format!("http://127.0.0.1:{}", cluster.port_base + 90);
         cluster.operator(&admin).get("/v1/node").expect(200).json()
     };
-    let before = status()["chunks"].as_u64().unwrap();
     let new: Vec<_> = (0..60).map(|i| (format!("alice/new-{i}"), fresh_bytes(50_000))).collect();
     for (name, bytes) in &new {
         alice.put_content(name, bytes).expect(201);
     }
-    let taken = status()["chunks"].as_u64().unwrap() - before;
-    assert!((8..=35).contains(&taken), "{taken} of 60 new chunks went to one node of three");
+    // Two copies of each: two thirds of all chunks, give or take what so few scatter. The old ones move there.
+    eventually("the new node has its share of the chunks", SOON * 3, || {
+        let chunks = status()["chunks"].as_u64().unwrap();
+        if (50..=84).contains(&chunks) { Ok(()) } else { Err(format!("{chunks} of 100 chunks")) }
+    });
     for (name, bytes) in new.iter().chain(&old) {
         assert!(bob.get_content(name).expect(200).body == *bytes, "{name}");
     }
