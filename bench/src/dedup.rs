@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::chunker::{CHUNK_LEN_MIN, Chunker};
 use common::config::show_bytes;
 use common::hash::{ChunkHash, ContentHash};
 use serde::Serialize;
+
+use crate::process::thread_cpu_time;
 
 const PIECE_LEN: usize = 1 << 20;
 
@@ -24,7 +26,7 @@ pub struct Counts {
     pub new_whole_bytes: u64,
     pub chunks: u64,
     pub new_chunks: u64,
-    /// Time for cutting and hashing, without that for reading.
+    /// CPU time for cutting and hashing, without that for reading.
     pub work_s: f64,
 }
 
@@ -109,7 +111,7 @@ impl Known {
         let mut piece = vec![0; PIECE_LEN];
         loop {
             let len = content.read(&mut piece)?;
-            let start = Instant::now();
+            let before = thread_cpu_time();
             let chunks = if len == 0 {
                 std::mem::take(&mut chunker).finish()
             } else {
@@ -131,7 +133,7 @@ impl Known {
                 counts.new_bytes += if is_new { len } else { 0 };
                 counts.new_chunks += u64::from(is_new);
             }
-            work += start.elapsed();
+            work += thread_cpu_time() - before;
             if len == 0 {
                 break;
             }

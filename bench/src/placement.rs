@@ -5,13 +5,14 @@
 //! rules leave uneven.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use common::cluster::{NodeEntry, NodeState, ShardEntry, SiteEntry};
 use common::hash::ChunkHash;
 use common::id::{InvalidId, NodeId, SiteId};
 use common::placement::{nodes_of_chunk, rank_for_chunk, weights};
 use serde::Serialize;
+
+use crate::process::thread_cpu_time;
 
 /// Capacities in TiB that unequal nodes have in turn.
 const UNEQUAL_TIB: [u64; 4] = [1, 2, 4, 8];
@@ -68,11 +69,11 @@ pub struct Moves {
 #[derive(Debug, Serialize)]
 pub struct Cost {
     pub nodes: usize,
-    /// One call of `nodes_of_chunk` with two copies, on one core.
+    /// CPU time of one call of `nodes_of_chunk` with two copies.
     pub nodes_of_chunk_ns: f64,
-    /// One call of `rank_for_chunk`.
+    /// CPU time of one call of `rank_for_chunk`.
     pub rank_for_chunk_ns: f64,
-    /// Chunks that a walk of a node's inventory compares with the map in a second.
+    /// Chunks that a walk of a node's inventory compares with the map in a second of one core.
     pub walk_rows_per_s: f64,
 }
 
@@ -193,13 +194,13 @@ fn cost(nodes: usize) -> Result<Cost, InvalidId> {
     let hashes: Vec<ChunkHash> = (0..(2_000_000 / nodes as u32).min(200_000)).map(hash_of).collect();
     let best = |call: &dyn Fn(&ChunkHash) -> Vec<usize>| {
         let round = |_| {
-            let start = Instant::now();
+            let before = thread_cpu_time();
             for hash in &hashes {
                 black_box(call(black_box(hash)));
             }
-            start.elapsed().as_nanos() as f64 / hashes.len() as f64
+            (thread_cpu_time() - before).as_nanos() as f64 / hashes.len() as f64
         };
-        // The best of a few: the machine has other things to do too.
+        // The best of a few: caches are shared with whatever else the machine does.
         (0..COST_ROUNDS).map(round).fold(f64::INFINITY, f64::min)
     };
     let nodes_of_chunk_ns = best(&|hash| nodes_of_chunk(&site, hash));

@@ -24,6 +24,14 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
 }
 
+/// CPU time that the calling thread has used so far: what its own work cost, whatever else the machine does.
+pub fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists on every Linux, and `time` is a timespec that may be written to.
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    if done == 0 { Duration::new(time.tv_sec as u64, time.tv_nsec as u32) } else { Duration::ZERO }
+}
+
 /// Resident memory in bytes; `None` when the process is gone.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -163,13 +171,17 @@ mod tests {
     #[test]
     fn a_busy_process_uses_cpu_time() {
         let pid = std::process::id();
-        let before = cpu_time(pid).unwrap();
+        let (before, own) = (cpu_time(pid).unwrap(), thread_cpu_time());
         let start = std::time::Instant::now();
         let mut sum = 0u64;
         while cpu_time(pid).unwrap() < before + Duration::from_millis(50) {
             sum = sum.wrapping_add(crate::content::mix(sum));
             assert!(start.elapsed() < Duration::from_secs(30), "no CPU time was counted ({sum})");
         }
+        assert!(thread_cpu_time() > own);
+        let slept = thread_cpu_time();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(thread_cpu_time() - slept < Duration::from_millis(15), "sleeping costs nothing");
         assert!(resident_bytes(pid).unwrap() > 1 << 20);
     }
 }
