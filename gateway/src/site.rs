@@ -3,6 +3,7 @@
 //! The map is long-polled from search. While search is down the last one stays in use, and a gateway that starts
 //! then asks the storage nodes it is told of by [`SiteView::adopt`].
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,9 @@ use common::cluster::{ClusterMap, MapEpoch, SiteEntry};
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::{NodeId, SiteId};
-use common::placement::{Slot, rank_for_chunk};
+use common::placement::{SLOT_COUNT, Slot, rank_for_chunk};
 use common::server::Health;
+use futures_util::future::join_all;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -141,6 +143,43 @@ impl SiteView {
         self.owner(b).filter(|(other, _)| *other == shard).map(|_| (shard, primary))
     }
 
+    /// Calls the owners of all slots, each with those that it owns; again, for what is left, while slots move or an owner
+    /// does not answer, for at most the configured patience. The answers are of all slots, each once.
+    pub async fn ask_all_owners<A, F>(
+        &self,
+        call: impl Fn(NodeClient, Vec<Slot>) -> F,
+    ) -> Result<Vec<A>, ApiError>
+    where
+        F: Future<Output = Result<A, CallError>>,
+    {
+        let deadline = Instant::now() + self.patience;
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
+        let (mut left, mut answers): (Vec<Slot>, _) = ((0..SLOT_COUNT).map(Slot).collect(), Vec::new());
+        loop {
+            let mut owners: BTreeMap<NodeId, (NodeClient, Vec<Slot>)> = BTreeMap::new();
+            for slot in left.drain(..) {
+                let (shard, owner) = self.owner(slot).ok_or_else(|| self.no_node())?;
+                owners.entry(shard).or_insert_with(|| (owner, Vec::new())).1.push(slot);
+            }
+            let asked = owners.into_values().map(|(owner, slots)| {
+                let asked = call(owner.clone(), slots.clone());
+                async move { (asked.await, owner, slots) }
+            });
+            let mut failed = None;
+            for (answer, owner, slots) in join_all(asked).await {
+                match answer {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => {
+                        left.extend(slots);
+                        failed = Some((error, owner));
+                    }
+                }
+            }
+            let Some((error, owner)) = failed else { return Ok(answers) };
+            self.wait_to_ask_again(&error, &owner, deadline, &mut backoff).await?;
+        }
+    }
+
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
     /// configured patience. `call` must be safe to repeat.
     pub async fn ask_owner<A, F>(&self, slot: Slot, call: impl Fn(NodeClient) -> F) -> Result<A, ApiError>
@@ -150,30 +189,43 @@ impl SiteView {
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
         loop {
-            let Some((_, owner)) = self.owner(slot) else {
-                return Err(ApiError::new(
-                    ErrorCode::NodeUnavailable,
-                    format!("site {} has no storage node yet; start one and try again", self.id),
-                ));
-            };
-            let error = match call(owner.clone()).await {
+            let (_, owner) = self.owner(slot).ok_or_else(|| self.no_node())?;
+            match call(owner.clone()).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if !error.is_retryable() || Instant::now() >= deadline {
-                return Err(error.to_api(
-                    ErrorCode::NodeUnavailable,
-                    "the storage node for this request does not answer; try again in a moment",
-                ));
+                Err(error) => self.wait_to_ask_again(&error, &owner, deadline, &mut backoff).await?,
             }
-            self.metrics.node_retries.increment(1);
-            if error.code() == Some(ErrorCode::WrongNode) {
-                // The node knows a newer map than we do, also while search is down.
-                if let Ok(map) = owner.map().await {
-                    self.adopt(map);
-                }
-            }
-            tokio::time::sleep(backoff.next_delay()).await;
         }
+    }
+
+    fn no_node(&self) -> ApiError {
+        ApiError::new(
+            ErrorCode::NodeUnavailable,
+            format!("site {} has no storage node yet; start one and try again", self.id),
+        )
+    }
+
+    /// Waits a moment, and for a newer map if the node has one; the error once that is of no use any more.
+    async fn wait_to_ask_again(
+        &self,
+        error: &CallError,
+        owner: &NodeClient,
+        deadline: Instant,
+        backoff: &mut Backoff,
+    ) -> Result<(), ApiError> {
+        if !error.is_retryable() || Instant::now() >= deadline {
+            return Err(error.to_api(
+                ErrorCode::NodeUnavailable,
+                "the storage node for this request does not answer; try again in a moment",
+            ));
+        }
+        self.metrics.node_retries.increment(1);
+        if error.code() == Some(ErrorCode::WrongNode) {
+            // The node knows a newer map than we do, also while search is down.
+            if let Ok(map) = owner.map().await {
+                self.adopt(map);
+            }
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+        Ok(())
     }
 }

@@ -11,7 +11,8 @@
 //! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
 //! | slots and how they move | [`slots`], [`slot_moves`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
-//! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
+//! | giving back space | [`reaper`], [`recount`]; closing silent deliveries: [`closing`] |
+//! | who holds which bytes | [`tally`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
@@ -36,12 +37,14 @@ pub mod node;
 pub mod open;
 pub mod outbox;
 pub mod reaper;
+pub mod recount;
 mod routes;
 pub mod scrub;
 pub mod server;
 pub mod slot_moves;
 pub mod slots;
 pub mod store;
+pub mod tally;
 
 pub use config::Config;
 pub use server::start;

@@ -27,6 +27,10 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("POST", "/v1/library/drop", "library_drop"),
     ("GET", "/v1/library", "library"),
     ("GET", "/v1/library/row", "library_row"),
+    ("GET", "/v1/library/account", "account"),
+    ("POST", "/v1/holdings/check-refs", "check_refs"),
+    ("POST", "/v1/tally", "tally"),
+    ("POST", "/v1/tally/sums", "tally_sums"),
     ("POST", "/v1/slots/export", "export"),
     ("GET", "/v1/map", "map"),
 ];
@@ -58,6 +62,8 @@ pub struct Metrics {
     pub moves_pending_bytes: Gauge,
     deliveries_open: Gauge,
     pub announcements_pending: Gauge,
+    /// References that no holding needed; released.
+    pub surplus_references: Counter,
     service: OutboxMetrics,
     content: OutboxMetrics,
     pub scrub: ScrubMetrics,
@@ -115,6 +121,7 @@ impl Metrics {
                 moves_pending_bytes: gauge!("dozo_node_moves_pending_bytes"),
                 deliveries_open: gauge!("dozo_node_deliveries_open"),
                 announcements_pending: gauge!("dozo_node_announcements_pending"),
+                surplus_references: counter!("dozo_node_surplus_references_total"),
                 service: OutboxMetrics::new(Fee::Service),
                 content: OutboxMetrics::new(Fee::Content),
                 scrub: ScrubMetrics::new(),

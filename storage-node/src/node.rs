@@ -36,6 +36,7 @@ pub struct Signals {
     pub announced: watch::Sender<u64>,
     pub announcement_queued: Notify,
     pub reap_queued: Notify,
+    pub tally_queued: Notify,
     pub slot_frozen: Notify,
     pub feed_rewound: Notify,
     /// When a chunk was last refused for want of space, in milliseconds since 1970; 0 if never.
@@ -49,6 +50,7 @@ impl Default for Signals {
             announced: watch::Sender::new(0),
             announcement_queued: Notify::new(),
             reap_queued: Notify::new(),
+            tally_queued: Notify::new(),
             slot_frozen: Notify::new(),
             feed_rewound: Notify::new(),
             refused_at_ms: AtomicU64::new(0),

@@ -15,7 +15,7 @@ use common::manifest::{ChunkList, ChunkRef};
 use common::placement::rank_for_chunk;
 use futures_util::{StreamExt, stream};
 
-use crate::catalog::key::{self, Tag};
+use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{ReapValue, Row, Since};
 use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
@@ -58,6 +58,10 @@ async fn release_all(node: &Node) -> ApiResult<bool> {
         let Some((last, _)) = page.last() else { return Ok(done) };
         after.clone_from(last);
         for (key, reap) in page {
+            if is_being_counted(node, &reap)? {
+                done = false;
+                continue;
+            }
             match release_everywhere(node, &reap).await {
                 Ok(()) => {
                     node.catalog
@@ -85,6 +89,16 @@ fn queued(rows: &(impl Rows + ?Sized), after: &[u8]) -> ApiResult<Queued> {
         Ok(if page.len() == PAGE_LEN { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(page)
+}
+
+/// Whether the list of a holding's chunks is still needed to tell who holds them no more.
+fn is_being_counted(node: &Node, reap: &ReapValue) -> ApiResult<bool> {
+    match reap.chunks {
+        ChunkList::Inline(_) => Ok(false),
+        ChunkList::Stored { .. } => {
+            node.catalog.read(|rows| rows.has(Key::TallyHolding(&reap.name, reap.ref_tag)))
+        }
+    }
 }
 
 /// Releases a holding's references on all nodes: each has its share, and perhaps some from an earlier map.
@@ -134,7 +148,7 @@ pub async fn release_here(node: &Node, request: ChunkReleaseRequest) -> ApiResul
 }
 
 /// Reads a stored chunk list from wherever the site has it; `None` when every node says that it has it not.
-async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRef>>> {
+pub async fn read_list(node: &Node, list: &ChunkRef) -> ApiResult<Option<Vec<ChunkRef>>> {
     let unreadable = |error| ApiError::internal(&error);
     if let Ok(bytes) = node.chunks.get(&list.hash).await {
         return ChunkList::decode(&bytes).map(Some).map_err(unreadable);

@@ -25,7 +25,7 @@ use crate::node::{Node, Signals};
 use crate::scrub::{self, Scrub};
 use crate::slots::Slots;
 use crate::store::{self, StoreUrl};
-use crate::{closing, feed, outbox, reaper, routes, slot_moves};
+use crate::{closing, feed, outbox, reaper, recount, routes, slot_moves, tally};
 
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
@@ -133,6 +133,8 @@ fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
     server.spawn_worker(closing::close(node.clone(), started));
     server.spawn_worker(reaper::release(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
+    server.spawn_worker(recount::run(node.clone()));
+    server.spawn_worker(tally::worker::run(node.clone()));
     server.spawn_worker(scrub::run(node.clone()));
     server.spawn_worker(show_figures(node.clone()));
     server.spawn_worker(watch_catalog(node.clone()));

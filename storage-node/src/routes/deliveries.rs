@@ -37,6 +37,7 @@ pub async fn open(
             open::open(txn, &request, now, window)
         })
         .await?;
+    node.signals.tally_queued.notify_one();
     let begin = opened.begun.map(|begun| answer_begun(&node, begun));
     Ok(ApiJson(OpenAnswer { holding: opened.holding, begin }))
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
-    AddRequest, CountsAnswer, CountsRequest, HoldAnswer, HoldRequest, Holding, HoldingClients, ReleaseAnswer,
-    ReleaseRequest, ResolveAnswer, ResolveRequest,
+    AddRequest, CheckRefsAnswer, CheckRefsRequest, CountsAnswer, CountsRequest, HoldAnswer, HoldRequest,
+    Holding, HoldingClients, ReleaseAnswer, ReleaseRequest, ResolveAnswer, ResolveRequest,
 };
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::name::ContentName;
@@ -18,6 +18,7 @@ use crate::catalog::txn::Rows;
 use crate::holdings::{self, is_current};
 use crate::library;
 use crate::node::Node;
+use crate::recount;
 
 type Shared = State<Arc<Node>>;
 
@@ -51,6 +52,7 @@ pub async fn resolve(
             Ok(holding)
         })
         .await?;
+    node.signals.tally_queued.notify_one();
     Ok(ApiJson(ResolveAnswer { holding }))
 }
 
@@ -68,11 +70,12 @@ pub async fn hold(
             if slots.check(Slot::of_client(&row.client)).is_err() {
                 return Ok((held, Some(row)));
             }
-            library::add(txn, &row, now)?;
+            library::add(txn, &row, now, true)?;
             Ok((held, None))
         })
         .await?;
     node.signals.reap_queued.notify_one();
+    node.signals.tally_queued.notify_one();
     let announced = node.wait_announced(held.announcement, wait_ms);
     let (announced, in_library) = match row_elsewhere {
         Some(row) => tokio::join!(announced, add_elsewhere(&node, &row)),
@@ -90,6 +93,7 @@ fn library_row(request: &HoldRequest) -> Option<AddRequest> {
         hash: request.manifest.hash,
         len: request.manifest.len,
         provider: request.provider.clone(),
+        quota: request.quota,
     })
 }
 
@@ -131,6 +135,7 @@ pub async fn release(
 
 async fn answer_let(node: &Node, gone: holdings::Let, wait_ms: u64) -> ApiResult<ApiJson<ReleaseAnswer>> {
     node.signals.reap_queued.notify_one();
+    node.signals.tally_queued.notify_one();
     // Search learns it from the outbox in any case; who asked for it waits a moment so that lists show it.
     node.wait_announced(gone.announcement, wait_ms).await;
     Ok(ApiJson(ReleaseAnswer { released: gone.released }))
@@ -154,17 +159,28 @@ pub async fn counts(
 }
 
 #[derive(serde::Deserialize)]
-pub struct NameQuery {
+pub struct ClientsQuery {
     name: ContentName,
+    #[serde(default)]
+    after: String,
+    #[serde(default)]
+    limit: Option<u32>,
 }
 
 pub async fn clients(
     State(node): Shared,
-    ApiQuery(query): ApiQuery<NameQuery>,
+    ApiQuery(query): ApiQuery<ClientsQuery>,
 ) -> ApiResult<ApiJson<HoldingClients>> {
-    let answer = node.read_in(Slot::of_name(&query.name), |rows| {
-        let holding = rows.get::<Holding>(Key::Holding(&query.name))?;
-        Ok(HoldingClients { holding, clients: holdings::clients(rows, &query.name)? })
-    })?;
-    Ok(ApiJson(answer))
+    let ClientsQuery { name, after, limit } = query;
+    let limit = limit.unwrap_or(library::PAGE_LEN_MAX).clamp(1, library::PAGE_LEN_MAX) as usize;
+    let page = node.read_in(Slot::of_name(&name), |rows| holdings::clients(rows, &name, &after, limit))?;
+    Ok(ApiJson(page))
+}
+
+pub async fn check_refs(
+    State(node): Shared,
+    ApiJson(request): ApiJson<CheckRefsRequest>,
+) -> ApiResult<ApiJson<CheckRefsAnswer>> {
+    let current = recount::check_here(&node, &request)?;
+    Ok(ApiJson(CheckRefsAnswer { current }))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
-use common::api::node::{AddRequest, DropRequest, LibraryPage, LibraryRow, ReleaseAnswer};
+use common::api::node::{Account, AddRequest, DropRequest, LibraryPage, LibraryRow, ReleaseAnswer};
 use common::error::ApiResult;
 use common::id::ClientId;
 use common::name::ContentName;
@@ -20,7 +20,7 @@ type Shared = State<Arc<Node>>;
 
 pub async fn add(State(node): Shared, ApiJson(request): ApiJson<AddRequest>) -> ApiResult<ApiJson<()>> {
     let (slot, now) = (Slot::of_client(&request.client), node.clock.now());
-    node.commit_in(slot, move |txn| library::add(txn, &request, now)).await.map(ApiJson)
+    node.commit_in(slot, move |txn| library::add(txn, &request, now, false)).await.map(ApiJson)
 }
 
 pub async fn drop_row(
@@ -68,4 +68,17 @@ pub async fn row(
     let row = node
         .read_in(Slot::of_client(&client), |rows| rows.get::<LibraryValue>(Key::Library(&client, &name)))?;
     Ok(ApiJson(row.map(|row| row.to_api(name))))
+}
+
+#[derive(serde::Deserialize)]
+pub struct ClientQuery {
+    client: ClientId,
+}
+
+pub async fn account(
+    State(node): Shared,
+    ApiQuery(query): ApiQuery<ClientQuery>,
+) -> ApiResult<ApiJson<Account>> {
+    let client = query.client;
+    node.read_in(Slot::of_client(&client), |rows| library::account(rows, &client)).map(ApiJson)
 }
