@@ -475,3 +475,16 @@ async fn a_quota_binds_what_is_new_and_nothing_else() {
     assert!(message.contains("2 contents of the 2"), "{message}");
     add(1, 1000, contents, true).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_collection_that_a_withdrawal_overtakes_is_counted_for_who_waited_for_it() {
+    let mut site = Site::new().await;
+    site.run(Op::Collect { name: 1, chunks: vec![0] }).await;
+    site.run(Op::Get { name: 1, client: 1, void: false }).await;
+    site.drain().await;
+    assert_eq!(site.sums(), TallySums::default(), "not while it is being collected");
+    site.run(Op::Withdraw { name: 1 }).await;
+    site.drain().await;
+    site.check_tally();
+    assert_eq!(site.sums().unique_bytes, 10);
+}
