@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
@@ -66,6 +67,8 @@ codes! {
     /// The slot is moving to another node; ask again in a moment.
     SlotMoving => "slot_moving", SERVICE_UNAVAILABLE;
     NodeFull => "node_full", INSUFFICIENT_STORAGE;
+    /// The client would hold more than its quota allows.
+    QuotaExceeded => "quota_exceeded", INSUFFICIENT_STORAGE;
 }
 
 impl ErrorCode {
@@ -144,6 +147,10 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = ErrorBody { code: self.code, message: self.message.clone(), request_id: String::new() };
         let mut response = (self.code.status(), Json(body)).into_response();
+        if self.code == ErrorCode::TooManyRequests {
+            // Rates are of requests a second: there is room again within one.
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response.extensions_mut().insert(self);
         response
     }

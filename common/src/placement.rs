@@ -30,11 +30,19 @@ impl Slot {
         Self::of(b"client", client.as_str())
     }
 
+    /// Where it is counted who holds a chunk; the chunk itself has no owner.
+    pub fn of_chunk(hash: &ChunkHash) -> Self {
+        Self::first_of(hash.as_bytes())
+    }
+
     fn of(domain: &[u8], text: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(domain).update(b"\0").update(text.as_bytes());
-        let first = hasher.finalize();
-        Self(u16::from_le_bytes([first.as_bytes()[0], first.as_bytes()[1]]) % SLOT_COUNT)
+        Self::first_of(hasher.finalize().as_bytes())
+    }
+
+    fn first_of(hash: &[u8; 32]) -> Self {
+        Self(u16::from_le_bytes([hash[0], hash[1]]) % SLOT_COUNT)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use common::api::node::RefTag;
 use common::api::peer::PeerClient;
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
@@ -22,6 +23,7 @@ use crate::chunks::{Chunks, OpenChunk};
 use crate::collect::Collector;
 use crate::collect::collection::Collection;
 use crate::ends::EndGuard;
+use crate::limits::Pace;
 
 /// Attempts at one chunk before an answer is broken off.
 const ATTEMPTS_MAX: u32 = 4;
@@ -31,7 +33,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(150);
 #[derive(Clone)]
 pub enum Supply {
     /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
-    Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName },
+    Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName, ref_tag: RefTag },
     /// A collection at work: a chunk as soon as it is there.
     Collection { collection: Arc<Collection>, chunks: Arc<Chunks> },
     /// A gateway of the client's home site, for what this site does not hold.
@@ -48,10 +50,10 @@ impl Supply {
 
     async fn open(&self, slice: &ChunkSlice) -> Result<OpenChunk, ApiError> {
         match self {
-            Self::Site { chunks, collector, name } => match chunks.open(&slice.chunk).await {
+            Self::Site { chunks, collector, name, ref_tag } => match chunks.open(&slice.chunk).await {
                 Err(error) if matches!(error.code, ErrorCode::ChunkNotFound | ErrorCode::Damaged) => {
                     tracing::warn!(content = %name, chunk = ?slice.chunk.hash, code = %error.code, "chunk fetched anew");
-                    collector.repair(name, slice).await.map(OpenChunk::whole)
+                    collector.repair(name, *ref_tag, slice).await.map(OpenChunk::whole)
                 }
                 opened => opened,
             },
@@ -184,15 +186,22 @@ impl Ready {
         self.ahead = self.slices.get(1).map(|slice| open_ahead(&self.supply, slice));
     }
 
-    /// The body of the answer; `guard` learns what goes out and reports it when the body is dropped.
-    pub fn into_body(self, guard: EndGuard) -> Body {
-        let stream = futures_util::stream::unfold((self, guard), |(mut sending, mut guard)| async move {
-            let piece = sending.next().await?;
-            if let Ok(bytes) = &piece {
-                guard.sent(bytes.len());
-            }
-            Some((piece, (sending, guard)))
-        });
+    /// The body of the answer, at the client's pace; `guard` learns what goes out and reports it when the body is dropped.
+    pub fn into_body(self, guard: EndGuard, pace: Pace) -> Body {
+        let start = (self, guard, pace, Bytes::new());
+        let stream =
+            futures_util::stream::unfold(start, |(mut sending, mut guard, pace, mut rest)| async move {
+                if rest.is_empty() {
+                    rest = match sending.next().await? {
+                        Ok(piece) => piece,
+                        Err(error) => return Some((Err(error), (sending, guard, pace, rest))),
+                    };
+                }
+                let piece = rest.split_to(pace.portion(rest.len()));
+                pace.take(piece.len()).await;
+                guard.sent(piece.len());
+                Some((Ok(piece), (sending, guard, pace, rest)))
+            });
         Body::from_stream(stream)
     }
 

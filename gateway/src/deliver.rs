@@ -23,6 +23,7 @@ use crate::body::{Opening, Supply};
 use crate::directory::may_read;
 use crate::ends::EndGuard;
 use crate::head::{class_text, etag, head_of, header};
+use crate::limits::Pace;
 use crate::server::Gateway;
 use crate::wish::{Verdict, Wish};
 
@@ -56,6 +57,7 @@ pub struct Delivery {
     part: Part,
     headers: HeaderMap,
     opening: Opening,
+    pace: Pace,
 }
 
 impl Gateway {
@@ -154,7 +156,7 @@ impl Gateway {
             return Ok(Plan::Answer(Box::new(empty(part.status, headers))));
         }
         let opening = Opening::new(held.supply.clone(), slices(&held.list, part.range.clone()));
-        Ok(Plan::Deliver(Box::new(Delivery { held, part, headers, opening })))
+        Ok(Plan::Deliver(Box::new(Delivery { held, part, headers, opening, pace: wish.pace.clone() })))
     }
 
     /// The plan of a delivery whose possession home has confirmed.
@@ -187,10 +189,15 @@ impl Gateway {
             range: wish.range.clone(),
             surrogate: wish.surrogate.clone(),
             mobile_access: wish.mobile_access.clone(),
+            quota: wish.quota,
         };
         guard.asking(id);
         let answer = match node.open(&request).await {
             Ok(answer) => answer,
+            Err(error) if error.code() == Some(ErrorCode::QuotaExceeded) => {
+                guard.not_begun();
+                return Err(error.to_api(ErrorCode::QuotaExceeded, "the quota is used up"));
+            }
             // A slot moves, or the node is away: the two calls have the patience for it. Should it have begun all the
             // same, the begin that follows is the same delivery, and without one the guard ends it.
             Err(error) => {
@@ -275,6 +282,7 @@ impl Gateway {
             chunks: self.chunks.clone(),
             collector: self.collector.clone(),
             name: holding.name.clone(),
+            ref_tag: holding.ref_tag,
         };
         Ok(Held { holding, list, path: DeliveryPath::Hit, source: None, supply, begun: None })
     }
@@ -315,7 +323,11 @@ impl Gateway {
             )
         })?;
         guard.asking(owner);
-        let begin = self.record(wish, held, part, guard.delivery()).await?;
+        let begin = self.record(wish, held, part, guard.delivery()).await.inspect_err(|error| {
+            if error.code == ErrorCode::QuotaExceeded {
+                guard.not_begun();
+            }
+        })?;
         guard.begun(&begin);
         Ok(begin.class)
     }
@@ -340,10 +352,18 @@ impl Gateway {
             searched: held.path != DeliveryPath::Hit,
             surrogate: wish.surrogate.clone(),
             mobile_access: wish.mobile_access.clone(),
+            quota: wish.quota,
         };
         let request = &request;
         let slot = Slot::of_client(&wish.client);
-        let begin = self.site.ask_owner(slot, |node| async move { node.begin(request).await }).await?;
+        let begin = self.site.ask_owner(slot, |node| async move { node.begin(request).await }).await;
+        if let Err(error) = &begin
+            && error.code == ErrorCode::QuotaExceeded
+        {
+            // *resolve* noted a holder who is to be none.
+            self.release(&wish.client, &wish.name).await?;
+        }
+        let begin = begin?;
         self.metrics.delivery(held.path);
         Ok(begin)
     }
@@ -356,12 +376,12 @@ impl Gateway {
         guard: EndGuard,
         started: Instant,
     ) -> ApiResult<Response> {
-        let Delivery { held, part, mut headers, opening } = delivery;
+        let Delivery { held, part, mut headers, opening, pace } = delivery;
         headers.insert(DELIVERY, header(&guard.delivery().to_string()));
         headers.insert(CLASS, HeaderValue::from_static(class_text(class)));
         let ready = opening.ready().await?;
         self.metrics.first_byte(held.path, started.elapsed().as_secs_f64());
-        let mut response = Response::new(ready.into_body(guard));
+        let mut response = Response::new(ready.into_body(guard, pace));
         *response.status_mut() = part.status;
         *response.headers_mut() = headers;
         Ok(response)

@@ -15,6 +15,8 @@ use common::client::CallError;
 use common::error::{ApiError, ErrorCode};
 use common::id::{BucketName, ClientId};
 
+use crate::server::Gateway;
+
 const FRESH: Duration = Duration::from_secs(5);
 const STALE_MAX: Duration = Duration::from_secs(3600);
 const ENTRIES_MAX: usize = 100_000;
@@ -120,6 +122,15 @@ impl Directory {
     /// What was just made or changed through this gateway holds at once here.
     pub fn note_bucket(&self, record: &BucketRecord) {
         self.buckets.put(record.bucket.clone(), record.clone());
+    }
+}
+
+impl Gateway {
+    /// *authenticate*: who asks, and whether it may ask once more at this moment.
+    pub async fn authenticate(&self, headers: &http::HeaderMap) -> Result<ClientRecord, ApiError> {
+        let client = self.directory.authenticate(headers).await?;
+        self.limits.admit(&client)?;
+        Ok(client)
     }
 }
 

@@ -22,7 +22,8 @@
 //! # Map of the code
 //!
 //! [`wish`] what is asked for, [`head`] what an answer says · [`site`] the site's nodes and who owns what · [`chunks`] reading and writing chunks · [`publish`] a client's own
-//! content · [`collect`] what the site lacks · [`surrogate`] clients of other sites · [`routes`] HTTP.
+//! content · [`collect`] what the site lacks · [`surrogate`] clients of other sites · [`usage`], [`limits`] what a
+//! client holds and may take · [`routes`] HTTP.
 //!
 //! # Invariants
 //!
@@ -38,6 +39,7 @@ pub mod deliver;
 pub mod directory;
 pub mod ends;
 pub mod head;
+pub mod limits;
 pub mod metrics;
 pub mod publish;
 pub mod routes;

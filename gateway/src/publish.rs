@@ -22,6 +22,7 @@ use common::placement::Slot;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
+use crate::limits::Pace;
 use crate::server::Gateway;
 
 /// Chunks on their way to their nodes at once.
@@ -56,12 +57,10 @@ impl Gateway {
         body: Body,
     ) -> ApiResult<Outcome> {
         self.check_provider(client, &publication.name).await?;
-        let max = self.config.content_bytes_max;
-        if publication.declared_len.is_some_and(|len| len > max) {
-            return Err(too_large(max));
-        }
-        let tag = RefTag::generate();
-        let received = self.receive(&publication, tag, body.into_data_stream()).await?;
+        let room = self.room(client, &publication.name).await?;
+        publication.declared_len.map_or(Ok(()), |len| room.check(len))?;
+        let (tag, pace) = (RefTag::generate(), self.limits.pace(client));
+        let received = self.receive(&publication, tag, body.into_data_stream(), &room, &pace).await?;
         if publication.expected.is_some_and(|hash| hash != received.hash) {
             return Err(ApiError::new(
                 ErrorCode::ContentMismatch,
@@ -131,12 +130,13 @@ impl Gateway {
         publication: &Publication,
         tag: RefTag,
         mut body: BodyDataStream,
+        room: &Room,
+        pace: &Pace,
     ) -> ApiResult<Received> {
         let mut chunker = Chunker::new();
         let mut received = Received::default();
         let mut content_hash = blake3::Hasher::new();
         let mut stores = FuturesOrdered::new();
-        let max = self.config.content_bytes_max;
         let store = |chunk: bytes::Bytes| {
             let hash = ChunkHash::of(&chunk);
             let reference = ChunkRef { hash, len: chunk.len() as u32 }; // at most 4 MiB
@@ -152,9 +152,8 @@ impl Gateway {
                 .with_cause(&error)
             })?;
             received.len += piece.len() as u64;
-            if received.len > max {
-                return Err(too_large(max));
-            }
+            room.check(received.len)?;
+            pace.take(piece.len()).await;
             self.metrics.received_bytes.increment(piece.len() as u64);
             chunker.push(&piece);
             while let Some(chunk) = chunker.next_chunk() {
@@ -230,6 +229,7 @@ impl Gateway {
             version_time: None,
             client: Some(client.client.clone()),
             add_to_library: true,
+            quota: client.limits.quota(),
             precondition: publication.precondition,
             announce_wait_ms: ANNOUNCE_WAIT_MS,
         };
@@ -250,10 +250,47 @@ impl Gateway {
             hash: received.hash,
             len: received.len,
             provider: client.client.clone(),
+            quota: client.limits.quota(),
         };
         let request = &request;
         let slot = Slot::of_client(&client.client);
-        self.site.ask_owner(slot, |node| async move { node.library_add(request).await }).await
+        let added = self.site.ask_owner(slot, |node| async move { node.library_add(request).await }).await;
+        if let Err(error) = &added
+            && error.code == ErrorCode::QuotaExceeded
+        {
+            // Another upload took the room meanwhile: the hold is given up.
+            self.release(&client.client, name).await?;
+        }
+        added
+    }
+
+    /// How long the content may become.
+    async fn room(&self, client: &ClientRecord, name: &ContentName) -> ApiResult<Room> {
+        let (site, quota) = (self.config.content_bytes_max, client.limits.quota());
+        if !quota.is_bounded() {
+            return Ok(Room { site, quota: None });
+        }
+        let (id, slot) = (&client.client, Slot::of_client(&client.client));
+        let (account, row) = tokio::try_join!(
+            self.site.ask_owner(slot, |node| async move { node.account(id).await }),
+            self.site.ask_owner(slot, |node| async move { node.library_row(id, name).await }),
+        )?;
+        if let Some(max) = quota.contents.filter(|max| row.is_none() && account.contents >= *max) {
+            return Err(ApiError::new(
+                ErrorCode::QuotaExceeded,
+                format!(
+                    "client {id} holds {} contents of the {max} that its quota allows; {QUOTA_ADVICE}",
+                    account.contents
+                ),
+            ));
+        }
+        let replaced = row.map_or(0, |row| row.len);
+        let quota = quota.bytes.map(|max| QuotaRoom {
+            left: max.saturating_sub(account.logical_bytes.saturating_sub(replaced)).max(replaced),
+            used: account.logical_bytes,
+            max,
+        });
+        Ok(Room { site, quota })
     }
 
     /// The provider takes its content back: not to be found or bought any more; who holds it keeps it.
@@ -280,6 +317,41 @@ impl Gateway {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::ContentNotFound, format!("there is no content {name}")))
+    }
+}
+
+/// How long a content may be, and why.
+struct Room {
+    /// By the site's configuration.
+    site: u64,
+    /// By the client's quota. The commit that makes the library row has the last word: other uploads may be under way.
+    quota: Option<QuotaRoom>,
+}
+
+struct QuotaRoom {
+    left: u64,
+    used: u64,
+    max: u64,
+}
+
+const QUOTA_ADVICE: &str = "drop contents from the library, or ask the operator for more";
+
+impl Room {
+    fn check(&self, len: u64) -> ApiResult<()> {
+        if len > self.site {
+            return Err(too_large(self.site));
+        }
+        match &self.quota {
+            Some(quota) if len > quota.left => Err(ApiError::new(
+                ErrorCode::QuotaExceeded,
+                format!(
+                    "your library has {} bytes of the {} that its quota allows, and room for a content of {} bytes here; \
+                     {QUOTA_ADVICE}",
+                    quota.used, quota.max, quota.left
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::collect::sources::Sources;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::ends::{self, Ends};
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
@@ -29,6 +30,7 @@ pub struct Gateway {
     pub chunks: Arc<Chunks>,
     pub collector: Arc<Collector>,
     pub directory: Directory,
+    pub limits: Limits,
     pub ends: Ends,
     pub metrics: Arc<Metrics>,
     pub server: ServerClient,
@@ -71,6 +73,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         chunks,
         collector,
         directory: Directory::new(search),
+        limits: Limits::default(),
         ends,
         metrics,
         server: client,

@@ -4,7 +4,7 @@
 //! starts then asks the storage nodes it is told of by [`SiteView::adopt`]. Of a node that does not answer
 //! search is told, so that another serves in its place long before its lease runs out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,8 +18,9 @@ use common::cluster::{ClusterMap, MapEpoch, SiteEntry};
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::{NodeId, SiteId};
-use common::placement::{Slot, rank_for_chunk};
+use common::placement::{SLOT_COUNT, Slot, rank_for_chunk};
 use common::server::Health;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
@@ -219,6 +220,43 @@ impl SiteView {
         });
     }
 
+    /// Calls the owners of all slots, each with those that it owns; again, for what is left, while slots move or an owner
+    /// does not answer, for at most the configured patience. The answers are of all slots, each once.
+    pub async fn ask_all_owners<A, F>(
+        &self,
+        call: impl Fn(NodeClient, Vec<Slot>) -> F,
+    ) -> Result<Vec<A>, ApiError>
+    where
+        F: Future<Output = Result<A, CallError>>,
+    {
+        let deadline = Instant::now() + self.patience;
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
+        let (mut left, mut answers): (Vec<Slot>, _) = ((0..SLOT_COUNT).map(Slot).collect(), Vec::new());
+        loop {
+            let mut owners: BTreeMap<NodeId, (NodeClient, Vec<Slot>)> = BTreeMap::new();
+            for slot in left.drain(..) {
+                let (node, owner) = self.slot_primary(slot).ok_or_else(|| self.no_node())?;
+                owners.entry(node).or_insert_with(|| (owner, Vec::new())).1.push(slot);
+            }
+            let asked = owners.into_iter().map(|(node, (owner, slots))| {
+                let asked = call(owner.clone(), slots.clone());
+                async move { (self.unless_down(&node, owner.base(), asked).await, node, owner, slots) }
+            });
+            let mut failed = None;
+            for (answer, node, owner, slots) in join_all(asked).await {
+                match answer {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => {
+                        left.extend(slots);
+                        failed = Some((error, node, owner));
+                    }
+                }
+            }
+            let Some((error, node, owner)) = failed else { return Ok(answers) };
+            self.wait_to_ask_again(&error, &node, &owner, deadline, &mut backoff).await?;
+        }
+    }
+
     /// Calls the owner of a slot, again while the slot moves or its owner does not answer, for at most the
     /// configured patience. `call` must be safe to repeat.
     pub async fn ask_owner<A, F>(&self, slot: Slot, call: impl Fn(NodeClient) -> F) -> Result<A, ApiError>
@@ -242,36 +280,52 @@ impl SiteView {
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
         loop {
-            let Some((node, client)) = self.slot_primary(slot) else {
-                return Err(ApiError::new(
-                    ErrorCode::NodeUnavailable,
-                    format!("site {} has no storage node yet; start one and try again", self.id),
-                ));
-            };
-            let error = match self.unless_down(&node, client.base(), call(client.clone())).await {
+            let (node, client) = self.slot_primary(slot).ok_or_else(|| self.no_node())?;
+            match self.unless_down(&node, client.base(), call(client.clone())).await {
                 Ok(answer) => return Ok((answer, asked + 1)),
-                Err(error) => error,
-            };
-            asked += 1;
-            if !error.is_retryable() || Instant::now() >= deadline {
-                return Err(error.to_api(
-                    ErrorCode::NodeUnavailable,
-                    "the storage node for this request does not answer; try again in a moment",
-                ));
-            }
-            self.metrics.node_retries.increment(1);
-            match error {
-                CallError::Unreachable { .. } | CallError::Timeout { .. } => self.suspect(&node),
-                // The node knows a newer map than we do, also while search is down.
-                _ if error.code() == Some(ErrorCode::WrongNode) => {
-                    if let Ok(map) = client.map().await {
-                        self.adopt(map);
-                    }
+                Err(error) => {
+                    asked += 1;
+                    self.wait_to_ask_again(&error, &node, &client, deadline, &mut backoff).await?;
                 }
-                _ => {}
             }
-            tokio::time::sleep(backoff.next_delay()).await;
         }
+    }
+
+    fn no_node(&self) -> ApiError {
+        ApiError::new(
+            ErrorCode::NodeUnavailable,
+            format!("site {} has no storage node yet; start one and try again", self.id),
+        )
+    }
+
+    /// Waits a moment, and for a newer map if the node has one; the error once that is of no use any more.
+    async fn wait_to_ask_again(
+        &self,
+        error: &CallError,
+        node: &NodeId,
+        client: &NodeClient,
+        deadline: Instant,
+        backoff: &mut Backoff,
+    ) -> Result<(), ApiError> {
+        if !error.is_retryable() || Instant::now() >= deadline {
+            return Err(error.to_api(
+                ErrorCode::NodeUnavailable,
+                "the storage node for this request does not answer; try again in a moment",
+            ));
+        }
+        self.metrics.node_retries.increment(1);
+        match error {
+            CallError::Unreachable { .. } | CallError::Timeout { .. } => self.suspect(node),
+            // The node knows a newer map than we do, also while search is down.
+            _ if error.code() == Some(ErrorCode::WrongNode) => {
+                if let Ok(map) = client.map().await {
+                    self.adopt(map);
+                }
+            }
+            _ => {}
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+        Ok(())
     }
 
     /// The outcome of a call to a node. Once it is slow the node is suspected, and if search then finds that
@@ -343,7 +397,7 @@ mod tests {
                 shard: ShardEntry { term: 1, primary: if first { 1 } else { index }, followers: Vec::new() },
             });
         }
-        site.slot_owners = vec![0; usize::from(common::placement::SLOT_COUNT)];
+        site.slot_owners = vec![0; usize::from(SLOT_COUNT)];
         ClusterMap { epoch: MapEpoch(epoch), sites: vec![site], ..ClusterMap::default() }
     }
 

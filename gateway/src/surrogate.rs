@@ -32,6 +32,7 @@ impl Gateway {
             surrogate: self.site.id.clone(),
             mobile_access: wish.mobile_access.clone(),
             head_only: wish.head_only,
+            quota: wish.quota,
         };
         let unavailable = "your home site does not answer; try again in a moment";
         let answer = peer

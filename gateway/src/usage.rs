@@ -1,19 +1,25 @@
 //! A client's library and usage: what it holds, what that takes, what was delivered to it.
 
+use std::collections::BTreeSet;
+
 use common::api::billing::{BillingClient, Usage};
-use common::api::gateway::ClientUsage;
-use common::api::node::{CountsRequest, DropRequest, LibraryPage, ReleaseRequest};
+use common::api::gateway::{ClientUsage, SiteUsage};
+use common::api::node::{
+    Account, ClientTally, DropRequest, LibraryPage, ReleaseRequest, TallySums, TallySumsRequest,
+};
 use common::api::search::ClientRecord;
 use common::auth::Role;
 use common::cluster::ServerEntry;
-use common::error::ApiResult;
+use common::error::{ApiResult, ErrorCode};
 use common::id::ClientId;
 use common::name::ContentName;
 use common::placement::Slot;
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::server::Gateway;
 
-const PAGE: u32 = 1000;
+/// Clients that are asked about at once.
+const AT_ONCE: usize = 16;
 
 impl Gateway {
     pub async fn library(
@@ -35,71 +41,78 @@ impl Gateway {
         let drop = &drop;
         let slot = Slot::of_client(&client.client);
         let dropped = self.site.ask_owner(slot, |node| async move { node.library_drop(drop).await }).await?;
+        self.release(&client.client, name).await?;
+        Ok(dropped.released)
+    }
+
+    /// A client is no longer a holder of the name.
+    pub async fn release(&self, client: &ClientId, name: &ContentName) -> ApiResult<()> {
         let release = ReleaseRequest {
             name: name.clone(),
-            client: client.client.clone(),
+            client: client.clone(),
             precondition: Default::default(),
             announce_wait_ms: 0,
         };
         let release = &release;
         self.site.ask_owner(Slot::of_name(name), |node| async move { node.release(release).await }).await?;
-        Ok(dropped.released)
+        Ok(())
     }
 
-    /// Walks the client's library once; exact at the moment it is asked.
+    /// A few rows of each node, however much the client holds.
     pub async fn usage(&self, client: &ClientId) -> ApiResult<ClientUsage> {
-        let mut usage = ClientUsage {
-            client: client.clone(),
-            contents: 0,
-            logical_bytes: 0,
-            unique_bytes: 0,
-            shared_bytes: 0,
-            deliveries: 0,
-            service_usage: None,
-            content_usage: None,
-        };
-        let mut after = String::new();
-        loop {
-            let page = self.library(client, "", &after, PAGE).await?;
-            let names: Vec<ContentName> = page.rows.iter().map(|row| row.name.clone()).collect();
-            let holders = self.holder_counts(&names).await?;
-            for (row, holders) in page.rows.iter().zip(holders) {
-                usage.contents += 1;
-                usage.logical_bytes += row.len;
-                usage.deliveries += row.deliveries;
-                if holders > 1 {
-                    usage.shared_bytes += row.len;
-                } else {
-                    usage.unique_bytes += row.len;
-                }
-            }
-            match page.next {
-                Some(next) => after = next,
-                None => break,
-            }
-        }
+        let (account, sums) = tokio::try_join!(self.account(client), self.tally(Some(vec![client.clone()])))?;
+        let tally = sums.clients.get(client).copied().unwrap_or_default();
         let map = self.site.map();
-        usage.service_usage = self.billed(map.service_billing.as_ref(), Role::ServiceBilling, client).await;
-        usage.content_usage = self.billed(map.content_billing.as_ref(), Role::ContentBilling, client).await;
-        Ok(usage)
+        let (service_usage, content_usage) = tokio::join!(
+            self.billed(map.service_billing.as_ref(), Role::ServiceBilling, client),
+            self.billed(map.content_billing.as_ref(), Role::ContentBilling, client),
+        );
+        let usage = usage_of(client, &account, &tally, sums.fair_share(&tally));
+        Ok(ClientUsage { service_usage, content_usage, ..usage })
     }
 
-    /// How many clients of the site hold each name.
-    async fn holder_counts(&self, names: &[ContentName]) -> ApiResult<Vec<u64>> {
-        let mut by_slot: std::collections::BTreeMap<Slot, Vec<usize>> = Default::default();
-        for (index, name) in names.iter().enumerate() {
-            by_slot.entry(Slot::of_name(name)).or_default().push(index);
-        }
-        let mut counts = vec![0; names.len()];
-        for (slot, indexes) in by_slot {
-            let request = CountsRequest { names: indexes.iter().map(|i| names[*i].clone()).collect() };
-            let request = &request;
-            let answer = self.site.ask_owner(slot, |node| async move { node.counts(request).await }).await?;
-            for (index, count) in indexes.into_iter().zip(answer.clients) {
-                counts[index] = count;
+    /// What every client holds that is at home here, or holds something here.
+    pub async fn site_usage(&self) -> ApiResult<SiteUsage> {
+        let sums = self.tally(None).await?;
+        let known = self.directory.search.clients().await.map_err(|error| {
+            error.to_api(ErrorCode::SearchUnavailable, "search, which knows the clients, does not answer")
+        })?;
+        let at_home = known.into_iter().filter(|client| client.site == self.site.id).map(|c| c.client);
+        let clients: BTreeSet<ClientId> = at_home.chain(sums.clients.keys().cloned()).collect();
+        let shares = sums.fair_shares();
+        let usages = stream::iter(clients).map(|client| {
+            let (sums, shares) = (&sums, &shares);
+            async move {
+                let account = self.account(&client).await?;
+                let tally = sums.clients.get(&client).copied().unwrap_or_default();
+                ApiResult::Ok(usage_of(&client, &account, &tally, shares.get(&client).copied().unwrap_or(0)))
             }
-        }
-        Ok(counts)
+        });
+        let clients = usages.buffered(AT_ONCE).try_collect().await?;
+        let (physical_bytes, unique_bytes) = (sums.physical_bytes(), sums.unique_bytes);
+        Ok(SiteUsage {
+            site: self.site.id.clone(),
+            physical_bytes,
+            unique_bytes,
+            shared_bytes: sums.shared_bytes,
+            clients,
+        })
+    }
+
+    async fn account(&self, client: &ClientId) -> ApiResult<Account> {
+        let slot = Slot::of_client(client);
+        self.site.ask_owner(slot, |node| async move { node.account(client).await }).await
+    }
+
+    /// Who holds which bytes of the site; of `clients`, or of all.
+    async fn tally(&self, clients: Option<Vec<ClientId>>) -> ApiResult<TallySums> {
+        let asked = self.site.ask_all_owners(|node, slots| {
+            let request = TallySumsRequest { slots, clients: clients.clone() };
+            async move { node.tally_sums(&request).await }
+        });
+        let mut sums = TallySums::default();
+        asked.await?.iter().for_each(|part| sums.add(part));
+        Ok(sums)
     }
 
     /// This month's usage as a billing server has it; `None` while it does not answer.
@@ -113,5 +126,22 @@ impl Gateway {
                 None
             }
         }
+    }
+}
+
+fn usage_of(client: &ClientId, account: &Account, tally: &ClientTally, shared_bytes: u64) -> ClientUsage {
+    let physical_bytes = tally.unique_bytes + shared_bytes;
+    ClientUsage {
+        client: client.clone(),
+        contents: account.contents,
+        logical_bytes: account.logical_bytes,
+        unique_bytes: tally.unique_bytes,
+        shared_bytes,
+        shared_held_bytes: tally.shared_held_bytes,
+        physical_bytes,
+        savings_bytes: account.logical_bytes.saturating_sub(physical_bytes),
+        deliveries: account.deliveries,
+        service_usage: None,
+        content_usage: None,
     }
 }

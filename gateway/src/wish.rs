@@ -1,11 +1,14 @@
 //! What a client asks for: the name, the range, and the conditions under which it wants it.
 
+use common::api::node::Quota;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::{ClientId, ServerName, SiteId};
 use common::name::ContentName;
 use common::time::UnixMillis;
 use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderName};
+
+use crate::limits::Pace;
 
 /// A client's wish for a content.
 pub struct Wish {
@@ -18,6 +21,9 @@ pub struct Wish {
     /// For a client that is served away from home.
     pub surrogate: Option<SiteId>,
     pub mobile_access: Option<ServerName>,
+    /// What the client's library may hold: a purchase beyond it is refused.
+    pub quota: Quota,
+    pub pace: Pace,
 }
 
 impl Wish {
@@ -88,7 +94,7 @@ pub fn text(headers: &HeaderMap, name: &HeaderName) -> ApiResult<Option<String>>
     Ok(Some(text.to_owned()))
 }
 
-/// The conditional and range headers of a request for `name`.
+/// The conditional and range headers of a request for `name`, by a client without limits.
 pub fn wish_of(client: ClientId, name: ContentName, head_only: bool, headers: &HeaderMap) -> ApiResult<Wish> {
     Ok(Wish {
         client,
@@ -98,6 +104,8 @@ pub fn wish_of(client: ClientId, name: ContentName, head_only: bool, headers: &H
         range: text(headers, &RANGE)?,
         surrogate: None,
         mobile_access: None,
+        quota: Quota::default(),
+        pace: Pace::default(),
     })
 }
 

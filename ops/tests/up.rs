@@ -102,6 +102,16 @@ fn a_demo_system_serves_its_clients_and_finds_everything_after_a_restart() {
     assert_eq!(holders["sites"].as_array().map(Vec::len), Some(2), "{holders}");
     let usage = system.json(&["usage", "carol", "--json"]);
     assert_eq!((usage["contents"].as_u64(), usage["deliveries"].as_u64()), (Some(1), Some(1)), "{usage}");
+    let sites = system.json(&["usage", "--json"]);
+    let osaka = sites.as_array().and_then(|sites| sites.iter().find(|site| site["site"] == "osaka"));
+    let listed = osaka.map(|site| site["clients"].to_string()).unwrap_or_default();
+    assert!(listed.contains("carol") && !listed.contains("alice"), "{sites}");
+    let limited = system.json(&["client", "limit", "bob", "--quota-bytes", "1GiB", "--json"]);
+    assert_eq!(limited["quota_bytes"].as_u64(), Some(1 << 30), "{limited}");
+    let limited = system.json(&["client", "limit", "bob", "--requests-per-s", "1000", "--json"]);
+    assert_eq!(limited["quota_bytes"].as_u64(), Some(1 << 30), "what is not named stays: {limited}");
+    let limited = system.json(&["client", "limit", "bob", "--quota-bytes", "none", "--json"]);
+    assert!(limited["quota_bytes"].is_null() && limited["requests_per_s"] == 1000, "{limited}");
     let nodes = system.json(&["node", "list", "--json"]);
     assert_eq!(nodes.as_array().map(Vec::len), Some(4), "{nodes}");
 

@@ -18,7 +18,6 @@ use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::Row;
 use crate::catalog::txn::Rows;
 use crate::chunks::store_error;
-use crate::holdings;
 use crate::node::Node;
 use crate::reaper;
 use crate::shard::Shard;
@@ -52,8 +51,8 @@ pub async fn page(shard: &Shard, after: Option<&ContentName>, limit: u32) -> Api
         .into_iter()
         .filter_map(|needs| needs.incomplete(&absent))
         .map(|mut incomplete| {
-            let clients = shard.catalog.read(|rows| holdings::clients(rows, &incomplete.name))?;
-            incomplete.clients = clients.len() as u64;
+            let count = shard.catalog.read(|rows| rows.count(&key::holding_clients(&incomplete.name)))?;
+            incomplete.clients = count;
             Ok(incomplete)
         })
         .collect::<ApiResult<_>>()?;

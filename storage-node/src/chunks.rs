@@ -211,7 +211,7 @@ pub fn hand_off(txn: &mut Txn<'_>, hash: &ChunkHash) -> ApiResult<u64> {
 pub fn refs(rows: &(impl Rows + ?Sized), hash: &ChunkHash) -> ApiResult<Vec<(RefTag, ContentName)>> {
     let mut refs = Vec::new();
     rows.scan(&key::chunk_refs(hash), &mut |key, _| {
-        refs.extend(key::chunk_ref(key));
+        refs.extend(key::chunk_ref(key).map(|(_, tag, name)| (tag, name)));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(refs)

@@ -47,6 +47,9 @@ pub struct Config {
     /// How long a chunk that nothing refers to is kept: deliveries in flight may still read it.
     #[serde(default = "chunk_grace_ms")]
     pub chunk_grace_ms: u64,
+    /// How long a reference to a chunk stays that no holding needs: longer than any upload takes.
+    #[serde(default = "surplus_grace_ms")]
+    pub surplus_grace_ms: u64,
     /// How long a new owner of slots may take before the old one takes them back.
     #[serde(default = "slot_move_ms")]
     pub slot_move_ms: u64,
@@ -81,6 +84,10 @@ fn chunk_grace_ms() -> u64 {
     10 * 60_000
 }
 
+fn surplus_grace_ms() -> u64 {
+    24 * 3_600_000
+}
+
 fn slot_move_ms() -> u64 {
     10_000
 }
@@ -103,6 +110,7 @@ pub struct Limits {
     pub delivery_join_window: Duration,
     pub delivery_open_max: Duration,
     pub chunk_grace: Duration,
+    pub surplus_grace: Duration,
     pub slot_move: Duration,
 }
 
@@ -112,6 +120,7 @@ impl Config {
             delivery_join_window: Duration::from_millis(self.delivery_join_window_ms),
             delivery_open_max: Duration::from_millis(self.delivery_open_max_ms),
             chunk_grace: Duration::from_millis(self.chunk_grace_ms),
+            surplus_grace: Duration::from_millis(self.surplus_grace_ms),
             slot_move: Duration::from_millis(self.slot_move_ms),
         }
     }

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use common::api::node::{BeginRequest, EndRequest, LibraryRow};
+use common::api::node::{BeginRequest, EndRequest, LibraryRow, Quota};
 use common::error::ApiResult;
 use common::hash::RecordDigest;
 use common::id::{ClientId, DeliveryId, NodeId, SiteId};
@@ -22,6 +22,7 @@ use common::time::UnixMillis;
 use crate::catalog::key::Key;
 use crate::catalog::rows::{ChainHead, LibraryValue, OpenDelivery};
 use crate::catalog::txn::{Rows, Txn};
+use crate::library;
 
 /// Who records.
 #[derive(Debug, Clone)]
@@ -61,15 +62,16 @@ pub fn begin(
     if let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(&request.delivery))? {
         return repeat(txn, open, request);
     }
-    let library = Key::Library(&request.client, &request.name);
-    let row = txn.get::<LibraryValue>(library)?;
+    let row = txn.get::<LibraryValue>(Key::Library(&request.client, &request.name))?;
+    // What the client holds it gets, whatever its quota.
+    let quota = if row.is_none() { request.quota } else { Quota::default() };
     if request.range_start > 0
         && let Some(open) = joinable(txn, row.as_ref(), request, now, join_window)?
     {
         return Ok(join(txn, open, request, now));
     }
     let (class, row) = deliver_to(row, request, now);
-    txn.put(library, &row);
+    library::change(txn, &request.client, &request.name, Some(&row), &quota)?;
     let open = OpenDelivery {
         delivery: request.delivery,
         client: request.client.clone(),
@@ -108,10 +110,9 @@ fn repeat(txn: &mut Txn<'_>, mut open: OpenDelivery, request: &BeginRequest) -> 
     open.source = request.source.clone();
     open.searched = request.searched;
     txn.put(Key::OpenDelivery(&open.delivery), &open);
-    let library = Key::Library(&request.client, &request.name);
-    if let Some(mut row) = txn.get::<LibraryValue>(library)? {
+    if let Some(mut row) = txn.get::<LibraryValue>(Key::Library(&request.client, &request.name))? {
         take_version(&mut row, request);
-        txn.put(library, &row);
+        library::change(txn, &request.client, &request.name, Some(&row), &Quota::default())?;
     }
     Ok(begun)
 }
@@ -287,14 +288,12 @@ fn take_back(txn: &mut Txn<'_>, open: &OpenDelivery) -> ApiResult<()> {
         row.recent.remove(index);
     }
     if row.deliveries == 0 && row.made_by == Some(open.delivery) {
-        txn.delete(library);
-        return Ok(());
+        return library::change(txn, &open.client, &open.name, None, &Quota::default());
     }
     if open.class == DeliveryClass::Purchase && row.made_by.is_some() {
         row.purchase_owed = true;
     }
-    txn.put(library, &row);
-    Ok(())
+    library::change(txn, &open.client, &open.name, Some(&row), &Quota::default())
 }
 
 /// Gives the outcome its number and link, or lets it wait for the record epoch.

@@ -3,9 +3,11 @@
 //! Rules on rows alone; routes call them inside a commit of the node that owns the name's slot. Every new
 //! complete holding, and every one that goes, is queued for search in the same commit.
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
-use common::api::node::{HoldRequest, Holding, HoldingState, Precondition, ReleaseRequest};
+use common::api::node::{
+    HoldRequest, Holding, HoldingClient, HoldingClients, HoldingState, Precondition, RefTag, ReleaseRequest,
+};
 use common::api::search::{Announcement, Change, ChangeKind};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ContentHash;
@@ -15,9 +17,10 @@ use common::time::UnixMillis;
 use common::version::{HybridTime, Version};
 
 use crate::catalog::key::{self, Key};
-use crate::catalog::rows::{ReapValue, Since};
+use crate::catalog::rows::{ReapValue, Row, Since};
 use crate::catalog::txn::{Rows, Txn};
 use crate::outbox::announcements;
+use crate::tally::due;
 
 /// What a hold led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +47,7 @@ pub fn add_client(
     let key = Key::HoldingClient(name, client);
     if !txn.has(key)? {
         txn.put(key, &Since(now));
+        due::client_changed(txn, name, client)?;
     }
     Ok(())
 }
@@ -95,6 +99,9 @@ pub fn hold(txn: &mut Txn<'_>, request: &HoldRequest, now: UnixMillis) -> ApiRes
         since: now,
     };
     txn.put(Key::Holding(&request.name), &holding);
+    if holding.state == HoldingState::Complete {
+        due::completed(txn, &holding.name, holding.ref_tag);
+    }
     let announcement = match request.state {
         HoldingState::Complete => Some(announcements::enqueue(txn, &hold_announcement(&holding))?),
         HoldingState::Collecting | HoldingState::Superseded => None,
@@ -153,6 +160,7 @@ fn check(precondition: Precondition, existing: Option<&Holding>) -> ApiResult<()
 
 /// Queues the chunk references of a holding that goes.
 fn reap(txn: &mut Txn<'_>, holding: Holding) {
+    due::gone(txn, &holding);
     let value = ReapValue { ref_tag: holding.ref_tag, chunks: holding.manifest.chunks, name: holding.name };
     txn.put(Key::Reap(value.ref_tag, &value.name), &value);
 }
@@ -179,11 +187,12 @@ pub fn withdraw(txn: &mut Txn<'_>, request: &ReleaseRequest) -> ApiResult<Let> {
     let withdraw = Announcement::Withdraw { name: holding.name.clone(), version: holding.version };
     let announcement = announcements::enqueue(txn, &withdraw)?;
     txn.delete(Key::HoldingClient(&request.name, &request.client));
+    due::client_changed(txn, &request.name, &request.client)?;
     if txn.is_empty(&key::holding_clients(&request.name))? {
         txn.delete(Key::Holding(&request.name));
         reap(txn, holding);
     } else {
-        txn.put(Key::Holding(&request.name), &Holding { state: HoldingState::Superseded, ..holding });
+        put_superseded(txn, holding);
     }
     Ok(Let { released: true, announcement: Some(announcement) })
 }
@@ -195,6 +204,7 @@ pub fn release(txn: &mut Txn<'_>, request: &ReleaseRequest) -> ApiResult<Let> {
         return Ok(Let { released: false, announcement: None });
     }
     txn.delete(key);
+    due::client_changed(txn, &request.name, &request.client)?;
     let mut announcement = None;
     if txn.is_empty(&key::holding_clients(&request.name))?
         && let Some(holding) = txn.get::<Holding>(Key::Holding(&request.name))?
@@ -210,7 +220,7 @@ pub fn release(txn: &mut Txn<'_>, request: &ReleaseRequest) -> ApiResult<Let> {
 
 /// Marks a holding that search's feed says is no longer the newest. Answers whether it changed.
 pub fn supersede(txn: &mut Txn<'_>, change: &Change) -> ApiResult<bool> {
-    let Some(mut holding) = txn.get::<Holding>(Key::Holding(&change.name))? else { return Ok(false) };
+    let Some(holding) = txn.get::<Holding>(Key::Holding(&change.name))? else { return Ok(false) };
     let outdated = match change.kind {
         ChangeKind::NewVersion => holding.version < change.version,
         ChangeKind::Withdrawn => holding.version <= change.version,
@@ -218,24 +228,53 @@ pub fn supersede(txn: &mut Txn<'_>, change: &Change) -> ApiResult<bool> {
     if !outdated || holding.state == HoldingState::Superseded {
         return Ok(false);
     }
-    holding.state = HoldingState::Superseded;
-    txn.put(Key::Holding(&change.name), &holding);
+    put_superseded(txn, holding);
     // The next publication here must be newer than that version too.
     let newest = txn.get::<HybridTime>(Key::NewestTime)?.max(Some(change.version.time)).unwrap_or_default();
     txn.put(Key::NewestTime, &newest);
     Ok(true)
 }
 
-/// Clients that hold the name, in order of their ids.
-pub fn clients(rows: &(impl Rows + ?Sized), name: &ContentName) -> ApiResult<Vec<ClientId>> {
+fn put_superseded(txn: &mut Txn<'_>, mut holding: Holding) {
+    // One that was being collected is counted from now on, as far as it got.
+    if holding.state == HoldingState::Collecting {
+        due::completed(txn, &holding.name, holding.ref_tag);
+    }
+    holding.state = HoldingState::Superseded;
+    txn.put(Key::Holding(&holding.name), &holding);
+}
+
+/// The holding, and clients that hold the name, behind `after` in the order of their ids.
+pub fn clients(
+    rows: &(impl Rows + ?Sized),
+    name: &ContentName,
+    after: &str,
+    limit: usize,
+) -> ApiResult<HoldingClients> {
     let prefix = key::holding_clients(name);
-    let mut clients = Vec::new();
-    rows.scan(&prefix, &mut |key, _| {
+    let mut from = prefix.clone();
+    from.extend_from_slice(after.as_bytes());
+    let mut page = HoldingClients {
+        holding: rows.get(Key::Holding(name))?,
+        clients: Vec::new(),
+        clients_total: rows.count(&prefix)?,
+        next: None,
+    };
+    rows.scan_raw(&prefix, Bound::Excluded(&from), &mut |key, value| {
+        if page.clients.len() == limit {
+            page.next = page.clients.last().map(|last| last.client.clone());
+            return Ok(ControlFlow::Break(()));
+        }
         let text = std::str::from_utf8(&key[prefix.len()..]).map_err(|error| ApiError::internal(&error))?;
-        clients.push(ClientId::new(text)?);
+        page.clients.push(HoldingClient { client: ClientId::new(text)?, since: Since::decode(value)?.0 });
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok(clients)
+    Ok(page)
+}
+
+/// Whether the holding of a name, in whatever state, is the one whose chunks carry this tag.
+pub fn needs_ref(rows: &(impl Rows + ?Sized), name: &ContentName, tag: RefTag) -> ApiResult<bool> {
+    Ok(rows.get::<Holding>(Key::Holding(name))?.is_some_and(|holding| holding.ref_tag == tag))
 }
 
 #[cfg(test)]

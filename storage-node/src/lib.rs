@@ -13,7 +13,8 @@
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
-//! | giving back space | [`reaper`]; closing silent deliveries: [`closing`] |
+//! | giving back space | [`reaper`], [`recount`]; closing silent deliveries: [`closing`] |
+//! | who holds which bytes | [`tally`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
@@ -41,6 +42,7 @@ pub mod node;
 pub mod open;
 pub mod outbox;
 pub mod reaper;
+pub mod recount;
 mod routes;
 pub mod scrub;
 pub mod server;
@@ -49,6 +51,7 @@ pub mod shards;
 pub mod slot_moves;
 pub mod slots;
 pub mod store;
+pub mod tally;
 pub mod view;
 
 pub use config::Config;

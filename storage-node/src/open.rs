@@ -62,6 +62,7 @@ fn begin_request(request: &OpenRequest, holding: &Holding) -> Option<BeginReques
         searched: false,
         surrogate: request.surrogate.clone(),
         mobile_access: request.mobile_access.clone(),
+        quota: request.quota,
     })
 }
 

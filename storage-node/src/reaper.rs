@@ -22,7 +22,7 @@ use common::manifest::{ChunkList, ChunkRef};
 use common::placement::rank_for_chunk;
 use futures_util::{StreamExt, future, stream};
 
-use crate::catalog::key::{self, Tag};
+use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{ReapValue, Row, Since};
 use crate::catalog::txn::Rows;
 use crate::chunks::{self, store_error};
@@ -91,6 +91,10 @@ async fn release_all(shard: &Shard, started: &mut Started) -> ApiResult<bool> {
         let Some((last, _)) = page.last() else { return Ok(done) };
         after.clone_from(last);
         for (key, reap) in page {
+            if is_being_counted(shard, &reap)? {
+                done = false;
+                continue;
+            }
             let mut progress = started.remove(&key).unwrap_or_default();
             match release_everywhere(&shard.node, &reap, &mut progress, &mut silent).await {
                 Ok(true) => {
@@ -125,6 +129,16 @@ fn queued(rows: &(impl Rows + ?Sized), after: &[u8]) -> ApiResult<Queued> {
         Ok(if page.len() == PAGE_LEN { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(page)
+}
+
+/// Whether the list of a holding's chunks is still needed to tell who holds them no more.
+fn is_being_counted(shard: &Shard, reap: &ReapValue) -> ApiResult<bool> {
+    match reap.chunks {
+        ChunkList::Inline(_) => Ok(false),
+        ChunkList::Stored { .. } => {
+            shard.catalog.read(|rows| rows.has(Key::TallyHolding(&reap.name, reap.ref_tag)))
+        }
+    }
 }
 
 /// Releases a holding's references on all nodes: each has its share, and perhaps some from an earlier map. Answers

@@ -24,7 +24,7 @@ use crate::scrub::{self, Scrub};
 use crate::shards::{self, Shards};
 use crate::store::{self, StoreUrl};
 use crate::view::Maps;
-use crate::{reaper, routes};
+use crate::{reaper, recount, routes};
 
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
@@ -125,6 +125,7 @@ fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
     server.spawn_worker(shards::serve(node.clone()));
     server.spawn_worker(shards::tidy(node.clone()));
     server.spawn_worker(reaper::delete(node.clone()));
+    server.spawn_worker(recount::run(node.clone()));
     server.spawn_worker(scrub::run(node.clone()));
     server.spawn_worker(mover::run(node.clone()));
     server.spawn_worker(show_figures(node.clone()));

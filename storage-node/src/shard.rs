@@ -40,6 +40,7 @@ pub struct Signals {
     pub announced: watch::Sender<Announced>,
     pub announcement_queued: Notify,
     pub reap_queued: Notify,
+    pub tally_queued: Notify,
     pub slot_frozen: Notify,
     pub feed_rewound: Notify,
 }
@@ -51,6 +52,7 @@ impl Default for Signals {
             announced: watch::Sender::default(),
             announcement_queued: Notify::new(),
             reap_queued: Notify::new(),
+            tally_queued: Notify::new(),
             slot_frozen: Notify::new(),
             feed_rewound: Notify::new(),
         }

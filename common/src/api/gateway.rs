@@ -4,7 +4,7 @@ use http::header::HeaderName;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::ContentHash;
-use crate::id::ClientId;
+use crate::id::{ClientId, SiteId};
 use crate::time::UnixMillis;
 
 /// Id of the recorded delivery.
@@ -56,12 +56,34 @@ pub struct ClientUsage {
     pub contents: u64,
     /// Bytes of all contents in the library.
     pub logical_bytes: u64,
-    /// Bytes of contents that no other client of the site holds.
+    /// Bytes of chunks that no other client of the site holds.
     pub unique_bytes: u64,
-    /// Bytes of contents that other clients of the site hold too.
+    /// The client's part of the bytes that several clients hold, in proportion to what each of them holds of such bytes.
     pub shared_bytes: u64,
+    /// Bytes of chunks that other clients hold too, in full.
+    pub shared_held_bytes: u64,
+    /// What the client takes: its unique bytes and its part of the shared ones. Over all clients of the site they are the
+    /// bytes of all chunks that any of them holds.
+    pub physical_bytes: u64,
+    /// Logical bytes that take no space.
+    pub savings_bytes: u64,
+    /// Deliveries of the contents in the library.
     pub deliveries: u64,
-    /// This month's charges as the billing servers have them; `None` while one does not answer.
+    /// This month's charges as the billing servers have them; `None` while one does not answer, and in lists.
     pub service_usage: Option<crate::api::billing::Usage>,
     pub content_usage: Option<crate::api::billing::Usage>,
+}
+
+/// What all clients hold at a site. `GET /v1/peer/usages`, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteUsage {
+    pub site: SiteId,
+    /// Bytes of all chunks that clients hold, each once, however many copies the site keeps.
+    pub physical_bytes: u64,
+    /// Those that one client alone holds.
+    pub unique_bytes: u64,
+    /// Those that several hold.
+    pub shared_bytes: u64,
+    /// In the order of their ids. Their physical bytes add up to those of the site.
+    pub clients: Vec<ClientUsage>,
 }

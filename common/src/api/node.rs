@@ -2,6 +2,7 @@
 //!
 //! Every answer that says a thing is done says that it is durable.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::cluster::MapEpoch;
 use crate::hash::{ChunkHash, ContentHash};
 use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
-use crate::manifest::Manifest;
+use crate::manifest::{ChunkRef, Manifest};
 use crate::name::ContentName;
 use crate::placement::Slot;
 use crate::record::{DeliveryClass, DeliveryPath, Source};
@@ -39,6 +40,33 @@ impl RefTag {
         // JSON numbers are exact up to 53 bits in every reader.
         Self(u64::from_le_bytes(bytes) >> 11)
     }
+}
+
+/// What a client may hold in its library at most; `None` is no bound. Kept by search, given along by the gateway, checked
+/// in the commit that makes the library row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Quota {
+    /// Sum of the lengths of its contents, in bytes.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    #[serde(default)]
+    pub contents: Option<u64>,
+}
+
+impl Quota {
+    pub fn is_bounded(&self) -> bool {
+        self.bytes.is_some() || self.contents.is_some()
+    }
+}
+
+/// What the rows of a client's library come to. `GET /v1/library/account?client=`, from the owner of the client's slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Account {
+    pub contents: u64,
+    /// Sum of the lengths of its contents.
+    pub logical_bytes: u64,
+    /// Deliveries of these contents to the client.
+    pub deliveries: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +137,9 @@ pub struct HoldRequest {
     /// Enter it into that client's library too: what a client publishes it has.
     #[serde(default)]
     pub add_to_library: bool,
+    /// What the client's library may hold, where it is entered in the same step.
+    #[serde(default)]
+    pub quota: Quota,
     #[serde(default)]
     pub precondition: Precondition,
     /// Wait up to this long for search to know, so that a listing shows it at once.
@@ -183,6 +214,9 @@ pub struct BeginRequest {
     pub surrogate: Option<SiteId>,
     #[serde(default)]
     pub mobile_access: Option<ServerName>,
+    /// A purchase beyond it is refused with `QuotaExceeded`; what the client holds it gets.
+    #[serde(default)]
+    pub quota: Quota,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -210,6 +244,9 @@ pub struct OpenRequest {
     pub surrogate: Option<SiteId>,
     #[serde(default)]
     pub mobile_access: Option<ServerName>,
+    /// As in [`BeginRequest::quota`].
+    #[serde(default)]
+    pub quota: Quota,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -262,6 +299,10 @@ pub struct AddRequest {
     pub hash: ContentHash,
     pub len: u64,
     pub provider: ClientId,
+    /// A new row beyond it is refused with `QuotaExceeded`. A new version of what the client has is not: it is held
+    /// already when this is asked.
+    #[serde(default)]
+    pub quota: Quota,
 }
 
 /// `POST /v1/library/drop`, to the owner of the client's slot.
@@ -279,22 +320,131 @@ pub struct LibraryPage {
     pub next: Option<String>,
 }
 
-/// Who holds a content at this site, from the owner of the name's slot. `GET /v1/holdings/clients?name=`
+/// Who holds a content at this site, in the order of the clients' ids, from the owner of the name's slot.
+/// `GET /v1/holdings/clients?name=&after=&limit=`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HoldingClients {
     pub holding: Option<Holding>,
+    /// Clients behind `after`, at most `limit`.
+    pub clients: Vec<HoldingClient>,
+    /// All of them.
+    pub clients_total: u64,
+    /// Give this as `after` for the next page; `None` on the last.
+    #[serde(default)]
+    pub next: Option<ClientId>,
+}
+
+/// A client that holds a content, since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldingClient {
+    pub client: ClientId,
+    pub since: UnixMillis,
+}
+
+/// Which references are those of a present holding, in the request's order. `POST /v1/holdings/check-refs`, to the owner of
+/// the slots of all the names.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckRefsRequest {
+    pub refs: Vec<(ContentName, RefTag)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckRefsAnswer {
+    pub current: Vec<bool>,
+}
+
+/// Clients hold chunks through a holding, or no longer do. Saying it again changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TallyChange {
+    pub name: ContentName,
+    pub ref_tag: RefTag,
+    pub held: bool,
     pub clients: Vec<ClientId>,
+    pub chunks: Vec<ChunkRef>,
 }
 
-/// How many clients of the site hold each name; 0 for names not held. `POST /v1/holdings/counts`
+/// `POST /v1/tally`, to the owner of the slots of all the chunks ([`Slot::of_chunk`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CountsRequest {
-    pub names: Vec<ContentName>,
+pub struct TallyRequest {
+    pub changes: Vec<TallyChange>,
 }
 
+/// What clients hold of the chunks of some slots. `POST /v1/tally/sums`, to the owner of the slots.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CountsAnswer {
-    pub clients: Vec<u64>,
+pub struct TallySumsRequest {
+    pub slots: Vec<Slot>,
+    /// Clients that are wanted; `None`: all that hold anything.
+    #[serde(default)]
+    pub clients: Option<Vec<ClientId>>,
+}
+
+/// Sums over slots; those of all slots are the site's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TallySums {
+    /// Bytes of chunks that one client alone holds.
+    pub unique_bytes: u64,
+    /// Bytes of chunks that more than one client holds, each chunk once.
+    pub shared_bytes: u64,
+    /// The same, each chunk as often as there are clients that hold it.
+    pub shared_held_bytes: u64,
+    pub clients: BTreeMap<ClientId, ClientTally>,
+}
+
+/// What one client holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientTally {
+    /// Bytes of chunks that no other client holds.
+    pub unique_bytes: u64,
+    /// Bytes of chunks that others hold too, in full.
+    pub shared_held_bytes: u64,
+}
+
+impl TallySums {
+    /// Bytes of all chunks that clients hold, each once.
+    pub fn physical_bytes(&self) -> u64 {
+        self.unique_bytes + self.shared_bytes
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.unique_bytes += other.unique_bytes;
+        self.shared_bytes += other.shared_bytes;
+        self.shared_held_bytes += other.shared_held_bytes;
+        for (client, tally) in &other.clients {
+            let sum = self.clients.entry(client.clone()).or_default();
+            sum.unique_bytes += tally.unique_bytes;
+            sum.shared_held_bytes += tally.shared_held_bytes;
+        }
+    }
+
+    /// A client's part of the shared bytes, in proportion to what it holds of them, rounded down.
+    pub fn fair_share(&self, tally: &ClientTally) -> u64 {
+        let parts = u128::from(self.shared_bytes) * u128::from(tally.shared_held_bytes);
+        // A quotient of a part by the whole is not above `shared_bytes`.
+        parts.checked_div(u128::from(self.shared_held_bytes)).map_or(0, |share| share as u64)
+    }
+
+    /// The fair shares of all clients: what rounding down leaves goes, a byte each, to those who lost most by it, so that
+    /// they add up to the shared bytes. Needs the sums of all clients.
+    pub fn fair_shares(&self) -> BTreeMap<ClientId, u64> {
+        let mut shares: BTreeMap<_, _> =
+            self.clients.iter().map(|(client, tally)| (client.clone(), self.fair_share(tally))).collect();
+        let left = self.shared_bytes.saturating_sub(shares.values().sum());
+        let mut losses: Vec<(u128, &ClientId)> = self
+            .clients
+            .iter()
+            .map(|(client, tally)| {
+                (u128::from(self.shared_bytes) * u128::from(tally.shared_held_bytes), client)
+            })
+            .map(|(parts, client)| (parts % u128::from(self.shared_held_bytes.max(1)), client))
+            .collect();
+        losses.sort_by(|a, b| b.cmp(a));
+        for (_, client) in losses.into_iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
+            if let Some(share) = shares.get_mut(client) {
+                *share += 1;
+            }
+        }
+        shares
+    }
 }
 
 /// Which of these chunks this node has, and how many holdings refer to each. `POST /v1/chunks/refs`
@@ -527,22 +677,26 @@ impl NodeClient {
 
     posts! {
         resolve, "/v1/holdings/resolve", ResolveRequest => ResolveAnswer;
-        /// `PreconditionFailed`, `NodeFull`.
+        /// `PreconditionFailed`, `NodeFull`, `QuotaExceeded`.
         hold, "/v1/holdings/hold", HoldRequest => HoldAnswer;
         withdraw, "/v1/holdings/withdraw", ReleaseRequest => ReleaseAnswer;
         release, "/v1/holdings/release", ReleaseRequest => ReleaseAnswer;
-        counts, "/v1/holdings/counts", CountsRequest => CountsAnswer;
         claim, "/v1/chunks/claim", ClaimRequest => ClaimAnswer;
         chunk_refs, "/v1/chunks/refs", ChunkRefsRequest => ChunkRefsAnswer;
         adopt_chunks, "/v1/chunks/adopt", AdoptRequest => AdoptAnswer;
         release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
+        /// `QuotaExceeded`.
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
         /// `WrongNode` unless it owns both slots.
         open, "/v1/deliveries/open", OpenRequest => OpenAnswer;
         end, "/v1/deliveries/end", EndBatch => ();
+        /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
+        check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
+        tally, "/v1/tally", TallyRequest => ();
+        tally_sums, "/v1/tally/sums", TallySumsRequest => TallySums;
     }
 
     /// `Conflict` when the follower knows another primary, or a greater term.
@@ -633,8 +787,19 @@ impl NodeClient {
         self.server.get_json(&self.base, Role::StorageNode, &path, AUDIT_LIMIT).await
     }
 
-    pub async fn holding_clients(&self, name: &ContentName) -> Result<HoldingClients, CallError> {
-        let path = format!("/v1/holdings/clients?name={}", encode(name.as_str()));
+    pub async fn account(&self, client: &ClientId) -> Result<Account, CallError> {
+        let path = format!("/v1/library/account?client={client}");
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    pub async fn holding_clients(
+        &self,
+        name: &ContentName,
+        after: &str,
+        limit: u32,
+    ) -> Result<HoldingClients, CallError> {
+        let name = encode(name.as_str());
+        let path = format!("/v1/holdings/clients?name={name}&after={}&limit={limit}", encode(after));
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
     }
 

@@ -7,13 +7,15 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
-use crate::api::node::{BeginAnswer, EndRequest, Holding};
+use crate::api::gateway::SiteUsage;
+use crate::api::node::{BeginAnswer, EndRequest, Holding, Quota};
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::hash::{ChunkHash, ContentHash};
 use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use crate::manifest::ChunkRef;
 use crate::name::ContentName;
+use crate::time::UnixMillis;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -38,6 +40,9 @@ pub struct PossessionRequest {
     /// A HEAD: nothing is delivered or recorded.
     #[serde(default)]
     pub head_only: bool,
+    /// What the client's library may hold.
+    #[serde(default)]
+    pub quota: Quota,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,17 +60,39 @@ pub struct PeerEnds {
     pub ends: Vec<EndRequest>,
 }
 
-/// Who holds a content at a site. `GET /v1/peer/who-holds?name=`
+/// The content list of a site for one content: who holds it, from whom it comes, when it was delivered to whom.
+/// `GET /v1/peer/who-holds?name=&after=&limit=`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SiteHolders {
     pub site: SiteId,
     pub hash: Option<ContentHash>,
+    /// The original provider; `None` when the site does not hold the content.
+    pub provider: Option<ClientId>,
+    /// Clients behind `after` in the order of their ids, at most `limit`.
     pub clients: Vec<ClientId>,
+    /// The same, with what their libraries say.
+    pub holders: Vec<Holder>,
+    /// All clients that hold it.
+    pub clients_total: u64,
+    /// Give this as `after` for the next page; `None` on the last.
+    #[serde(default)]
+    pub next: Option<ClientId>,
     /// Chunks of the content on each node.
     pub nodes: Vec<NodeShare>,
     pub chunks: u64,
     /// Chunks that other contents of the site use too.
     pub chunks_shared: u64,
+}
+
+/// A client that holds a content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub client: ClientId,
+    pub since: UnixMillis,
+    /// Deliveries of the content to this client, void ones not counted.
+    pub deliveries: u64,
+    /// Times of the newest deliveries, newest last, at most [`crate::api::node::LibraryRow::RECENT_MAX`].
+    pub recent: Vec<UnixMillis>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -134,12 +161,23 @@ impl PeerClient {
             .await
     }
 
+    pub async fn usages(&self) -> Result<SiteUsage, CallError> {
+        let limit = Duration::from_secs(60);
+        self.server.get_json(&self.base, self.audience, "/v1/peer/usages", limit).await
+    }
+
     pub async fn ends(&self, ends: &PeerEnds) -> Result<(), CallError> {
         self.server.send_json(Method::POST, &self.base, self.audience, "/v1/peer/ends", ends, LIMIT).await
     }
 
-    pub async fn who_holds(&self, name: &ContentName) -> Result<SiteHolders, CallError> {
-        let path = format!("/v1/peer/who-holds?name={}", encode(name.as_str()));
+    pub async fn who_holds(
+        &self,
+        name: &ContentName,
+        after: &str,
+        limit: u32,
+    ) -> Result<SiteHolders, CallError> {
+        let (name, after) = (encode(name.as_str()), encode(after));
+        let path = format!("/v1/peer/who-holds?name={name}&after={after}&limit={limit}");
         self.server.get_json(&self.base, self.audience, &path, LIMIT).await
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
+use crate::api::node::Quota;
 use crate::auth::Role;
 use crate::client::{CallError, ServerClient, encode};
 use crate::cluster::{ClusterMap, MapEpoch};
@@ -172,6 +173,30 @@ pub struct ClientRecord {
     pub site: SiteId,
     pub disabled: bool,
     pub created: UnixMillis,
+    #[serde(flatten)]
+    pub limits: ClientLimits,
+}
+
+/// What a client may take; `None` is no bound. `POST /v1/clients/{client}/limits` sets all four, answers [`ClientRecord`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ClientLimits {
+    /// Sum of the lengths of the contents in its library, in bytes.
+    #[serde(default)]
+    pub quota_bytes: Option<u64>,
+    #[serde(default)]
+    pub quota_contents: Option<u64>,
+    /// Requests a second at each gateway; more are refused.
+    #[serde(default)]
+    pub requests_per_s: Option<u64>,
+    /// Bytes of contents a second, sent or received, at each gateway; more are slowed down.
+    #[serde(default)]
+    pub bytes_per_s: Option<u64>,
+}
+
+impl ClientLimits {
+    pub fn quota(&self) -> Quota {
+        Quota { bytes: self.quota_bytes, contents: self.quota_contents }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -383,6 +408,14 @@ impl SearchClient {
 
     pub async fn disable_client(&self, client: &ClientId) -> Result<ClientRecord, CallError> {
         self.send(Method::POST, &format!("/v1/clients/{client}/disable"), &()).await
+    }
+
+    pub async fn limit_client(
+        &self,
+        client: &ClientId,
+        limits: &ClientLimits,
+    ) -> Result<ClientRecord, CallError> {
+        self.send(Method::POST, &format!("/v1/clients/{client}/limits"), limits).await
     }
 
     /// `hash` is [`crate::auth::token_hash`] of the bearer token.

@@ -196,6 +196,7 @@ impl Collector {
             version_time: Some(holding.version.time),
             client: None,
             add_to_library: false,
+            quota: Default::default(),
             precondition: Default::default(),
             announce_wait_ms: 0,
         };
@@ -298,12 +299,18 @@ impl Collector {
         Ok(())
     }
 
-    /// Fetches a chunk that the site should have and has not (or has damaged), stores it, gives its bytes.
-    pub async fn repair(&self, name: &ContentName, slice: &ChunkSlice) -> Result<Bytes, ApiError> {
+    /// Fetches a chunk that the site should have and has not (or has damaged), stores it for the holding with this tag,
+    /// gives its bytes.
+    pub async fn repair(
+        &self,
+        name: &ContentName,
+        tag: RefTag,
+        slice: &ChunkSlice,
+    ) -> Result<Bytes, ApiError> {
         let info = self.search(name).await?;
         let candidates = self.rank(&info).await;
         let (bytes, _) = self.fetch(name, &slice.chunk, slice.offset, &candidates).await?;
-        self.chunks.write(&slice.chunk.hash, name, RefTag::generate(), bytes.clone()).await?;
+        self.chunks.write(&slice.chunk.hash, name, tag, bytes.clone()).await?;
         self.metrics.chunks_repaired.increment(1);
         Ok(bytes)
     }

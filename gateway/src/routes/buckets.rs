@@ -30,7 +30,7 @@ pub async fn put(
     body: Result<ApiJson<BucketBody>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Bucket, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         let bucket = BucketName::new(&bucket)?;
         let ApiJson(body) = body?;
         let new = NewBucket { provider: client.client, visibility: body.visibility };
@@ -49,7 +49,7 @@ pub async fn get(
     headers: HeaderMap,
 ) -> Response {
     counted(&gateway, Op::Bucket, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         let record = gateway.directory.bucket(&BucketName::new(&bucket)?).await?;
         if !may_read(&client.client, &record) {
             return Err(ApiError::new(

@@ -19,7 +19,7 @@ use super::{content_name, counted};
 use crate::metrics::Op;
 use crate::publish::Publication;
 use crate::server::Gateway;
-use crate::wish::{text, wish_of};
+use crate::wish::{Wish, text, wish_of};
 
 /// All bytes of a content's own metadata, names and values.
 const METADATA_BYTES_MAX: usize = 4096;
@@ -40,7 +40,7 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
         }
     };
     counted(&gateway, op, async {
-        let client = gateway.directory.authenticate(&parts.headers).await?;
+        let client = gateway.authenticate(&parts.headers).await?;
         let name = content_name(&parts.uri)?;
         match op {
             Op::Put => {
@@ -61,6 +61,8 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
             }
             _ => {
                 let wish = wish_of(client.client.clone(), name, op == Op::Head, &parts.headers)?;
+                let (quota, pace) = (client.limits.quota(), gateway.limits.pace(&client));
+                let wish = Wish { quota, pace, ..wish };
                 let response = if client.site == gateway.site.id {
                     Box::pin(gateway.deliver(wish)).await?
                 } else {

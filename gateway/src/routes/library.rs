@@ -30,7 +30,7 @@ pub async fn list(
     headers: HeaderMap,
 ) -> Response {
     counted(&gateway, Op::Library, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         gateway.check_home(&client)?;
         let ApiQuery(query) = query?;
         let limit = query.limit.unwrap_or(1000);
@@ -48,7 +48,7 @@ pub async fn list(
 
 pub async fn row(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: HeaderMap) -> Response {
     counted(&gateway, Op::Library, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         gateway.check_home(&client)?;
         let name = content_name(&uri)?;
         let (id, wanted) = (&client.client, &name);
@@ -63,7 +63,7 @@ pub async fn row(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: HeaderM
 
 pub async fn drop(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: HeaderMap) -> Response {
     counted(&gateway, Op::Library, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         gateway.check_home(&client)?;
         let name = content_name(&uri)?;
         if gateway.drop_from_library(&client, &name).await? {
@@ -77,7 +77,7 @@ pub async fn drop(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: Header
 
 pub async fn usage(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
     counted(&gateway, Op::Usage, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         gateway.check_home(&client)?;
         Ok(Json(gateway.usage(&client.client).await?).into_response())
     })

@@ -25,7 +25,7 @@ pub async fn list(
     headers: HeaderMap,
 ) -> Response {
     counted(&gateway, Op::List, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         let ApiQuery(query) = query?;
         check_limit(query.limit)?;
         let bucket = gateway.directory.bucket(&BucketName::new(&bucket)?).await?;
@@ -56,7 +56,7 @@ pub async fn search(
     headers: HeaderMap,
 ) -> Response {
     counted(&gateway, Op::List, async {
-        let client = gateway.directory.authenticate(&headers).await?;
+        let client = gateway.authenticate(&headers).await?;
         let ApiQuery(query) = query?;
         check_limit(query.limit)?;
         let limit = query.limit.unwrap_or(100);

@@ -35,6 +35,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/peer/ends", post(peer::ends))
         .route("/v1/peer/who-holds", get(peer::who_holds))
         .route("/v1/peer/usage", get(peer::usage))
+        .route("/v1/peer/usages", get(peer::usages))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
         .layer(from_fn_with_state(guard, require_server));
     let client = Router::new()

@@ -9,23 +9,33 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use common::api::extract::{ApiJson, ApiQuery};
-use common::api::node::{ChunkRefsRequest, EndBatch, HoldingState, ResolveRequest};
-use common::api::peer::{NodeShare, PeerEnds, PossessionAnswer, PossessionRequest, SiteHolders};
+use common::api::node::{
+    ChunkRefsRequest, EndBatch, HoldingClient, HoldingState, NodeClient, ResolveRequest,
+};
+use common::api::peer::{Holder, NodeShare, PeerEnds, PossessionAnswer, PossessionRequest, SiteHolders};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::ClientId;
 use common::manifest::{ChunkList, ChunkRef};
 use common::name::ContentName;
 use common::placement::Slot;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use serde::Deserialize;
 
 use super::counted;
 use crate::chunks::OpenChunk;
+use crate::limits::Pace;
 use crate::metrics::Op;
 use crate::server::Gateway;
 use crate::wish::{Conditions, Wish};
+
+/// Holders of a content on one page.
+const HOLDERS_DEFAULT: u32 = 100;
+const HOLDERS_MAX: u32 = 1000;
+/// Libraries that are asked at once.
+const HISTORIES_AT_ONCE: usize = 16;
 
 pub async fn ping() -> Json<()> {
     Json(())
@@ -72,7 +82,7 @@ pub async fn chunk(
         let ApiQuery(ChunkQuery { name, offset, len }) = query?;
         let chunk = ChunkRef { hash: hash.parse()?, len };
         let open = open_chunk(&gateway, &name, chunk, offset).await?;
-        let stream = futures_util::stream::unfold(open, |mut open| async move {
+        let stream = stream::unfold(open, |mut open| async move {
             let piece = open.next().await?;
             Some((piece, open))
         });
@@ -117,6 +127,9 @@ pub async fn possession(
             range: request.range,
             surrogate: Some(request.surrogate),
             mobile_access: request.mobile_access,
+            quota: request.quota,
+            // The visited site, which sends the bytes, keeps to the pace.
+            pace: Pace::default(),
         };
         let (holding, begin) = gateway.begin_for_visited_site(&wish, request.delivery).await?;
         Ok(Json(PossessionAnswer { holding, begin }).into_response())
@@ -147,13 +160,22 @@ pub async fn ends(
     .await
 }
 
+#[derive(Debug, Deserialize)]
+pub struct HoldersQuery {
+    name: ContentName,
+    #[serde(default)]
+    after: String,
+    limit: Option<u32>,
+}
+
 pub async fn who_holds(
     State(gateway): State<Arc<Gateway>>,
-    query: Result<ApiQuery<NameQuery>, ApiError>,
+    query: Result<ApiQuery<HoldersQuery>, ApiError>,
 ) -> Response {
     counted(&gateway, Op::Peer, async {
-        let ApiQuery(NameQuery { name }) = query?;
-        Ok(Json(gateway.holders(&name).await?).into_response())
+        let ApiQuery(HoldersQuery { name, after, limit }) = query?;
+        let limit = limit.unwrap_or(HOLDERS_DEFAULT).clamp(1, HOLDERS_MAX);
+        Ok(Json(gateway.holders(&name, &after, limit).await?).into_response())
     })
     .await
 }
@@ -175,17 +197,26 @@ pub async fn usage(
     .await
 }
 
+/// What all clients of the site hold, asked by the operator.
+pub async fn usages(State(gateway): State<Arc<Gateway>>) -> Response {
+    counted(&gateway, Op::Peer, async { Ok(Json(gateway.site_usage().await?).into_response()) }).await
+}
+
 impl Gateway {
     /// Who holds a content at this site, and which nodes have its chunks.
-    async fn holders(&self, name: &ContentName) -> ApiResult<SiteHolders> {
-        let answer = self
-            .site
-            .ask_owner(Slot::of_name(name), |node| async move { node.holding_clients(name).await })
-            .await?;
+    async fn holders(&self, name: &ContentName, after: &str, limit: u32) -> ApiResult<SiteHolders> {
+        let page = |node: NodeClient| async move { node.holding_clients(name, after, limit).await };
+        let answer = self.site.ask_owner(Slot::of_name(name), page).await?;
+        let histories = stream::iter(answer.clients).map(|holder| self.history(name, holder));
+        let listed: Vec<Holder> = histories.buffered(HISTORIES_AT_ONCE).try_collect().await?;
         let mut holders = SiteHolders {
             site: self.site.id.clone(),
             hash: answer.holding.as_ref().map(|h| h.manifest.hash),
-            clients: answer.clients,
+            provider: answer.holding.as_ref().map(|h| h.provider.clone()),
+            clients: listed.iter().map(|holder| holder.client.clone()).collect(),
+            holders: listed,
+            clients_total: answer.clients_total,
+            next: answer.next,
             nodes: Vec::new(),
             chunks: 0,
             chunks_shared: 0,
@@ -200,6 +231,15 @@ impl Gateway {
         holders.nodes = shares;
         holders.chunks_shared = shared;
         Ok(holders)
+    }
+
+    /// What a holder's library says of the content.
+    async fn history(&self, name: &ContentName, holder: HoldingClient) -> ApiResult<Holder> {
+        let HoldingClient { client, since } = holder;
+        let (id, slot) = (&client, Slot::of_client(&client));
+        let row = self.site.ask_owner(slot, |node| async move { node.library_row(id, name).await }).await?;
+        let (deliveries, recent) = row.map_or((0, Vec::new()), |row| (row.deliveries, row.recent));
+        Ok(Holder { client, since, deliveries, recent })
     }
 
     /// Which nodes have these chunks, and how many of the chunks more than one holding refers to.

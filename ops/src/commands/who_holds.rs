@@ -1,6 +1,6 @@
 //! `who-holds`: where a content is, down to nodes, clients and shared chunks.
 
-use common::api::peer::{PeerClient, SiteHolders};
+use common::api::peer::{Holder, PeerClient, SiteHolders};
 use common::api::search::ContentInfo;
 use common::cluster::{ClusterMap, MapEpoch, SiteEntry};
 use common::error::{ErrorCode, chain};
@@ -17,6 +17,12 @@ use crate::session::{Operator, OperatorArgs};
 pub struct WhoHoldsArgs {
     #[arg(value_name = "BUCKET/KEY")]
     pub name: ContentName,
+    /// Clients of each site that are listed at most
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// List the clients that come behind this one
+    #[arg(long, value_name = "CLIENT", default_value = "")]
+    pub after: String,
     #[command(flatten)]
     pub operator: OperatorArgs,
     #[command(flatten)]
@@ -41,7 +47,7 @@ pub async fn who_holds(args: WhoHoldsArgs) -> Result<(), Failure> {
     let search = session.search();
     let content = search.lookup(&args.name).await?;
     let map: ClusterMap = search.map(MapEpoch(0), std::time::Duration::ZERO).await?;
-    let asked = content.sites.iter().map(|site| ask_site(&session, map.site(site), site, &args.name));
+    let asked = content.sites.iter().map(|site| ask_site(&session, map.site(site), site, &args));
     let sites = join_all(asked).await;
     let holders = Holders { content, sites };
     if args.output.json {
@@ -55,11 +61,12 @@ async fn ask_site(
     session: &Operator,
     entry: Option<&SiteEntry>,
     site: &SiteId,
-    name: &ContentName,
+    args: &WhoHoldsArgs,
 ) -> SiteAnswer {
     let mut problem = "the site has no gateway".to_owned();
     for gateway in entry.iter().flat_map(|e| &e.gateways) {
-        match PeerClient::gateway(session.server.clone(), &gateway.http).who_holds(name).await {
+        let gateway = PeerClient::gateway(session.server.clone(), &gateway.http);
+        match gateway.who_holds(&args.name, &args.after, args.limit).await {
             Ok(holders) => return SiteAnswer::Holds(holders),
             Err(error) => {
                 problem = chain(&error);
@@ -70,6 +77,12 @@ async fn ask_site(
         }
     }
     SiteAnswer::Silent { site: site.clone(), problem }
+}
+
+fn show_holder(holder: &Holder) -> String {
+    let Holder { client, since, deliveries, recent } = holder;
+    let last = recent.last().map_or_else(String::new, |last| format!(", the last {last}"));
+    format!("    client {client}   since {since}, {deliveries} deliveries{last}\n")
 }
 
 fn show(holders: &Holders) -> String {
@@ -87,14 +100,14 @@ fn show(holders: &Holders) -> String {
                 text.push_str(&format!("  site {site}: {problem}\n"));
             }
             SiteAnswer::Holds(site) => {
-                let clients: Vec<&str> = site.clients.iter().map(|c| c.as_str()).collect();
                 text.push_str(&format!(
-                    "  site {}: {} chunks, {} of them shared with other contents\n    clients   {}\n",
-                    site.site,
-                    site.chunks,
-                    site.chunks_shared,
-                    if clients.is_empty() { "none".to_owned() } else { clients.join(", ") },
+                    "  site {}: {} chunks, {} of them shared with other contents; {} clients\n",
+                    site.site, site.chunks, site.chunks_shared, site.clients_total,
                 ));
+                site.holders.iter().for_each(|holder| text.push_str(&show_holder(holder)));
+                if let Some(next) = &site.next {
+                    text.push_str(&format!("    more behind {next}: --after {next}\n"));
+                }
                 if let Some(hash) = site.hash.filter(|h| *h != content.version.hash) {
                     text.push_str(&format!("    version   {hash} (another than search's newest)\n"));
                 }

@@ -33,10 +33,19 @@ pub enum Tag {
     Holding = 0x10,
     HoldingClient = 0x11,
     Library = 0x12,
+    Account = 0x13,
+    TallyHolding = 0x14,
+    TallyClient = 0x15,
+    TallyBuilt = 0x16,
+    ChunkHolder = 0x18,
+    ChunkTally = 0x19,
+    ClientTally = 0x1a,
+    SlotTally = 0x1b,
     Chunk = 0x20,
     ChunkRef = 0x21,
     UnreferencedChunk = 0x22,
     Reap = 0x23,
+    SuspectRef = 0x24,
     OpenDelivery = 0x30,
     Record = 0x31,
     ChainHead = 0x32,
@@ -54,14 +63,23 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 29] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
+        Self::Account,
+        Self::TallyHolding,
+        Self::TallyClient,
+        Self::TallyBuilt,
+        Self::ChunkHolder,
+        Self::ChunkTally,
+        Self::ClientTally,
+        Self::SlotTally,
         Self::Chunk,
         Self::ChunkRef,
         Self::UnreferencedChunk,
         Self::Reap,
+        Self::SuspectRef,
         Self::OpenDelivery,
         Self::Record,
         Self::ChainHead,
@@ -84,10 +102,11 @@ impl Tag {
 }
 
 /// Rows that are this node's own affair, not its shard's: its chunks, and how far a copy of a shard is.
-const NODE_TAGS: [Tag; 7] = [
+const NODE_TAGS: [Tag; 8] = [
     Tag::Chunk,
     Tag::ChunkRef,
     Tag::UnreferencedChunk,
+    Tag::SuspectRef,
     Tag::Scrub,
     Tag::ShardPosition,
     Tag::Syncing,
@@ -114,7 +133,19 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 3] = [Tag::Holding, Tag::HoldingClient, Tag::Library];
+pub const SLOT_TAGS: [Tag; 11] = [
+    Tag::Holding,
+    Tag::HoldingClient,
+    Tag::Library,
+    Tag::Account,
+    Tag::TallyHolding,
+    Tag::TallyClient,
+    Tag::TallyBuilt,
+    Tag::ChunkHolder,
+    Tag::ChunkTally,
+    Tag::ClientTally,
+    Tag::SlotTally,
+];
 
 /// Every kind of row.
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +158,23 @@ pub enum Key<'a> {
     HoldingClient(&'a ContentName, &'a ClientId),
     /// [`super::rows::LibraryValue`]. A content in a client's library, until dropped.
     Library(&'a ClientId, &'a ContentName),
+    /// [`common::api::node::Account`]. What the client's library rows come to; from the first change of one on.
+    Account(&'a ClientId),
+    /// [`super::rows::TallyHolding`]. A holding that was completed, or went, and whose clients are still to be counted so
+    /// at its chunks.
+    TallyHolding(&'a ContentName, RefTag),
+    /// Empty. A client that came to hold the holding, or let it go, which is still to be counted so at its chunks.
+    TallyClient(&'a ContentName, RefTag, &'a ClientId),
+    /// Empty. Every holding of the slot is, or is queued to be, counted at its chunks.
+    TallyBuilt(Slot),
+    /// Empty. A client that holds the chunk through the holding.
+    ChunkHolder(&'a ChunkHash, &'a ClientId, RefTag, &'a ContentName),
+    /// [`super::rows::ChunkTally`]. A chunk that clients hold; gone with the last of them.
+    ChunkTally(&'a ChunkHash),
+    /// [`common::api::node::ClientTally`]. What a client holds of the slot's chunks.
+    ClientTally(Slot, &'a ClientId),
+    /// [`super::rows::SlotTally`]. What all clients hold of the slot's chunks.
+    SlotTally(Slot),
     /// [`super::rows::ChunkValue`]. A chunk that is, or is being, stored on this node.
     Chunk(&'a ChunkHash),
     /// Empty. A holding (or an upload that is to become one) that needs the chunk.
@@ -136,6 +184,8 @@ pub enum Key<'a> {
     /// [`super::rows::ReapValue`]. References of a replaced or withdrawn holding that are still to be released on the
     /// site's nodes.
     Reap(RefTag, &'a ContentName),
+    /// [`super::rows::Since`]. A reference that no holding was found to need, since when.
+    SuspectRef(&'a ChunkHash, RefTag, &'a ContentName),
     /// [`super::rows::OpenDelivery`]. From begin until the record is numbered.
     OpenDelivery(&'a DeliveryId),
     /// [`common::record::ChainedRecord`]. Kept.
@@ -177,6 +227,39 @@ impl Key<'_> {
                 key
             }
             Self::Library(client, name) => library(client, name.as_str()),
+            Self::Account(client) => {
+                let mut key = slot_rows(Tag::Account, Slot::of_client(client));
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
+            Self::TallyHolding(name, tag) => {
+                let mut key = tally_holdings(name);
+                key.extend_from_slice(&tag.0.to_be_bytes());
+                key
+            }
+            Self::TallyClient(name, tag, client) => {
+                let mut key = tally_clients(name, *tag);
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
+            Self::TallyBuilt(slot) => slot_rows(Tag::TallyBuilt, *slot),
+            Self::ChunkHolder(hash, client, tag, name) => {
+                let mut key = chunk_holders_of(hash, client);
+                key.extend_from_slice(&tag.0.to_be_bytes());
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
+            Self::ChunkTally(hash) => {
+                let mut key = slot_rows(Tag::ChunkTally, Slot::of_chunk(hash));
+                key.extend_from_slice(hash.as_bytes());
+                key
+            }
+            Self::ClientTally(slot, client) => {
+                let mut key = slot_rows(Tag::ClientTally, *slot);
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
+            Self::SlotTally(slot) => slot_rows(Tag::SlotTally, *slot),
             Self::Chunk(hash) => tagged(Tag::Chunk, hash.as_bytes()),
             Self::ChunkRef(hash, tag, name) => {
                 let mut key = chunk_refs(hash);
@@ -187,6 +270,12 @@ impl Key<'_> {
             Self::UnreferencedChunk(hash) => tagged(Tag::UnreferencedChunk, hash.as_bytes()),
             Self::Reap(tag, name) => {
                 let mut key = tagged(Tag::Reap, &tag.0.to_be_bytes());
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
+            Self::SuspectRef(hash, tag, name) => {
+                let mut key = tagged(Tag::SuspectRef, hash.as_bytes());
+                key.extend_from_slice(&tag.0.to_be_bytes());
                 key.extend_from_slice(name.as_str().as_bytes());
                 key
             }
@@ -247,6 +336,61 @@ pub fn library(client: &ClientId, prefix: &str) -> Vec<u8> {
     key
 }
 
+/// Prefix of a name's [`Key::TallyHolding`]; the reference tag follows.
+pub fn tally_holdings(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::TallyHolding, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// Prefix of a holding's [`Key::TallyClient`]; the client's id follows.
+pub fn tally_clients(name: &ContentName, tag: RefTag) -> Vec<u8> {
+    let mut key = slot_rows(Tag::TallyClient, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key.extend_from_slice(&tag.0.to_be_bytes());
+    key
+}
+
+/// What an encoded [`Key::TallyHolding`] or [`Key::TallyClient`] is about; the client's id is empty in the former.
+pub fn tally_of(key: &[u8]) -> Option<(ContentName, RefTag, &str)> {
+    let rest = key.get(3..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let (tag, client) = rest.get(end + 1..)?.split_first_chunk::<8>()?;
+    let name = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
+    Some((name, RefTag(u64::from_be_bytes(*tag)), std::str::from_utf8(client).ok()?))
+}
+
+/// Prefix of a chunk's holders.
+pub fn chunk_holders(hash: &ChunkHash) -> Vec<u8> {
+    let mut key = slot_rows(Tag::ChunkHolder, Slot::of_chunk(hash));
+    key.extend_from_slice(hash.as_bytes());
+    key
+}
+
+/// Prefix of the holdings through which a client holds a chunk.
+pub fn chunk_holders_of(hash: &ChunkHash, client: &ClientId) -> Vec<u8> {
+    let mut key = chunk_holders(hash);
+    key.extend_from_slice(client.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// The client of an encoded [`Key::ChunkHolder`].
+pub fn chunk_holder(key: &[u8]) -> Option<ClientId> {
+    let rest = key.get(3 + 32..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    ClientId::new(std::str::from_utf8(&rest[..end]).ok()?).ok()
+}
+
+/// Chunk, tag and name of an encoded [`Key::ChunkRef`] or [`Key::SuspectRef`].
+pub fn chunk_ref(key: &[u8]) -> Option<(ChunkHash, RefTag, ContentName)> {
+    let (tag, name) = key.get(33..)?.split_first_chunk::<8>()?;
+    let name = std::str::from_utf8(name).ok()?.parse().ok()?;
+    Some((chunk_hash(key)?, RefTag(u64::from_be_bytes(*tag)), name))
+}
+
 /// Prefix of a chunk's references.
 pub fn chunk_refs(hash: &ChunkHash) -> Vec<u8> {
     let mut key = Vec::with_capacity(128);
@@ -262,7 +406,7 @@ pub fn records(epoch: u64) -> Vec<u8> {
 
 /// Whether an encoded key belongs to `slot`: what another node sends is checked before it is taken in.
 pub fn is_in_slot(key: &[u8], slot: Slot) -> bool {
-    key.len() > 3 && SLOT_TAGS.iter().any(|tag| *tag as u8 == key[0]) && key[1..3] == slot.0.to_be_bytes()
+    key.len() >= 3 && SLOT_TAGS.iter().any(|tag| *tag as u8 == key[0]) && key[1..3] == slot.0.to_be_bytes()
 }
 
 /// The slot of an encoded [`Key::FrozenSlot`].
@@ -273,13 +417,6 @@ pub fn frozen_slot(key: &[u8]) -> Option<Slot> {
 /// The chunk of an encoded [`Key::Chunk`], [`Key::UnreferencedChunk`] or [`Key::ChunkRef`].
 pub fn chunk_hash(key: &[u8]) -> Option<ChunkHash> {
     key.get(1..33).and_then(|bytes| bytes.try_into().ok()).map(ChunkHash::from_bytes)
-}
-
-/// Tag and name of an encoded [`Key::ChunkRef`].
-pub fn chunk_ref(key: &[u8]) -> Option<(RefTag, ContentName)> {
-    let tag = u64::from_be_bytes(key.get(33..41)?.try_into().ok()?);
-    let name = std::str::from_utf8(key.get(41..)?).ok()?;
-    Some((RefTag(tag), name.parse().ok()?))
 }
 
 /// The number of an encoded [`Key::Announcement`].
@@ -301,18 +438,45 @@ mod tests {
         assert_eq!(hex(Key::HoldingClient(&name, &bob)), format!("11{slot}616c6963652f736f6e6700626f62"));
         let slot = format!("{:04x}", Slot::of_client(&bob).0);
         assert_eq!(hex(Key::Library(&bob, &name)), format!("12{slot}626f6200616c6963652f736f6e67"));
+        assert_eq!(hex(Key::Account(&bob)), format!("13{slot}626f62"));
+        assert_eq!(hex(Key::ClientTally(Slot(258), &bob)), "1a0102626f62");
+        assert_eq!(hex(Key::SlotTally(Slot(258))), "1b0102");
+        assert_eq!(hex(Key::TallyBuilt(Slot(258))), "160102");
+        let slot = format!("{:04x}", Slot::of_name(&name).0);
+        let due = format!("{slot}616c6963652f736f6e67000000000000000001");
+        assert_eq!(hex(Key::TallyHolding(&name, RefTag(1))), format!("14{due}"));
+        assert_eq!(hex(Key::TallyClient(&name, RefTag(1), &bob)), format!("15{due}626f62"));
+        let hash = ChunkHash::from_bytes([2; 32]);
+        let (slot, chunk) = ("0202", "02".repeat(32));
+        assert_eq!(hex(Key::ChunkTally(&hash)), format!("19{slot}{chunk}"));
+        let holder = format!("18{slot}{chunk}626f62000000000000000001616c6963652f736f6e67");
+        assert_eq!(hex(Key::ChunkHolder(&hash, &bob, RefTag(1), &name)), holder);
+        let suspect = format!("24{chunk}0000000000000001616c6963652f736f6e67");
+        assert_eq!(hex(Key::SuspectRef(&hash, RefTag(1), &name)), suspect);
         assert_eq!(hex(Key::Reap(RefTag(1), &name)), "230000000000000001616c6963652f736f6e67");
         assert_eq!(hex(Key::Record(RecordNumber { epoch: 1, seq: 2 })), "3100000000000000010000000000000002");
         assert_eq!(hex(Key::BillingCursor(Fee::Content)), "3302");
         assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
         assert_eq!(hex(Key::ShardPosition), "52");
         assert_eq!(hex(Key::Scrub), "60");
-        let key = Key::ChunkRef(&ChunkHash::of(b"la"), RefTag(7), &name).encode();
-        assert_eq!(chunk_ref(&key), Some((RefTag(7), name)));
+        let chunk = ChunkHash::of(b"la");
+        let key = Key::ChunkRef(&chunk, RefTag(7), &name).encode();
+        assert_eq!(chunk_ref(&key), Some((chunk, RefTag(7), name)));
         let shard = NodeId::new("tokyo.n1").unwrap();
         assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
         assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));
         assert_eq!(followed_shard(b"\x10tokyo.n1\0"), None);
         assert!(shard_tags().is_sorted_by_key(|tag| tag as u8), "rows are sent in the order of their keys");
+    }
+
+    #[test]
+    fn what_a_key_is_about_is_read_back() {
+        let name: ContentName = "alice/song".parse().unwrap();
+        let (bob, hash, tag) = (ClientId::new("bob").unwrap(), ChunkHash::of(b"x"), RefTag(7));
+        assert_eq!(tally_of(&Key::TallyHolding(&name, tag).encode()), Some((name.clone(), tag, "")));
+        assert_eq!(tally_of(&Key::TallyClient(&name, tag, &bob).encode()), Some((name.clone(), tag, "bob")));
+        assert_eq!(chunk_holder(&Key::ChunkHolder(&hash, &bob, tag, &name).encode()), Some(bob));
+        assert_eq!(chunk_ref(&Key::SuspectRef(&hash, tag, &name).encode()), Some((hash, tag, name)));
+        assert!(is_in_slot(&Key::SlotTally(Slot(3)).encode(), Slot(3)));
     }
 }

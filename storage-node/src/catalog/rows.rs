@@ -3,7 +3,7 @@
 //! A type that is stored may change only with its version, and the older version must still be read.
 
 pub use common::api::node::ShardPosition;
-use common::api::node::{Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
+use common::api::node::{Account, ClientTally, Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
 use common::api::search::Announcement;
 use common::error::ApiError;
 use common::hash::{ChunkHash, ContentHash, RecordDigest};
@@ -62,7 +62,8 @@ macro_rules! rows {
 rows! {
     Holding => 1, Since => 1, LibraryValue => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, ShardPosition => 1,
+    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1, TallyHolding => 1,
+    ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1,
 }
 
 /// When a set member was added.
@@ -100,6 +101,34 @@ impl LibraryValue {
             recent: self.recent.clone(),
         }
     }
+}
+
+/// A holding whose clients are to be counted at its chunks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TallyHolding {
+    /// What it was made of, if it went.
+    pub gone: Option<ChunkList>,
+    /// The clients up to this one are counted; they come in the order of their ids.
+    pub after: Option<ClientId>,
+}
+
+/// A chunk that clients hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkTally {
+    pub len: u32,
+    /// Distinct clients, through however many holdings each.
+    pub clients: u32,
+}
+
+/// What all clients hold of a slot's chunks, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotTally {
+    /// Of chunks that one client alone holds.
+    pub unique_bytes: u64,
+    /// Of the others, each chunk once.
+    pub shared_bytes: u64,
+    /// Of the others, each chunk as often as there are clients that hold it.
+    pub shared_held_bytes: u64,
 }
 
 /// A chunk of this node.

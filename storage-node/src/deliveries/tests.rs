@@ -37,6 +37,7 @@ fn request(n: u8, range_start: u64) -> BeginRequest {
         searched: false,
         surrogate: None,
         mobile_access: None,
+        quota: Quota::default(),
     }
 }
 

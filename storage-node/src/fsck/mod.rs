@@ -2,7 +2,8 @@
 //!
 //! The device is first looked at as it is, behind damage too ([`crate::log::survey`]). Then log and catalog are opened
 //! as a start would open them, over a layer that keeps what they write in memory. So a check without repair writes
-//! nothing, and says what a start would find. A repair writes what follows from what is there: nothing is guessed.
+//! nothing, and says what a start would find. Which references of chunks nothing needs it cannot say, for holdings may be
+//! at other nodes: the recount of a running node finds these ([`crate::recount`]). A repair writes what follows from what is there: nothing is guessed.
 //!
 //! | file | owns |
 //! |---|---|
@@ -239,6 +240,12 @@ async fn check_chunks(
         report.add(
             Severity::Note,
             format!("{count} chunks have no row in the catalog; the node's scrub deletes them"),
+        );
+    }
+    if let Some(count) = counts.get("SuspectRef") {
+        report.add(
+            Severity::Note,
+            format!("{count} references were needed by no holding when they were looked at; the node's recount goes on"),
         );
     }
     report.add_each(

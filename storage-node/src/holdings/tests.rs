@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::api::node::RefTag;
+use common::api::node::{Quota, RefTag};
 use common::hash::ChunkHash;
 use common::manifest::{ChunkList, ChunkRef, Manifest};
 use common::telemetry::MetricsRegistry;
@@ -42,6 +42,7 @@ fn publish(bytes: &[u8], tag: u64) -> HoldRequest {
         version_time: None,
         client: Some(client("alice")),
         add_to_library: false,
+        quota: Quota::default(),
         precondition: Precondition::None,
         announce_wait_ms: 0,
     }
@@ -200,7 +201,8 @@ async fn who_holds_a_withdrawn_content_keeps_it_until_letting_it_go() {
     assert!(site.withdraw("alice").await.unwrap().released);
     assert!(!site.withdraw("alice").await.unwrap().released, "for its provider it is gone");
     assert_eq!(site.holding().unwrap().state, HoldingState::Superseded);
-    assert_eq!(site.catalog.read(|rows| clients(rows, &name())).unwrap(), [client("bob")]);
+    let page = site.catalog.read(|rows| clients(rows, &name(), "", 10)).unwrap();
+    assert_eq!(page.clients, [HoldingClient { client: client("bob"), since: UnixMillis(2) }]);
     assert!(site.reaped().is_empty());
     assert!(site.release("bob").await.released);
     assert_eq!((site.holding(), site.reaped()), (None, vec![1]));

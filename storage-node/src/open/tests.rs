@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::api::node::{AddRequest, EndRequest, HoldRequest, Precondition, RefTag};
+use common::api::node::{AddRequest, EndRequest, HoldRequest, Precondition, Quota, RefTag};
 use common::api::search::{Change, ChangeKind};
 use common::hash::{ChunkHash, ContentHash};
 use common::id::{ClientId, DeliveryId, NodeId, SiteId};
@@ -58,6 +58,7 @@ fn hold_request(bytes: &[u8], state: HoldingState, tag: u64) -> HoldRequest {
         client: None,
         add_to_library: false,
         precondition: Precondition::None,
+        quota: Quota::default(),
         announce_wait_ms: 0,
     }
 }
@@ -70,6 +71,7 @@ fn request(n: u8, who: &str, range: Option<&str>) -> OpenRequest {
         range: range.map(str::to_owned),
         surrogate: None,
         mobile_access: None,
+        quota: Quota::default(),
     }
 }
 
@@ -94,6 +96,7 @@ fn resolve_and_begin(txn: &mut Txn<'_>, request: &OpenRequest, now: UnixMillis) 
         searched: false,
         surrogate: None,
         mobile_access: None,
+        quota: Quota::default(),
     };
     deliveries::begin(txn, &begin, now, WINDOW).map(Some)
 }
@@ -119,8 +122,9 @@ impl Fixture {
             hash: ContentHash::of(BYTES),
             len: BYTES.len() as u64,
             provider: client("alice"),
+            quota: Quota::default(),
         };
-        fixture.catalog.commit(move |txn| library::add(txn, &add, UnixMillis(1))).await.unwrap();
+        fixture.catalog.commit(move |txn| library::add(txn, &add, UnixMillis(1), true)).await.unwrap();
         fixture
     }
 

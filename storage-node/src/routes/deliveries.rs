@@ -41,6 +41,7 @@ pub async fn open(
             open::open(txn, &request, now, window)
         })
         .await?;
+    shard.signals.tally_queued.notify_one();
     let begin = opened.begun.map(|begun| answer_begun(&shard, begun));
     Ok(ApiJson(OpenAnswer { holding: opened.holding, begin }))
 }

@@ -6,18 +6,19 @@ use std::time::Duration;
 use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
-    AddRequest, CountsAnswer, CountsRequest, HoldAnswer, HoldRequest, Holding, HoldingClients, ReleaseAnswer,
-    ReleaseRequest, ResolveAnswer, ResolveRequest,
+    AddRequest, CheckRefsAnswer, CheckRefsRequest, HoldAnswer, HoldRequest,
+    Holding, HoldingClients, ReleaseAnswer, ReleaseRequest, ResolveAnswer, ResolveRequest,
 };
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::name::ContentName;
 use common::placement::Slot;
 
-use crate::catalog::key::{self, Key};
+use crate::catalog::key::Key;
 use crate::catalog::txn::Rows;
 use crate::holdings::{self, is_current};
 use crate::library;
 use crate::node::Node;
+use crate::recount;
 use crate::shard::Shard;
 
 type Shared = State<Arc<Node>>;
@@ -53,6 +54,7 @@ pub async fn resolve(
             Ok(holding)
         })
         .await?;
+    shard.signals.tally_queued.notify_one();
     Ok(ApiJson(ResolveAnswer { holding }))
 }
 
@@ -72,11 +74,12 @@ pub async fn hold(
             if slots.check(Slot::of_client(&row.client)).is_err() {
                 return Ok((held, Some(row)));
             }
-            library::add(txn, &row, now)?;
+            library::add(txn, &row, now, true)?;
             Ok((held, None))
         })
         .await?;
     shard.signals.reap_queued.notify_one();
+    shard.signals.tally_queued.notify_one();
     let announced = shard.wait_announced(held.announcement, wait_ms);
     let (announced, in_library) = match row_elsewhere {
         Some(row) => tokio::join!(announced, add_elsewhere(&node, &row)),
@@ -94,6 +97,7 @@ fn library_row(request: &HoldRequest) -> Option<AddRequest> {
         hash: request.manifest.hash,
         len: request.manifest.len,
         provider: request.provider.clone(),
+        quota: request.quota,
     })
 }
 
@@ -140,37 +144,36 @@ pub async fn release(
 
 async fn answer_let(shard: &Shard, gone: holdings::Let, wait_ms: u64) -> ApiResult<ApiJson<ReleaseAnswer>> {
     shard.signals.reap_queued.notify_one();
+    shard.signals.tally_queued.notify_one();
     // Search learns it from the outbox in any case; who asked for it waits a moment so that lists show it.
     shard.wait_announced(gone.announcement, wait_ms).await;
     Ok(ApiJson(ReleaseAnswer { released: gone.released }))
 }
 
-pub async fn counts(
-    State(node): Shared,
-    ApiJson(request): ApiJson<CountsRequest>,
-) -> ApiResult<ApiJson<CountsAnswer>> {
-    let mut clients = Vec::with_capacity(request.names.len());
-    for name in &request.names {
-        let slot = Slot::of_name(name);
-        let shard = node.shard_with(slot)?;
-        clients.push(shard.read_in(slot, |rows| rows.count(&key::holding_clients(name)))?);
-    }
-    Ok(ApiJson(CountsAnswer { clients }))
-}
-
 #[derive(serde::Deserialize)]
-pub struct NameQuery {
+pub struct ClientsQuery {
     name: ContentName,
+    #[serde(default)]
+    after: String,
+    #[serde(default)]
+    limit: Option<u32>,
 }
 
 pub async fn clients(
     State(node): Shared,
-    ApiQuery(query): ApiQuery<NameQuery>,
+    ApiQuery(query): ApiQuery<ClientsQuery>,
 ) -> ApiResult<ApiJson<HoldingClients>> {
-    let slot = Slot::of_name(&query.name);
-    let answer = node.shard_with(slot)?.read_in(slot, |rows| {
-        let holding = rows.get::<Holding>(Key::Holding(&query.name))?;
-        Ok(HoldingClients { holding, clients: holdings::clients(rows, &query.name)? })
-    })?;
-    Ok(ApiJson(answer))
+    let ClientsQuery { name, after, limit } = query;
+    let limit = limit.unwrap_or(library::PAGE_LEN_MAX).clamp(1, library::PAGE_LEN_MAX) as usize;
+    let slot = Slot::of_name(&name);
+    let page = node.shard_with(slot)?.read_in(slot, |rows| holdings::clients(rows, &name, &after, limit))?;
+    Ok(ApiJson(page))
+}
+
+pub async fn check_refs(
+    State(node): Shared,
+    ApiJson(request): ApiJson<CheckRefsRequest>,
+) -> ApiResult<ApiJson<CheckRefsAnswer>> {
+    let current = recount::check_here(&node, &request)?;
+    Ok(ApiJson(CheckRefsAnswer { current }))
 }

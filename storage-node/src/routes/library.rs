@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
-use common::api::node::{AddRequest, DropRequest, LibraryPage, LibraryRow, ReleaseAnswer};
+use common::api::node::{Account, AddRequest, DropRequest, LibraryPage, LibraryRow, ReleaseAnswer};
 use common::error::ApiResult;
 use common::id::ClientId;
 use common::name::ContentName;
@@ -12,7 +12,7 @@ use common::placement::Slot;
 
 use crate::catalog::key::Key;
 use crate::catalog::rows::LibraryValue;
-use crate::catalog::txn::Rows;
+use crate::catalog::txn::{Rows, Txn};
 use crate::library;
 use crate::node::Node;
 
@@ -20,7 +20,8 @@ type Shared = State<Arc<Node>>;
 
 pub async fn add(State(node): Shared, ApiJson(request): ApiJson<AddRequest>) -> ApiResult<ApiJson<()>> {
     let (slot, now) = (Slot::of_client(&request.client), node.clock.now());
-    node.shard_with(slot)?.commit_in(slot, move |txn| library::add(txn, &request, now)).await.map(ApiJson)
+    let add = move |txn: &mut Txn<'_>| library::add(txn, &request, now, false);
+    node.shard_with(slot)?.commit_in(slot, add).await.map(ApiJson)
 }
 
 pub async fn drop_row(
@@ -72,4 +73,18 @@ pub async fn row(
         .shard_with(slot)?
         .read_in(slot, |rows| rows.get::<LibraryValue>(Key::Library(&client, &name)))?;
     Ok(ApiJson(row.map(|row| row.to_api(name))))
+}
+
+#[derive(serde::Deserialize)]
+pub struct ClientQuery {
+    client: ClientId,
+}
+
+pub async fn account(
+    State(node): Shared,
+    ApiQuery(query): ApiQuery<ClientQuery>,
+) -> ApiResult<ApiJson<Account>> {
+    let client = query.client;
+    let slot = Slot::of_client(&client);
+    node.shard_with(slot)?.read_in(slot, |rows| library::account(rows, &client)).map(ApiJson)
 }

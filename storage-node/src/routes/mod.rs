@@ -10,6 +10,7 @@ mod scrub;
 mod shards;
 mod slots;
 mod status;
+mod tally;
 
 use std::sync::Arc;
 
@@ -32,8 +33,8 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/holdings/hold", post(holdings::hold))
         .route("/v1/holdings/withdraw", post(holdings::withdraw))
         .route("/v1/holdings/release", post(holdings::release))
-        .route("/v1/holdings/counts", post(holdings::counts))
         .route("/v1/holdings/clients", get(holdings::clients))
+        .route("/v1/holdings/check-refs", post(holdings::check_refs))
         .route("/v1/chunks/claim", post(chunks::claim))
         .route("/v1/chunks/refs", post(chunks::refs))
         .route("/v1/chunks/adopt", post(chunks::adopt))
@@ -45,6 +46,9 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library/drop", post(library::drop_row))
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
+        .route("/v1/library/account", get(library::account))
+        .route("/v1/tally", post(tally::apply))
+        .route("/v1/tally/sums", post(tally::sums))
         .route("/v1/slots/export", post(slots::export))
         .route("/v1/audit", get(audit::page))
         .route("/v1/map", get(status::map))

@@ -34,6 +34,7 @@ async fn node(dir: &Path) -> Arc<Node> {
         delivery_join_window: Duration::from_secs(1),
         delivery_open_max: Duration::from_secs(1),
         chunk_grace: Duration::ZERO,
+        surplus_grace: Duration::from_secs(3600),
         slot_move: Duration::from_secs(1),
     };
     Arc::new(Node {

@@ -38,7 +38,7 @@ use crate::catalog::stream::Stream;
 use crate::catalog::txn::Rows;
 use crate::node::Node;
 use crate::shard::Shard;
-use crate::{closing, feed, outbox, reaper, slot_moves};
+use crate::{closing, feed, outbox, reaper, slot_moves, tally};
 
 pub use follow::{receive, tidy};
 
@@ -165,5 +165,6 @@ fn spawn_workers(shard: &Arc<Shard>) -> JoinSet<()> {
     workers.spawn(slot_moves::settle(shard.clone()));
     workers.spawn(closing::close(shard.clone(), started));
     workers.spawn(reaper::release(shard.clone()));
+    workers.spawn(tally::worker::run(shard.clone()));
     workers
 }

@@ -1,6 +1,6 @@
-//! Clients: their home sites and keys.
+//! Clients: their home sites, keys, and what they may take.
 
-use common::api::search::{ClientKeys, ClientRecord, NewClient};
+use common::api::search::{ClientKeys, ClientLimits, ClientRecord, NewClient};
 use common::auth::{random_hex, token_hash};
 use common::error::ErrorCode;
 use common::id::{ClientId, SiteId};
@@ -9,11 +9,31 @@ use common::time::UnixMillis;
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 
-type Columns = (String, String, bool, i64);
+#[derive(sqlx::FromRow)]
+struct Columns {
+    client: String,
+    site: String,
+    disabled: bool,
+    created: i64,
+    quota_bytes: Option<i64>,
+    quota_contents: Option<i64>,
+    requests_per_s: Option<i64>,
+    bytes_per_s: Option<i64>,
+}
 
-fn record_of((client, site, disabled, created): Columns) -> Result<ClientRecord, Failure> {
-    let (client, site) = (ClientId::new(&client)?, SiteId::new(&site)?);
-    Ok(ClientRecord { client, site, disabled, created: UnixMillis(natural(created)) })
+fn record_of(row: Columns) -> Result<ClientRecord, Failure> {
+    Ok(ClientRecord {
+        client: ClientId::new(&row.client)?,
+        site: SiteId::new(&row.site)?,
+        disabled: row.disabled,
+        created: UnixMillis(natural(row.created)),
+        limits: ClientLimits {
+            quota_bytes: row.quota_bytes.map(natural),
+            quota_contents: row.quota_contents.map(natural),
+            requests_per_s: row.requests_per_s.map(natural),
+            bytes_per_s: row.bytes_per_s.map(natural),
+        },
+    })
 }
 
 /// Makes a client with fresh keys. The token is answered here and never again: only its hash is kept.
@@ -60,29 +80,22 @@ async fn check_site(conn: &mut Connection, site: &SiteId) -> Result<(), Failure>
 }
 
 pub async fn find(conn: &mut Connection, client: &ClientId) -> Result<Option<ClientRecord>, Failure> {
-    let row: Option<Columns> =
-        sqlx::query_as("SELECT client, site, disabled, created FROM clients WHERE client = $1")
-            .bind(client.as_str())
-            .fetch_optional(conn)
-            .await?;
+    let row: Option<Columns> = sqlx::query_as("SELECT * FROM clients WHERE client = $1")
+        .bind(client.as_str())
+        .fetch_optional(conn)
+        .await?;
     row.map(record_of).transpose()
 }
 
 pub async fn by_token(conn: &mut Connection, hash: &str) -> Result<ClientRecord, Failure> {
     let row: Option<Columns> =
-        sqlx::query_as("SELECT client, site, disabled, created FROM clients WHERE token_hash = $1")
-            .bind(hash)
-            .fetch_optional(conn)
-            .await?;
+        sqlx::query_as("SELECT * FROM clients WHERE token_hash = $1").bind(hash).fetch_optional(conn).await?;
     let row = row.ok_or_else(|| Failure::refused(ErrorCode::ClientNotFound, "no client has this token"))?;
     record_of(row)
 }
 
 pub async fn list(conn: &mut Connection) -> Result<Vec<ClientRecord>, Failure> {
-    let rows: Vec<Columns> =
-        sqlx::query_as("SELECT client, site, disabled, created FROM clients ORDER BY client")
-            .fetch_all(conn)
-            .await?;
+    let rows: Vec<Columns> = sqlx::query_as("SELECT * FROM clients ORDER BY client").fetch_all(conn).await?;
     rows.into_iter().map(record_of).collect()
 }
 
@@ -92,6 +105,31 @@ pub async fn disable(conn: &mut Connection, client: &ClientId) -> Result<ClientR
         .bind(client.as_str())
         .execute(&mut *conn)
         .await?;
+    find(conn, client).await?.ok_or_else(|| not_found(client))
+}
+
+/// Sets what a client may take. Gateways follow within seconds.
+pub async fn limit(
+    conn: &mut Connection,
+    client: &ClientId,
+    limits: &ClientLimits,
+) -> Result<ClientRecord, Failure> {
+    if limits.requests_per_s == Some(0) || limits.bytes_per_s == Some(0) {
+        let message = "a rate is 1 a second or more; to let a client ask for nothing, disable it";
+        return Err(Failure::refused(ErrorCode::InvalidRequest, message));
+    }
+    let column = |value: Option<u64>, what| value.map(|value| integer(value, what)).transpose();
+    sqlx::query(
+        "UPDATE clients SET quota_bytes = $1, quota_contents = $2, requests_per_s = $3, bytes_per_s = $4
+         WHERE client = $5",
+    )
+    .bind(column(limits.quota_bytes, "quota_bytes")?)
+    .bind(column(limits.quota_contents, "quota_contents")?)
+    .bind(column(limits.requests_per_s, "requests_per_s")?)
+    .bind(column(limits.bytes_per_s, "bytes_per_s")?)
+    .bind(client.as_str())
+    .execute(&mut *conn)
+    .await?;
     find(conn, client).await?.ok_or_else(|| not_found(client))
 }
 

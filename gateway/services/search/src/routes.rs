@@ -18,10 +18,10 @@ use serde::Deserialize;
 
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
-    AnnounceAnswer, AnnounceBatch, BucketRecord, ChangePage, ClientKeys, ClientRecord, ContentInfo,
-    ContentPage, Fence, FenceRequest, FollowersChange, HandOver, ListQuery, MissingAt, MissingReport,
-    NewBucket, NewClient, NodeAction, Registered, Registration, SiteSettings, SlotMove, Suspicion,
-    SuspicionAnswer,
+    AnnounceAnswer, AnnounceBatch, BucketRecord, ChangePage, ClientKeys, ClientLimits, ClientRecord,
+    ContentInfo, ContentPage, Fence, FenceRequest, FollowersChange, HandOver, ListQuery, MissingAt,
+    MissingReport, NewBucket, NewClient, NodeAction, Registered, Registration, SiteSettings, SlotMove,
+    Suspicion, SuspicionAnswer,
 };
 use common::auth::{Guard, require_server};
 use common::cluster::MapEpoch;
@@ -60,6 +60,7 @@ pub fn service(app: App, guard: Guard) -> Router {
         .route("/v1/sites/{site}", op("site", put(set_site)))
         .route("/v1/clients", op("clients", get(list_clients).post(create_client)))
         .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
+        .route("/v1/clients/{client}/limits", op("limit_client", post(limit_client)))
         .route("/v1/clients/by-token/{hash}", op("client_by_token", get(client_by_token)))
         .route("/v1/buckets", op("buckets", get(list_buckets)))
         .route("/v1/buckets/{bucket}", op("bucket", put(put_bucket).get(get_bucket)))
@@ -334,6 +335,22 @@ async fn disable_client(State(app): State<App>, path: PathOf) -> ApiResult<ApiJs
     let record = to_the_end(async move {
         let mut tx = app.db.write().await?;
         let record = clients::disable(&mut tx, &client).await?;
+        tx.commit().await?;
+        Ok(record)
+    })
+    .await?;
+    Ok(ApiJson(record))
+}
+
+async fn limit_client(
+    State(app): State<App>,
+    path: PathOf,
+    ApiJson(limits): ApiJson<ClientLimits>,
+) -> ApiResult<ApiJson<ClientRecord>> {
+    let client = ClientId::new(&path_text(path)?)?;
+    let record = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let record = clients::limit(&mut tx, &client, &limits).await?;
         tx.commit().await?;
         Ok(record)
     })

@@ -1,7 +1,8 @@
 //! Announcements, versions, withdrawals, the change feed.
 
 use common::api::search::{
-    AnnounceBatch, Announcement, Announcer, ChangeKind, MissingAt, NewBucket, NewClient, Visibility,
+    AnnounceBatch, Announcement, Announcer, ChangeKind, ClientLimits, MissingAt, NewBucket, NewClient,
+    Visibility,
 };
 use common::error::ErrorCode;
 
@@ -150,6 +151,12 @@ async fn a_restart_keeps_everything() {
     let keys =
         search.client.create_client(&NewClient { client: id("bob"), site: id("tokyo") }).await.unwrap();
     search.client.disable_client(&id("bob")).await.unwrap();
+    let limits =
+        ClientLimits { quota_bytes: Some(1 << 40), requests_per_s: Some(5), ..ClientLimits::default() };
+    assert_eq!(search.client.limit_client(&id("bob"), &limits).await.unwrap().limits, limits);
+    let none = ClientLimits { bytes_per_s: Some(0), ..limits };
+    assert_code(search.client.limit_client(&id("bob"), &none).await, ErrorCode::InvalidRequest);
+    assert_code(search.client.limit_client(&id("nobody"), &limits).await, ErrorCode::ClientNotFound);
     search
         .announce("tokyo.n1", 1, vec![hold("alice/a", 1), hold("alice/b", 1), withdraw("alice/b", 1)])
         .await;
@@ -170,7 +177,9 @@ async fn a_restart_keeps_everything() {
     );
     assert_eq!(before, after);
     let hash = common::auth::token_hash(&keys.token);
-    assert!(search.client.client_by_token(&hash).await.unwrap().disabled);
+    let bob = search.client.client_by_token(&hash).await.unwrap();
+    assert!(bob.disabled);
+    assert_eq!(bob.limits, limits);
     search.announce("tokyo.n1", 4, vec![hold("alice/c", 1)]).await;
 }
 
