@@ -39,6 +39,8 @@ pub struct Expected {
     pub begun: HashSet<DeliveryId>,
     /// Those of which every byte arrived.
     pub whole: HashSet<DeliveryId>,
+    /// Downloads in two ranges, one right after the other, that were recorded as two deliveries.
+    pub split: u64,
     /// Requests without an answer: each may have begun a delivery that nobody was told of.
     pub unanswered: u64,
 }
@@ -49,6 +51,9 @@ pub struct Comparison {
     pub begun: u64,
     pub whole: u64,
     pub unanswered: u64,
+    pub split: u64,
+    /// Deliveries that did not arrive whole and are not booked yet: they stay open until the nodes' join window is over.
+    pub still_open: u64,
     /// Records by status, at the service and at the content billing server.
     pub service: BTreeMap<String, u64>,
     pub content: BTreeMap<String, u64>,
@@ -122,7 +127,7 @@ impl Bookings {
         loop {
             let comparison = self.compare_once(expected).await;
             let over = Instant::now() >= give_up;
-            let agrees = comparison.as_ref().is_ok_and(|comparison| comparison.agrees);
+            let agrees = comparison.as_ref().is_ok_and(|found| found.agrees && found.still_open == 0);
             // Once more after it agreed: what is booked twice may come with the next batch.
             if over || agrees && agreed {
                 return comparison;
@@ -161,6 +166,8 @@ impl Bookings {
             begun: expected.begun.len() as u64,
             whole: expected.whole.len() as u64,
             unanswered: expected.unanswered,
+            split: expected.split,
+            still_open: self.readers.iter().map(|reader| open_at(expected, reader)).max().unwrap_or(0),
             service: by_status(service),
             content: by_status(content),
             by_node: service.by_node.clone(),
@@ -241,6 +248,11 @@ impl Bookings {
     }
 }
 
+fn open_at(expected: &Expected, reader: &Reader) -> u64 {
+    let open = |id: &&DeliveryId| !expected.whole.contains(*id) && !reader.booked.contains_key(*id);
+    expected.begun.iter().filter(open).count() as u64
+}
+
 fn word(status: DeliveryStatus) -> String {
     let word = match status {
         DeliveryStatus::Complete => "complete",
@@ -254,7 +266,7 @@ fn word(status: DeliveryStatus) -> String {
 /// What is wrong in the books of one server.
 fn faults(name: &str, expected: &Expected, booked: &HashMap<DeliveryId, Vec<DeliveryStatus>>) -> Vec<String> {
     let is_void = |statuses: &[DeliveryStatus]| statuses.iter().all(|s| *s == DeliveryStatus::Void);
-    let missing: Vec<&DeliveryId> = expected.begun.iter().filter(|id| !booked.contains_key(*id)).collect();
+    let missing: Vec<&DeliveryId> = expected.whole.iter().filter(|id| !booked.contains_key(*id)).collect();
     let (mut twice, mut not_whole, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
     for (id, statuses) in booked {
         if statuses.len() > 1 {
@@ -299,8 +311,12 @@ mod tests {
     }
 
     fn found(unanswered: u64, booked: &[(u8, &[DeliveryStatus])]) -> String {
-        let expected =
-            Expected { begun: (0..4).map(id).collect(), whole: (0..3).map(id).collect(), unanswered };
+        let expected = Expected {
+            begun: (0..4).map(id).collect(),
+            whole: (0..3).map(id).collect(),
+            unanswered,
+            split: 0,
+        };
         let booked = booked.iter().map(|(i, statuses)| (id(*i), statuses.to_vec())).collect();
         faults("service", &expected, &booked).join("; ")
     }
@@ -310,6 +326,7 @@ mod tests {
         let right: [(u8, &[DeliveryStatus]); 4] =
             [(0, &[Complete]), (1, &[Complete]), (2, &[Recovered]), (3, &[Partial])];
         assert_eq!(found(0, &right), "");
+        assert_eq!(found(0, &right[..3]), "", "what did not arrive whole may still be open");
         assert!(found(0, &right[1..]).contains("1 deliveries were delivered and are not booked: 0000"));
         let with = |more: (u8, &'static [DeliveryStatus])| {
             let mut booked: Vec<(u8, &[DeliveryStatus])> = right.to_vec();

@@ -287,6 +287,7 @@ impl MixedLoad {
             for worker in done {
                 expected.begun.extend(worker.deliveries.begun);
                 expected.whole.extend(worker.deliveries.whole);
+                expected.split += worker.deliveries.split;
                 paths.extend(worker.paths);
             }
         }

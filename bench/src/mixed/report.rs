@@ -114,12 +114,19 @@ impl Report {
         }
         match &outcome.bookings {
             Some(bookings) => {
-                let Comparison { begun, whole, service, .. } = bookings;
+                let Comparison { begun, whole, split, still_open, service, .. } = bookings;
                 writeln!(
                     out,
                     "{} {begun} deliveries, {whole} of them whole; booked: {service:?}",
                     mark(bookings.agrees)
                 )?;
+                if split + still_open > 0 {
+                    writeln!(
+                        out,
+                        "note: {split} downloads in two ranges became two deliveries; {still_open} deliveries \
+                         that did not arrive whole are still open"
+                    )?;
+                }
                 for fault in &bookings.faults {
                     writeln!(out, "       {fault}")?;
                 }

@@ -274,6 +274,8 @@ impl Worker {
         let (second, _) = self.fetch(&path, version, Some(cut..len), Some(slot)).await?;
         if first == second {
             self.deliveries.whole.insert(first);
+        } else {
+            self.deliveries.split += 1;
         }
         Ok(len)
     }

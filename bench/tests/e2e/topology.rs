@@ -110,6 +110,8 @@ impl Rig {
         let report = self.load.stop().unwrap();
         println!("{}", report.to_text());
         assert!(report.passed, "{}", report.to_text());
+        let open = report.outcome.bookings.as_ref().map(|bookings| bookings.still_open);
+        assert_eq!(open, Some(0), "the join window is over: {}", report.to_text());
         report
     }
 
