@@ -8,6 +8,8 @@
 //!   a chunk; as many of the first as the site keeps copies are to have it, and it is looked for down the ranking.
 //!   (Thaler and Ravishankar, 1998; weights: Schindelhauer and Schomaker, 2005.)
 
+use std::cmp::Ordering;
+
 use crate::cluster::{NodeEntry, NodeState, REPLICAS_MAX, SiteEntry};
 use crate::hash::ChunkHash;
 use crate::id::{ClientId, NodeId};
@@ -49,21 +51,25 @@ impl Slot {
 /// The site's nodes for a chunk, best first, as places in [`SiteEntry::nodes`]. Nodes without weight (draining)
 /// come last; those that are gone are left out.
 pub fn rank_for_chunk(site: &SiteEntry, hash: &ChunkHash) -> Vec<usize> {
-    rank(site, hash.as_bytes())
+    rank(site, Key::of_chunk(hash))
 }
 
 /// The nodes that are to have a chunk, best first: as many as the site keeps copies, or has nodes. A node that is
 /// down is among them: what it has is still there when it comes back.
 pub fn nodes_of_chunk(site: &SiteEntry, hash: &ChunkHash) -> Vec<usize> {
-    let mut ranked = rank_for_chunk(site, hash);
-    ranked.retain(|index| site.nodes[*index].weight > 0);
-    ranked.truncate(usize::from(site.replicas));
-    ranked
+    let mut scored = scores(site, Key::of_chunk(hash));
+    scored.retain(|(_, index)| site.nodes[*index].weight > 0);
+    let count = usize::from(site.replicas).min(scored.len());
+    if (1..scored.len()).contains(&count) {
+        scored.select_nth_unstable_by(count - 1, |a, b| best_first(site, a, b));
+    }
+    scored.truncate(count);
+    in_order(site, scored)
 }
 
 /// The node whose shard should have a slot: the owner differs only while slots are on the move.
 pub fn preferred_owner(site: &SiteEntry, slot: Slot) -> Option<&NodeEntry> {
-    rank(site, &slot.0.to_le_bytes()).first().map(|index| &site.nodes[*index])
+    rank(site, Key::of_bytes(&slot.0.to_le_bytes())).first().map(|index| &site.nodes[*index])
 }
 
 /// The nodes that should follow a shard, best first: alive, other than its primary, as many as there are further
@@ -71,7 +77,7 @@ pub fn preferred_owner(site: &SiteEntry, slot: Slot) -> Option<&NodeEntry> {
 pub fn preferred_followers(site: &SiteEntry, shard: &NodeEntry) -> Vec<usize> {
     let mut key = b"shard\0".to_vec();
     key.extend_from_slice(shard.id.as_str().as_bytes());
-    let mut ranked = rank(site, &key);
+    let mut ranked = rank(site, Key::of_bytes(&key));
     ranked.retain(|index| site.nodes[*index].takes_writes() && *index != usize::from(shard.shard.primary));
     // The shard's own node, if it is back, before all others: it is to serve it again.
     ranked.sort_by_key(|index| site.nodes[*index].id != shard.id);
@@ -180,23 +186,64 @@ fn inclusions(weights: &[f64], replicas: usize) -> Vec<f64> {
     got
 }
 
-fn rank(site: &SiteEntry, key: &[u8]) -> Vec<usize> {
-    let scores = site.nodes.iter().map(|node| score(&node.id, node.weight, key));
-    let mut scored: Vec<(f64, usize)> =
-        scores.zip(0..).filter(|(_, index)| site.nodes[*index].state != NodeState::Removed).collect();
-    let id = |index: usize| &site.nodes[index].id;
-    scored.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| id(*x).cmp(id(*y))));
+/// What nodes are ranked for: 64 bits that are spread evenly.
+#[derive(Debug, Clone, Copy)]
+struct Key(u64);
+
+impl Key {
+    /// Chunk hashes are spread evenly as they are.
+    fn of_chunk(hash: &ChunkHash) -> Self {
+        let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
+        Self(u64::from_le_bytes(*first))
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Self {
+        Self::of_chunk(&ChunkHash::of(bytes))
+    }
+}
+
+fn rank(site: &SiteEntry, key: Key) -> Vec<usize> {
+    in_order(site, scores(site, key))
+}
+
+/// The score of each node that is not gone, and its place in [`SiteEntry::nodes`].
+fn scores(site: &SiteEntry, key: Key) -> Vec<(f64, usize)> {
+    let nodes = site.nodes.iter().zip(0..).filter(|(node, _)| node.state != NodeState::Removed);
+    nodes.map(|(node, index)| (score(&node.id, node.weight, key), index)).collect()
+}
+
+fn in_order(site: &SiteEntry, mut scored: Vec<(f64, usize)>) -> Vec<usize> {
+    scored.sort_unstable_by(|a, b| best_first(site, a, b));
     scored.into_iter().map(|(_, index)| index).collect()
 }
 
-/// `-weight / ln(u)` with `u` uniform in (0, 1) from the hash of node and key.
-fn score(node: &NodeId, weight: u32, key: &[u8]) -> f64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(node.as_str().as_bytes()).update(b"\0").update(key);
-    let digest = hasher.finalize();
-    let bits = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("8 bytes")) >> 11;
+fn best_first(site: &SiteEntry, (a, x): &(f64, usize), (b, y): &(f64, usize)) -> Ordering {
+    b.total_cmp(a).then_with(|| site.nodes[*x].id.cmp(&site.nodes[*y].id))
+}
+
+/// `-weight / ln(u)` with `u` uniform in (0, 1) from node and key.
+///
+/// An inventory walk ranks every chunk that a node has, so this is a mixer of a few nanoseconds and not a
+/// cryptographic hash: keys are spread evenly already, and whoever wants to choose where a chunk goes can try out
+/// bytes with any function.
+fn score(node: &NodeId, weight: u32, key: Key) -> f64 {
+    let node = node_key(node);
+    let bits = mix(mix(key.0 ^ node).wrapping_add(node)) >> 11;
     let uniform = (bits as f64 + 0.5) / (1u64 << 53) as f64;
     -f64::from(weight) / uniform.ln()
+}
+
+/// FNV-1a over the name, then mixed: names differ in few bits.
+fn node_key(node: &NodeId) -> u64 {
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3);
+    mix(node.as_str().as_bytes().iter().fold(0xCBF2_9CE4_8422_2325, fnv))
+}
+
+/// The finaliser of SplitMix64: spreads every input bit over all output bits.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -238,6 +285,46 @@ mod tests {
         for (count, share) in counts.iter().zip([0.25, 0.25, 0.5]) {
             let got = f64::from(*count) / 20_000.0;
             assert!((got - share).abs() < 0.02, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_ranking_is_pinned() {
+        let site = SiteEntry { replicas: 2, ..site(&[100, 100, 200, 50, 100]) };
+        let ranked: Vec<_> = keys(4).map(|key| rank_for_chunk(&site, &key)).collect();
+        assert_eq!(ranked, PINNED, "whatever is stored would have to move");
+        let owners = [0, 1, 2, 1023].map(|slot| preferred_owner(&site, Slot(slot)).unwrap().id.name());
+        assert_eq!(owners, PINNED_OWNERS, "rows would have to move");
+    }
+
+    const PINNED: [[usize; 5]; 4] = [[1, 4, 0, 2, 3], [2, 4, 3, 1, 0], [1, 2, 0, 4, 3], [2, 1, 0, 4, 3]];
+    const PINNED_OWNERS: [&str; 4] = ["n2", "n1", "n1", "n4"];
+
+    /// The second place must not follow from the first, and names that differ in one digit must not be alike.
+    #[test]
+    fn every_pair_of_nodes_has_its_share() {
+        let site = SiteEntry { replicas: 2, ..site(&[100; 16]) };
+        let mut counts = [0u32; 256];
+        let total = 48_000;
+        for key in keys(total) {
+            let nodes = nodes_of_chunk(&site, &key);
+            counts[nodes[0] * 16 + nodes[1]] += 1;
+        }
+        let expected = f64::from(total) / 240.0;
+        let pairs = counts.iter().zip(0..).filter(|(_, pair)| pair / 16 != pair % 16);
+        let chi_square: f64 = pairs.map(|(c, _)| (f64::from(*c) - expected).powi(2) / expected).sum();
+        // 239 degrees of freedom: mean 239, standard deviation 21.9.
+        assert!((160.0..325.0).contains(&chi_square), "{chi_square}");
+    }
+
+    #[test]
+    fn the_nodes_of_a_chunk_are_the_first_of_its_ranking() {
+        for replicas in [1, 2, 3] {
+            let site = SiteEntry { replicas, ..site(&[100, 0, 200, 50, 100, 100]) };
+            for key in keys(500) {
+                let ranked: Vec<_> = rank_for_chunk(&site, &key).into_iter().filter(|i| *i != 1).collect();
+                assert_eq!(nodes_of_chunk(&site, &key), ranked[..usize::from(replicas)]);
+            }
         }
     }
 
