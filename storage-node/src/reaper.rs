@@ -39,7 +39,7 @@ const DELETIONS: usize = 16;
 const STARTED_MAX: usize = 100_000;
 /// How soon the queue is looked at again at the earliest, while nodes are away.
 const REQUEUED: Duration = Duration::from_secs(1);
-/// Grace of a chunk while the node is short of space: long enough for most of what is still being sent.
+/// Grace of a chunk while the node is short of space or draining: long enough for most of what is still being sent.
 const PRESSED_GRACE: Duration = Duration::from_secs(20);
 /// For so long after it refused a chunk the node counts as short of space.
 const PRESSED_FOR: Duration = Duration::from_secs(300);
@@ -285,7 +285,9 @@ pub async fn delete(node: Arc<Node>) {
         ticks.tick().await;
         let now = node.clock.now();
         let is_pressed = node.signals.refused_at().is_some_and(|at| now.since(at) < PRESSED_FOR);
-        let grace = if is_pressed { chunk_grace.min(PRESSED_GRACE) } else { chunk_grace };
+        // What a draining node has without a reference goes nowhere, so it must not wait for long either.
+        let is_leaving = node.maps.with(|view| view.me().is_some_and(|me| me.weight == 0));
+        let grace = if is_pressed || is_leaving { chunk_grace.min(PRESSED_GRACE) } else { chunk_grace };
         let due = node.catalog.read(|rows| {
             let mut due = Vec::new();
             rows.scan(&key::all(Tag::UnreferencedChunk), &mut |key, value| {
