@@ -39,6 +39,8 @@ const DELETIONS: usize = 16;
 const STARTED_MAX: usize = 100_000;
 /// How soon the queue is looked at again at the earliest, while nodes are away.
 const REQUEUED: Duration = Duration::from_secs(1);
+/// How often it is looked for holdings that nobody told of.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Grace of a chunk while the node is short of space or draining: long enough for most of what is still being sent.
 const PRESSED_GRACE: Duration = Duration::from_secs(20);
 /// For so long after it refused a chunk the node counts as short of space.
@@ -53,7 +55,8 @@ pub async fn release(shard: Arc<Shard>) {
         let pause = match release_all(&shard, &mut started).await {
             Ok(true) => {
                 backoff.reset();
-                shard.signals.reap_queued.notified().await;
+                // Who queued one may have gone away before it could say so.
+                let _either = tokio::time::timeout(LOOK_INTERVAL, shard.signals.reap_queued.notified()).await;
                 continue;
             }
             Ok(false) => backoff.next_delay(),

@@ -32,6 +32,8 @@ use crate::shard::Shard;
 use crate::slots::{self, RowBytes};
 use crate::view::View;
 
+/// How often it is looked for frozen slots that nobody told of.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Slots that are asked for at once.
 const BATCH_LEN: usize = 64;
 /// Rows of one export; JSON makes about four times as much of it.
@@ -214,7 +216,8 @@ pub async fn settle(shard: Arc<Shard>) {
         match settle_once(&shard).await {
             Ok(None) => {
                 backoff.reset();
-                shard.signals.slot_frozen.notified().await;
+                // Who froze one may have gone away before it could say so.
+                let _either = tokio::time::timeout(LOOK_INTERVAL, shard.signals.slot_frozen.notified()).await;
             }
             Ok(Some(wait)) => {
                 backoff.reset();

@@ -15,6 +15,8 @@ use crate::shard::{Announced, Shard};
 
 /// Most announcements in one batch.
 const BATCH_LEN: usize = 512;
+/// How often it is looked for announcements that nobody told of.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 fn head(rows: &(impl Rows + ?Sized)) -> ApiResult<AnnouncementHead> {
     let first = AnnouncementHead { next_seq: 1 };
@@ -76,7 +78,11 @@ pub async fn send(shard: Arc<Shard>) {
         // The sender lives as long as the node, which this task holds.
         let Ok(epoch) = epochs.wait_for(|head| head.epoch > 0).await.map(|head| head.epoch) else { return };
         match step(&shard, epoch).await {
-            Ok(Step::Idle) => shard.signals.announcement_queued.notified().await,
+            Ok(Step::Idle) => {
+                // Who queued one may have gone away before it could say so.
+                let queued = shard.signals.announcement_queued.notified();
+                let _either = tokio::time::timeout(LOOK_INTERVAL, queued).await;
+            }
             Ok(Step::Sent) => backoff.reset(),
             Ok(Step::Unreached) => {
                 shard.signals.announced.send_modify(|announced| announced.is_unreached = true);

@@ -12,12 +12,15 @@ use common::error::{ApiResult, chain};
 use common::record::{ChainedRecord, RecordNumber};
 
 use crate::catalog::key::{self, Fee, Key};
-use crate::catalog::rows::Row;
+use crate::catalog::rows::{ChainHead, Row};
 use crate::catalog::txn::Rows;
 use crate::shard::Shard;
 
 /// How long records gather before they are sent.
 const GATHER: Duration = Duration::from_millis(200);
+
+/// How often it is looked for records that nobody told of.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 const START: RecordNumber = RecordNumber { epoch: 0, seq: 0 };
 
@@ -67,8 +70,13 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     let cursor = shard.catalog.read(|rows| cursor(rows, fee))?;
     if shard.catalog.read(|rows| behind(rows, cursor, head, 1))?.is_none() {
         shard.pending.set_records(fee, 0);
-        // The sender lives as long as the node, so this ends with a new head.
-        let _changed = heads.changed().await;
+        if tokio::time::timeout(LOOK_INTERVAL, heads.changed()).await.is_err() {
+            // Who committed a record may have gone away before it could say so.
+            let head = shard.read_settled(|rows| rows.get::<ChainHead>(Key::ChainHead)).await?;
+            head.into_iter().for_each(|head| {
+                shard.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
+            });
+        }
         return Ok(Step::Idle);
     }
     let Some(client) = receiver(shard, fee) else {
