@@ -7,14 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::api::search::{NodeFacts, Registered, Registration};
+use common::api::search::{NodeFacts, Registration};
 use common::backoff::Backoff;
 use common::cluster::ClusterMap;
-use common::error::{ApiResult, chain};
+use common::error::chain;
 use common::record::RecordNumber;
 
 use crate::deliveries;
 use crate::node::Node;
+use crate::shard::Shard;
 
 pub const FILE_NAME: &str = "map.json";
 /// How long search may hold a question for the next map.
@@ -88,16 +89,11 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
                 if !std::mem::replace(&mut was_reached, true) {
                     tracing::info!(node = %node.id, "search is reached again");
                 }
-                match take_epoch(&node, &registered).await {
-                    Ok(()) => {
-                        backoff.reset();
-                        Duration::from_millis(registered.heartbeat_ms.max(100))
-                    }
-                    Err(error) => {
-                        tracing::warn!(node = %node.id, error = chain(&error), "the record epoch is not kept");
-                        backoff.next_delay()
-                    }
+                if let Some(epoch) = registered.record_epoch {
+                    node.record_epoch.send_replace(epoch);
                 }
+                backoff.reset();
+                Duration::from_millis(registered.heartbeat_ms.max(100))
             }
             Err(error) => {
                 if std::mem::replace(&mut was_reached, false) {
@@ -110,21 +106,29 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
     }
 }
 
-/// Keeps the record epoch: records are numbered only within one that search gave.
-async fn take_epoch(node: &Node, registered: &Registered) -> ApiResult<()> {
-    // While another node serves this node's shard, that one numbers its records.
-    let (Some(epoch), Some(shard)) = (registered.record_epoch, node.shards.get(&node.id)) else {
-        return Ok(());
-    };
-    let known = shard.signals.head.borrow().epoch;
-    if epoch < known {
-        tracing::error!(node = %node.id, given = epoch, known, "search gave an older record epoch; the node goes on in its own");
+/// Keeps the record epoch in this node's own shard, for ever: records are numbered only within one that search gave.
+/// While another node serves the shard, that one numbers them.
+pub async fn keep_epoch(shard: Arc<Shard>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut given = shard.node.record_epoch.subscribe();
+    loop {
+        let (epoch, known) = (*given.borrow_and_update(), shard.signals.head.borrow().epoch);
+        if epoch < known && epoch > 0 {
+            tracing::error!(shard = %shard.id, given = epoch, known, "search gave an older record epoch; the node goes on in its own");
+        }
+        if epoch > known {
+            match shard.catalog.commit(move |txn| deliveries::set_epoch(txn, epoch)).await {
+                Ok(head) => shard.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq }),
+                Err(error) => {
+                    tracing::warn!(shard = %shard.id, error = chain(&error), "the record epoch is not kept");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                    continue;
+                }
+            }
+        }
+        // The sender lives as long as the node, so this ends with a new epoch.
+        let _changed = given.changed().await;
     }
-    if epoch > known {
-        let head = shard.catalog.commit(move |txn| deliveries::set_epoch(txn, epoch)).await?;
-        shard.signals.recorded(RecordNumber { epoch: head.epoch, seq: head.seq });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

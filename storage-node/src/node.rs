@@ -13,7 +13,7 @@ use common::id::{NodeId, SiteId};
 use common::placement::Slot;
 use common::server::Health;
 use common::time::{Clock, UnixMillis};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::catalog::Catalog;
 use crate::chunks::ChunkLocks;
@@ -67,6 +67,8 @@ pub struct Node {
     pub metrics: Metrics,
     pub signals: Signals,
     pub health: Health,
+    /// Epoch in which search has the node's records numbered; 0 until search said so.
+    pub record_epoch: watch::Sender<u64>,
     pub map_path: PathBuf,
     /// Held while a new map is made durable.
     pub map_writing: Mutex<()>,

@@ -10,7 +10,7 @@ use common::error::{ApiResult, chain};
 use common::id::NodeId;
 use common::server::{Listen, Running, Server, StartError};
 use common::time::Clock;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::catalog::Catalog;
 use crate::catalog::key::Fee;
@@ -74,6 +74,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         metrics: Metrics::new(&server.metrics),
         signals: Signals::default(),
         health: server.health.clone(),
+        record_epoch: watch::Sender::new(0),
         map_path,
         map_writing: Mutex::new(()),
         id,

@@ -54,6 +54,7 @@ async fn node(dir: &Path) -> Arc<Node> {
         metrics: Metrics::new(&registry),
         signals: Signals::default(),
         health: Health::default(),
+        record_epoch: tokio::sync::watch::Sender::new(0),
         map_path: dir.join("map"),
         map_writing: tokio::sync::Mutex::new(()),
         id,

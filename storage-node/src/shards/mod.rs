@@ -38,7 +38,7 @@ use crate::catalog::stream::Stream;
 use crate::catalog::txn::Rows;
 use crate::node::Node;
 use crate::shard::Shard;
-use crate::{closing, feed, outbox, reaper, slot_moves, tally};
+use crate::{closing, feed, map_watch, outbox, reaper, slot_moves, tally};
 
 pub use follow::{receive, tidy};
 
@@ -157,6 +157,9 @@ fn spawn_workers(shard: &Arc<Shard>) -> JoinSet<()> {
     let started = shard.node.clock.now();
     let mut workers = JoinSet::new();
     workers.spawn(ship::ship(shard.clone()));
+    if shard.id == shard.node.id {
+        workers.spawn(map_watch::keep_epoch(shard.clone()));
+    }
     workers.spawn(feed::follow(shard.clone()));
     workers.spawn(outbox::announcements::send(shard.clone()));
     workers.spawn(outbox::billing::send(shard.clone(), Fee::Service));
