@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
-    AddRequest, CheckRefsAnswer, CheckRefsRequest, HoldAnswer, HoldRequest,
-    Holding, HoldingClients, ReleaseAnswer, ReleaseRequest, ResolveAnswer, ResolveRequest,
+    AddRequest, CheckRefsAnswer, CheckRefsRequest, HoldAnswer, HoldRequest, Holding, HoldingClients,
+    ReleaseAnswer, ReleaseRequest, ResolveAnswer, ResolveRequest,
 };
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::name::ContentName;
