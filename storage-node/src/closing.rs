@@ -14,6 +14,8 @@ use crate::catalog::rows::{OpenDelivery, Row};
 use crate::catalog::txn::Rows;
 use crate::deliveries::{self, Deadlines};
 use crate::shard::Shard;
+use crate::slots::Slots;
+use crate::view::View;
 
 /// Deliveries that are closed in one commit.
 const PIECE_LEN: usize = 256;
@@ -45,20 +47,37 @@ async fn close_due(shard: &Arc<Shard>, deadlines: &Deadlines) -> ApiResult<()> {
     let due = listed.map_err(|error| common::error::ApiError::internal(&error))??;
     for piece in due.chunks(PIECE_LEN) {
         let (piece, recorder, limits) = (piece.to_vec(), shard.recorder(), *deadlines);
-        let slots = shard.slots.clone();
-        let is_ours = move |client: &ClientId| slots.owns(Slot::of_client(client));
+        let joinable = Joinable::of(shard);
         let ends = shard
             .catalog
             .commit(move |txn| {
                 piece
                     .iter()
-                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, &is_ours, now))
+                    .map(|id| deliveries::expire(txn, &recorder, id, &limits, |c| joinable.has(c), now))
                     .collect::<ApiResult<Vec<_>>>()
             })
             .await?;
         shard.report_ends(&ends);
     }
     Ok(())
+}
+
+/// Whose idle deliveries wait for later ranges: those of clients whose ranges come to the shard, and of all others too
+/// as long as the shard's node stays. One that is to go is not kept by ranges that may never come.
+struct Joinable {
+    slots: Arc<Slots>,
+    stays: bool,
+}
+
+impl Joinable {
+    fn of(shard: &Shard) -> Self {
+        let stays = |view: &View| view.site()?.node(&shard.id).map(|node| node.weight > 0);
+        Self { slots: shard.slots.clone(), stays: shard.node.maps.with(stays).unwrap_or(false) }
+    }
+
+    fn has(&self, client: &ClientId) -> bool {
+        self.stays || self.slots.owns(Slot::of_client(client))
+    }
 }
 
 /// Open deliveries to be closed now. Those whose outcome waits for an epoch wait on while there is none.
@@ -68,12 +87,13 @@ fn due(
     now: UnixMillis,
     is_numbered: bool,
 ) -> ApiResult<Vec<DeliveryId>> {
+    let joinable = Joinable::of(shard);
     shard.catalog.read(|rows| {
         let mut due = Vec::new();
         rows.scan(&key::all(Tag::OpenDelivery), &mut |_, value| {
             let open = OpenDelivery::decode(value)?;
-            let is_ours = shard.slots.owns(Slot::of_client(&open.client));
-            if deadlines.has_passed(&open, is_ours, now) && (is_numbered || open.outcome.is_none()) {
+            let may_be_joined = joinable.has(&open.client);
+            if deadlines.has_passed(&open, may_be_joined, now) && (is_numbered || open.outcome.is_none()) {
                 due.push(open.delivery);
             }
             Ok(ControlFlow::Continue(()))

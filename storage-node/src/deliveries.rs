@@ -7,12 +7,15 @@
 //!            │  └──no word for too long────────▶ partial if bytes are known to have gone out, else recovered
 //!            ◀── a later range of the same version joins
 //! ```
+//! A delivery stays in the shard that recorded its begin. When the client's slot moves to another one meanwhile, later
+//! ranges that come there join it where it is.
+//!
 //! Begin is durable before the first byte. The outcome gets its number and chain link in the same commit that
 //! closes the delivery; while the node has no record epoch, the decided outcome waits in the open row.
 
 use std::time::Duration;
 
-use common::api::node::{BeginRequest, EndRequest, LibraryRow, Quota};
+use common::api::node::{BeginRequest, EndRequest, JoinRequest, LibraryRow, Quota};
 use common::error::ApiResult;
 use common::hash::RecordDigest;
 use common::id::{ClientId, DeliveryId, NodeId, SiteId};
@@ -29,6 +32,24 @@ use crate::library;
 pub struct Recorder {
     pub node: NodeId,
     pub home: SiteId,
+}
+
+/// How begins join deliveries that are open.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// The shard that takes the begin.
+    pub shard: NodeId,
+    pub window: Duration,
+    /// Whether a delivery may be looked for in another shard; not when it was, in vain.
+    pub elsewhere: bool,
+}
+
+/// What is to be done about a begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beginning {
+    Begun(Begun),
+    /// Nothing here, if another shard lets the request join.
+    Elsewhere(JoinRequest),
 }
 
 /// What a begin led to.
@@ -52,25 +73,29 @@ pub enum Ended {
     Recorded(RecordNumber),
 }
 
-/// Records the begin of a delivery and its library row.
+/// Records the begin of a delivery and its library row, or the request in the delivery that it joins.
 pub fn begin(
     txn: &mut Txn<'_>,
     request: &BeginRequest,
+    joining: &Joining,
     now: UnixMillis,
-    join_window: Duration,
-) -> ApiResult<Begun> {
+) -> ApiResult<Beginning> {
     if let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(&request.delivery))? {
-        return repeat(txn, open, request);
+        return repeat(txn, open, request).map(Beginning::Begun);
     }
     let row = txn.get::<LibraryValue>(Key::Library(&request.client, &request.name))?;
     // What the client holds it gets, whatever its quota.
     let quota = if row.is_none() { request.quota } else { Quota::default() };
-    if request.range_start > 0
-        && let Some(open) = joinable(txn, row.as_ref(), request, now, join_window)?
-    {
-        return Ok(join(txn, open, request, now));
+    if let Some(wanted) = row.as_ref().and_then(|row| wanted(row, request, joining)) {
+        if wanted.shard != joining.shard && joining.elsewhere {
+            return Ok(Beginning::Elsewhere(wanted));
+        }
+        if let Some(begun) = join(txn, &wanted, joining.window, now)? {
+            return Ok(Beginning::Begun(begun));
+        }
     }
-    let (class, row) = deliver_to(row, request, now);
+    let (class, mut row) = deliver_to(row, request, now);
+    row.newest_shard = Some(joining.shard.clone());
     library::change(txn, &request.client, &request.name, Some(&row), &quota)?;
     let open = OpenDelivery {
         delivery: request.delivery,
@@ -93,7 +118,7 @@ pub fn begin(
         outcome: None,
     };
     txn.put(Key::OpenDelivery(&request.delivery), &open);
-    Ok(Begun { delivery: request.delivery, class, opened: true })
+    Ok(Beginning::Begun(Begun { delivery: request.delivery, class, opened: true }))
 }
 
 /// The same begin again: its first answer was lost, so no byte has gone out. Should the site have got another version
@@ -117,28 +142,41 @@ fn repeat(txn: &mut Txn<'_>, mut open: OpenDelivery, request: &BeginRequest) -> 
     Ok(begun)
 }
 
-/// The client's newest delivery of this version, if a later range may still join it.
-fn joinable(
-    txn: &Txn<'_>,
-    row: Option<&LibraryValue>,
-    request: &BeginRequest,
-    now: UnixMillis,
-    join_window: Duration,
-) -> ApiResult<Option<OpenDelivery>> {
-    let Some((newest, _)) = row.and_then(|row| row.newest) else { return Ok(None) };
-    let open = txn.get::<OpenDelivery>(Key::OpenDelivery(&newest))?;
-    Ok(open.filter(|open| {
-        open.hash == request.hash && open.outcome.is_none() && now.since(open.touched) <= join_window
-    }))
+/// The client's newest delivery, if this request may belong to it: a later range, or the same begin again at the slot's
+/// next owner.
+fn wanted(row: &LibraryValue, request: &BeginRequest, joining: &Joining) -> Option<JoinRequest> {
+    let (newest, _) = row.newest?;
+    (request.range_start > 0 || newest == request.delivery).then(|| JoinRequest {
+        shard: row.newest_shard.clone().unwrap_or_else(|| joining.shard.clone()),
+        delivery: newest,
+        request: request.delivery,
+        hash: request.hash,
+        client: request.client.clone(),
+    })
 }
 
-fn join(txn: &mut Txn<'_>, mut open: OpenDelivery, request: &BeginRequest, now: UnixMillis) -> Begun {
+/// Adds a request to a delivery that is open in this shard; `None` when nothing may join it any more.
+pub fn join(
+    txn: &mut Txn<'_>,
+    request: &JoinRequest,
+    window: Duration,
+    now: UnixMillis,
+) -> ApiResult<Option<Begun>> {
+    let open = txn.get::<OpenDelivery>(Key::OpenDelivery(&request.delivery))?;
+    let Some(mut open) = open.filter(|open| {
+        open.client == request.client
+            && open.hash == request.hash
+            && open.outcome.is_none()
+            && now.since(open.touched) <= window
+    }) else {
+        return Ok(None);
+    };
     let begun = Begun { delivery: open.delivery, class: open.class, opened: false };
-    if open.add_request(request.delivery) {
+    if open.add_request(request.request) {
         open.touched = now;
         txn.put(Key::OpenDelivery(&open.delivery), &open);
     }
-    begun
+    Ok(Some(begun))
 }
 
 /// The library row with this delivery in it, and whether the delivery is the purchase.
@@ -159,10 +197,11 @@ fn deliver_to(
                 newest: None,
                 made_by: Some(request.delivery),
                 purchase_owed: false,
+                newest_shard: None,
             };
             (DeliveryClass::Purchase, row)
         }
-        // The slot came from another node, which recorded this begin already; its answer was lost.
+        // The slot came from another shard, which recorded this begin and does not say what became of it.
         Some(row) if row.newest.is_some_and(|(newest, _)| newest == request.delivery) => {
             let class = row.newest.map_or(DeliveryClass::Reference, |(_, class)| class);
             return (class, row);
@@ -222,9 +261,9 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// `is_ours`: whether the shard still has the client's slot. If not, no later range can join.
-    pub fn has_passed(&self, open: &OpenDelivery, is_ours: bool, now: UnixMillis) -> bool {
-        if open.is_idle() && !is_ours {
+    /// `may_be_joined`: whether a delivery that is idle waits for later ranges.
+    pub fn has_passed(&self, open: &OpenDelivery, may_be_joined: bool, now: UnixMillis) -> bool {
+        if open.is_idle() && !may_be_joined {
             return true;
         }
         let deadline = if open.outcome.is_some() {
@@ -240,18 +279,18 @@ impl Deadlines {
     }
 }
 
-/// Closes a delivery whose deadline has passed, or whose outcome waited for the record epoch. `is_ours` says whether the
-/// shard has a client's slot.
+/// Closes a delivery whose deadline has passed, or whose outcome waited for the record epoch. `may_be_joined` says
+/// whether a client's idle deliveries wait for later ranges.
 pub fn expire(
     txn: &mut Txn<'_>,
     recorder: &Recorder,
     delivery: &DeliveryId,
     deadlines: &Deadlines,
-    is_ours: impl Fn(&ClientId) -> bool,
+    may_be_joined: impl Fn(&ClientId) -> bool,
     now: UnixMillis,
 ) -> ApiResult<Ended> {
     let Some(open) = txn.get::<OpenDelivery>(Key::OpenDelivery(delivery))? else { return Ok(Ended::Unknown) };
-    if !deadlines.has_passed(&open, is_ours(&open.client), now) {
+    if !deadlines.has_passed(&open, may_be_joined(&open.client), now) {
         return Ok(Ended::Open);
     }
     if let Some(outcome) = open.outcome {

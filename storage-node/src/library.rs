@@ -114,6 +114,7 @@ pub fn add(txn: &mut Txn<'_>, request: &AddRequest, now: UnixMillis, strict: boo
             newest: None,
             made_by: None,
             purchase_owed: false,
+            newest_shard: None,
         },
     };
     change(txn, &request.client, &request.name, Some(&row), &quota)

@@ -22,6 +22,7 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/chunks/{hash}", "get_chunk"),
     ("POST", "/v1/deliveries/begin", "begin"),
     ("POST", "/v1/deliveries/open", "open"),
+    ("POST", "/v1/deliveries/join", "join"),
     ("POST", "/v1/deliveries/end", "end"),
     ("POST", "/v1/library/add", "library_add"),
     ("POST", "/v1/library/drop", "library_drop"),

@@ -2,8 +2,6 @@
 //!
 //! It does what the two do one after the other for a content that the site holds complete, and nothing otherwise.
 
-use std::time::Duration;
-
 use common::api::node::{BeginRequest, Holding, HoldingState, OpenRequest};
 use common::error::ApiResult;
 use common::range::{self, Wanted};
@@ -12,7 +10,7 @@ use common::time::UnixMillis;
 
 use crate::catalog::key::Key;
 use crate::catalog::txn::{Rows, Txn};
-use crate::deliveries::{self, Begun};
+use crate::deliveries::{self, Beginning, Joining};
 use crate::holdings;
 
 /// What an open found, and what it led to.
@@ -20,22 +18,22 @@ use crate::holdings;
 pub struct Opened {
     pub holding: Option<Holding>,
     /// `None`: nothing was changed.
-    pub begun: Option<Begun>,
+    pub begun: Option<Beginning>,
 }
 
 /// Notes the client as a holder and begins the delivery, if the holding is there to be delivered.
 pub fn open(
     txn: &mut Txn<'_>,
     request: &OpenRequest,
+    joining: &Joining,
     now: UnixMillis,
-    join_window: Duration,
 ) -> ApiResult<Opened> {
     let holding = txn.get::<Holding>(Key::Holding(&request.name))?;
     let Some(begin) = holding.as_ref().and_then(|holding| begin_request(request, holding)) else {
         return Ok(Opened { holding, begun: None });
     };
     holdings::add_client(txn, &request.name, &request.client, now)?;
-    let begun = deliveries::begin(txn, &begin, now, join_window)?;
+    let begun = deliveries::begin(txn, &begin, joining, now)?;
     Ok(Opened { holding, begun: Some(begun) })
 }
 

@@ -257,6 +257,19 @@ pub struct OpenAnswer {
     pub begin: Option<BeginAnswer>,
 }
 
+/// A later range joins a delivery that is open in a shard which has the client's slot no more, durably; `None` when it
+/// is over, or of another version. The same request again gets the same answer.
+/// `POST /v1/deliveries/join`, to who serves the shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub shard: NodeId,
+    pub delivery: DeliveryId,
+    /// Id that the request began with.
+    pub request: DeliveryId,
+    pub hash: ContentHash,
+    pub client: ClientId,
+}
+
 /// How a delivery, or one range of it, went. `POST /v1/deliveries/end`, to who serves [`BeginAnswer::shard`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndRequest {
@@ -689,6 +702,7 @@ impl NodeClient {
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
         /// `WrongNode` unless it owns both slots.
         open, "/v1/deliveries/open", OpenRequest => OpenAnswer;
+        join, "/v1/deliveries/join", JoinRequest => Option<BeginAnswer>;
         end, "/v1/deliveries/end", EndBatch => ();
         /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();

@@ -127,7 +127,7 @@ fn holdings_and_their_chunks_are_read_as_they_were_written() {
 
 #[test]
 fn libraries_are_read_as_they_were_written() {
-    let value = |newest, made_by| LibraryValue {
+    let value = |newest, newest_shard, made_by| LibraryValue {
         hash: ContentHash::of(b"song"),
         len: 210_000,
         provider: client(),
@@ -137,9 +137,11 @@ fn libraries_are_read_as_they_were_written() {
         newest,
         made_by,
         purchase_owed: true,
+        newest_shard,
     };
     let purchase = Some((delivery(4), DeliveryClass::Purchase));
-    run_rows("library", &[value(purchase, Some(delivery(3))), value(None, None)]);
+    let shard = Some(NodeId::new("tokyo.n1").unwrap());
+    run_rows("library", &[value(purchase, shard, Some(delivery(3))), value(None, None, None)]);
     run_rows("since", &[Since(TIME), Since(UnixMillis(0))]);
 }
 

@@ -30,9 +30,18 @@ pub trait Row: Serialize + DeserializeOwned {
             Some((version, rest)) if *version == Self::VERSION => {
                 postcard::from_bytes(rest).map_err(RowError::Malformed)
             }
-            Some((version, _)) => Err(RowError::Version { found: *version, known: Self::VERSION }),
+            Some((version, rest)) => {
+                let unknown = RowError::Version { found: *version, known: Self::VERSION };
+                let upgraded = Self::upgrade(*version, rest).ok_or(unknown)?;
+                postcard::from_bytes(&upgraded).map_err(RowError::Malformed)
+            }
             None => Err(RowError::Empty),
         }
+    }
+
+    /// What an older version encoded, as this one encodes it; `None` when there was no such version.
+    fn upgrade(_version: u8, _encoded: &[u8]) -> Option<Vec<u8>> {
+        None
     }
 }
 
@@ -60,10 +69,19 @@ macro_rules! rows {
 }
 
 rows! {
-    Holding => 1, Since => 1, LibraryValue => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
+    Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
     ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1, TallyHolding => 1,
     ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1,
+}
+
+impl Row for LibraryValue {
+    const VERSION: u8 = 2;
+
+    /// Version 1 ended before [`LibraryValue::newest_shard`]; `None` is encoded as 0.
+    fn upgrade(version: u8, encoded: &[u8]) -> Option<Vec<u8>> {
+        (version == 1).then(|| [encoded, &[0]].concat())
+    }
 }
 
 /// When a set member was added.
@@ -87,6 +105,9 @@ pub struct LibraryValue {
     pub made_by: Option<DeliveryId>,
     /// The purchase turned out void while later deliveries kept the row: the next delivery is the purchase.
     pub purchase_owed: bool,
+    /// The shard in which the newest delivery began, and where its end is recorded, wherever this row has moved since.
+    /// `None` when there is no delivery, or from before this was kept: then it is taken for the shard that has the row.
+    pub newest_shard: Option<NodeId>,
 }
 
 impl LibraryValue {
@@ -262,5 +283,27 @@ mod tests {
         let error = Since::decode(&bytes).unwrap_err();
         assert!(error.to_string().contains("version 9"), "{error}");
         assert!(matches!(Since::decode(&[]), Err(RowError::Empty)));
+    }
+
+    #[test]
+    fn a_library_row_of_version_1_is_read() {
+        let row = LibraryValue {
+            hash: ContentHash::from_bytes([7; 32]),
+            len: 300,
+            provider: ClientId::new("alice").unwrap(),
+            since: UnixMillis(5),
+            deliveries: 1,
+            recent: vec![UnixMillis(5)],
+            newest: Some((DeliveryId::from_bytes([9; 16]), DeliveryClass::Purchase)),
+            made_by: Some(DeliveryId::from_bytes([9; 16])),
+            purchase_owed: false,
+            newest_shard: None,
+        };
+        let (hash, delivery) = ([7; 32], b"09090909090909090909090909090909");
+        let before: [&[u8]; 6] = [&[1], &hash, &[0xac, 2, 5], b"alice", &[5, 1, 1, 5], &[1, 32]];
+        let version_1 = [&before.concat(), &delivery[..], &[0, 1, 32], delivery, &[0]].concat();
+        assert_eq!(LibraryValue::decode(&version_1).unwrap(), row);
+        let row = LibraryValue { newest_shard: Some(NodeId::new("tokyo.n1").unwrap()), ..row };
+        assert_eq!(LibraryValue::decode(&row.encode()).unwrap(), row);
     }
 }

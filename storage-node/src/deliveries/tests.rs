@@ -63,8 +63,26 @@ impl Fixture {
         fixture
     }
 
+    async fn begin_joining(&self, request: BeginRequest, elsewhere: bool, now: u64) -> Beginning {
+        let joining = Joining { shard: self.recorder.node.clone(), window: WINDOW, elsewhere };
+        self.catalog.commit(move |txn| begin(txn, &request, &joining, UnixMillis(now))).await.unwrap()
+    }
+
+    /// Begins, or tells which other shard is to be asked.
+    async fn begin_or_ask(&self, request: BeginRequest, now: u64) -> Beginning {
+        self.begin_joining(request, true, now).await
+    }
+
+    /// Begins without another shard.
     async fn begin_request(&self, request: BeginRequest, now: u64) -> Begun {
-        self.catalog.commit(move |txn| begin(txn, &request, UnixMillis(now), WINDOW)).await.unwrap()
+        match self.begin_joining(request, false, now).await {
+            Beginning::Begun(begun) => begun,
+            Beginning::Elsewhere(join) => panic!("asks for {join:?}"),
+        }
+    }
+
+    async fn join(&self, request: JoinRequest, now: u64) -> Option<Begun> {
+        self.catalog.commit(move |txn| join(txn, &request, WINDOW, UnixMillis(now))).await.unwrap()
     }
 
     async fn begin(&self, n: u8, range_start: u64, now: u64) -> Begun {
@@ -83,9 +101,13 @@ impl Fixture {
     }
 
     async fn expire(&self, n: u8, deadlines: Deadlines, now: u64) -> Ended {
+        self.expire_with(n, deadlines, true, now).await
+    }
+
+    async fn expire_with(&self, n: u8, deadlines: Deadlines, may_be_joined: bool, now: u64) -> Ended {
         let recorder = self.recorder.clone();
         self.catalog
-            .commit(move |txn| expire(txn, &recorder, &id(n), &deadlines, |_| true, UnixMillis(now)))
+            .commit(move |txn| expire(txn, &recorder, &id(n), &deadlines, |_| may_be_joined, UnixMillis(now)))
             .await
             .unwrap()
     }
@@ -264,18 +286,89 @@ async fn an_empty_content_is_complete_without_a_byte() {
     assert_eq!(node.records(1), [(Complete, Purchase, 0)]);
 }
 
+/// A shard to which the client's slot moved from `old`.
+async fn next_owner(old: &Fixture) -> Fixture {
+    let mut new = Fixture::new().await;
+    new.recorder.node = NodeId::new("tokyo.n2").unwrap();
+    let row = old.library().unwrap();
+    let add = move |txn: &mut Txn<'_>| {
+        txn.put(Key::Library(&request(1, 0).client, &request(1, 0).name), &row);
+        Ok(())
+    };
+    new.catalog.commit(add).await.unwrap();
+    new
+}
+
+fn join_request(delivery: u8, n: u8) -> JoinRequest {
+    let BeginRequest { hash, client, .. } = request(n, 40);
+    let shard = NodeId::new("tokyo.n1").unwrap();
+    JoinRequest { shard, delivery: id(delivery), request: id(n), hash, client }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_range_at_the_slots_next_owner_joins_the_delivery_where_it_is() {
+    let old = Fixture::new().await;
+    old.begin(1, 0, 1000).await;
+    old.end(1, 40, 1100).await;
+    let new = next_owner(&old).await;
+    let row = new.library();
+    for _ in 0..2 {
+        assert_eq!(new.begin_or_ask(request(2, 40), 2000).await, Beginning::Elsewhere(join_request(1, 2)));
+        assert_eq!(new.library(), row, "nothing is changed where the slot is");
+        let joined = Begun { delivery: id(1), class: Purchase, opened: false };
+        assert_eq!(old.join(join_request(1, 2), 2000).await, Some(joined));
+    }
+    assert_eq!(old.end_joined(1, 2, 60, 2100).await, recorded(1, 1));
+    assert_eq!(old.records(1), [(Complete, Purchase, 100)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_range_that_cannot_join_elsewhere_begins_a_delivery_that_the_next_one_joins() {
+    let old = Fixture::new().await;
+    old.begin(1, 0, 1000).await;
+    let new = next_owner(&old).await;
+    assert_eq!(new.begin(2, 40, 2000).await, Begun { delivery: id(2), class: Reference, opened: true });
+    let joined = Begun { delivery: id(2), class: Reference, opened: false };
+    assert_eq!(new.begin_or_ask(request(3, 60), 2100).await, Beginning::Begun(joined));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_or_of_another_version_or_client_is_not_joined() {
+    let node = Fixture::new().await;
+    node.begin(1, 0, 1000).await;
+    node.end(1, 40, 1100).await;
+    let other_version = JoinRequest { hash: ContentHash::of(b"another song"), ..join_request(1, 2) };
+    let other_client = JoinRequest { client: ClientId::new("carol").unwrap(), ..join_request(1, 2) };
+    for request in [other_version, other_client, join_request(9, 2)] {
+        assert_eq!(node.join(request, 1200).await, None);
+    }
+    assert_eq!(node.join(join_request(1, 2), 1101 + 60_000).await, None);
+    assert!(node.join(join_request(1, 2), 1100 + 60_000).await.is_some());
+    node.end_joined(1, 2, 60, 62_000).await;
+    assert_eq!(node.join(join_request(1, 3), 62_001).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_idle_delivery_is_given_up_at_once_when_no_range_may_join() {
+    let node = Fixture::new().await;
+    node.begin(1, 0, 1000).await;
+    assert_eq!(node.expire_with(1, deadlines(0), false, 1001).await, Ended::Open);
+    node.end(1, 40, 1100).await;
+    assert_eq!(node.expire_with(1, deadlines(0), true, 1101).await, Ended::Open);
+    assert_eq!(node.expire_with(1, deadlines(0), false, 1101).await, recorded(1, 1));
+    assert_eq!(node.records(1), [(Partial, Purchase, 40)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_begin_repeated_at_the_slots_next_owner_is_still_the_purchase_and_counted_once() {
-    let (old, new) = (Fixture::new().await, Fixture::new().await);
+    let old = Fixture::new().await;
     old.begin(1, 0, 1000).await;
-    let row = old.library().unwrap();
-    new.catalog
-        .commit(move |txn| {
-            txn.put(Key::Library(&request(1, 0).client, &request(1, 0).name), &row);
-            Ok(())
-        })
-        .await
-        .unwrap();
-    assert_eq!(new.begin(1, 0, 1100).await.class, Purchase);
+    let new = next_owner(&old).await;
+    assert_eq!(new.begin_or_ask(request(1, 0), 1100).await, Beginning::Elsewhere(join_request(1, 1)));
+    let begun = Begun { delivery: id(1), class: Purchase, opened: false };
+    assert_eq!(old.join(join_request(1, 1), 1100).await, Some(begun));
+    // Should the old one not answer:
+    assert_eq!(new.begin(1, 0, 1200).await.class, Purchase);
     assert_eq!(new.library().unwrap().deliveries, 1);
+    assert_eq!(new.begin(1, 0, 1300).await, begun);
 }

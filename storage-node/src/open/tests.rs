@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
 use common::api::node::{AddRequest, EndRequest, HoldRequest, Precondition, Quota, RefTag};
 use common::api::search::{Change, ChangeKind};
@@ -15,7 +16,7 @@ use common::version::{HybridTime, Version};
 use super::*;
 use crate::catalog::Catalog;
 use crate::catalog::rows::{LibraryValue, Row};
-use crate::deliveries::{Ended, Recorder};
+use crate::deliveries::{Begun, Ended, Recorder};
 use crate::{library, store};
 
 const WINDOW: Duration = Duration::from_secs(60);
@@ -75,8 +76,16 @@ fn request(n: u8, who: &str, range: Option<&str>) -> OpenRequest {
     }
 }
 
+fn joining() -> Joining {
+    Joining { shard: NodeId::new("tokyo.n1").unwrap(), window: WINDOW, elsewhere: true }
+}
+
 /// What a gateway does with two calls: resolve notes the client at a current holding, and what can be sent begins.
-fn resolve_and_begin(txn: &mut Txn<'_>, request: &OpenRequest, now: UnixMillis) -> ApiResult<Option<Begun>> {
+fn resolve_and_begin(
+    txn: &mut Txn<'_>,
+    request: &OpenRequest,
+    now: UnixMillis,
+) -> ApiResult<Option<Beginning>> {
     let Some(holding) = txn.get::<Holding>(Key::Holding(&request.name))? else { return Ok(None) };
     holdings::add_client(txn, &request.name, &request.client, now)?;
     let range_start = match range::parse(request.range.as_deref(), holding.manifest.len).unwrap() {
@@ -98,7 +107,7 @@ fn resolve_and_begin(txn: &mut Txn<'_>, request: &OpenRequest, now: UnixMillis) 
         mobile_access: None,
         quota: Quota::default(),
     };
-    deliveries::begin(txn, &begin, now, WINDOW).map(Some)
+    deliveries::begin(txn, &begin, &joining(), now).map(Some)
 }
 
 impl Fixture {
@@ -135,10 +144,10 @@ impl Fixture {
 
     async fn open(&self, request: &OpenRequest, now: u64) -> Opened {
         let request = request.clone();
-        self.catalog.commit(move |txn| open(txn, &request, UnixMillis(now), WINDOW)).await.unwrap()
+        self.catalog.commit(move |txn| open(txn, &request, &joining(), UnixMillis(now))).await.unwrap()
     }
 
-    async fn resolve_and_begin(&self, request: &OpenRequest, now: u64) -> Option<Begun> {
+    async fn resolve_and_begin(&self, request: &OpenRequest, now: u64) -> Option<Beginning> {
         let request = request.clone();
         self.catalog.commit(move |txn| resolve_and_begin(txn, &request, UnixMillis(now))).await.unwrap()
     }
@@ -209,13 +218,14 @@ async fn the_first_open_is_the_purchase_and_the_same_id_again_gets_the_same_answ
     let node = Fixture::with_song().await;
     let first = node.open(&request(1, "bob", None), 1_000).await;
     let begun = Begun { delivery: id(1), class: DeliveryClass::Purchase, opened: true };
-    assert_eq!(first.begun, Some(begun));
+    assert_eq!(first.begun, Some(Beginning::Begun(begun)));
     let rows = node.rows();
     let again = node.open(&request(1, "bob", None), 1_001).await;
-    assert_eq!(again, Opened { begun: Some(Begun { opened: false, ..begun }), ..first });
+    assert_eq!(again, Opened { begun: Some(Beginning::Begun(Begun { opened: false, ..begun })), ..first });
     assert_eq!(node.rows(), rows);
     let next = node.open(&request(2, "bob", None), 1_002).await;
-    assert_eq!(next.begun.unwrap().class, DeliveryClass::Reference);
+    let begun = Begun { delivery: id(2), class: DeliveryClass::Reference, opened: true };
+    assert_eq!(next.begun, Some(Beginning::Begun(begun)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,7 +267,7 @@ async fn an_open_repeated_after_a_new_version_came_delivers_and_records_the_new_
     node.hold(b"another song", HoldingState::Complete, 2).await;
     let again = node.open(&request(1, "bob", None), 1_001).await;
     let begun = Begun { delivery: id(1), class: DeliveryClass::Purchase, opened: false };
-    assert_eq!(again.begun, Some(begun));
+    assert_eq!(again.begun, Some(Beginning::Begun(begun)));
     assert_eq!(again.holding.unwrap().manifest.hash, ContentHash::of(b"another song"));
     let library = Key::Library(&client("bob"), &name()).encode();
     let (_, row) = node.rows().into_iter().find(|(key, _)| *key == library).unwrap();

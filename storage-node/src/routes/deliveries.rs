@@ -1,49 +1,98 @@
-//! `/v1/deliveries/…`: begin, in the shard with the client's slot; open, if that has the name's slot too; end, in the
-//! shard that recorded the begin.
+//! `/v1/deliveries/…`: begin, in the shard with the client's slot; open, if that has the name's slot too; join and end,
+//! in the shard that recorded the begin.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use common::api::extract::ApiJson;
-use common::api::node::{BeginAnswer, BeginRequest, EndBatch, OpenAnswer, OpenRequest};
-use common::error::ApiResult;
+use common::api::node::{BeginAnswer, BeginRequest, EndBatch, JoinRequest, OpenAnswer, OpenRequest};
+use common::error::{ApiResult, chain};
 use common::placement::Slot;
 
-use crate::deliveries::{self, Begun};
+use crate::catalog::txn::Txn;
+use crate::deliveries::{self, Beginning, Begun, Joining};
 use crate::node::Node;
-use crate::open;
+use crate::open::{self, Opened};
 use crate::shard::Shard;
 
 type Shared = State<Arc<Node>>;
+
+/// How long a begin waits for another shard to let it join a delivery, before a new one begins.
+const JOIN_TIME_MAX: Duration = Duration::from_secs(2);
 
 pub async fn begin(
     State(node): Shared,
     ApiJson(request): ApiJson<BeginRequest>,
 ) -> ApiResult<ApiJson<BeginAnswer>> {
-    let (now, window) = (node.clock.now(), node.limits.delivery_join_window);
     let slot = Slot::of_client(&request.client);
     let shard = node.shard_with(slot)?;
-    let begun = shard.commit_in(slot, move |txn| deliveries::begin(txn, &request, now, window)).await?;
-    Ok(ApiJson(answer_begun(&shard, begun)))
+    let request = Arc::new(request);
+    let mut elsewhere = true;
+    loop {
+        let (request, joining, now) = (request.clone(), joining(&shard, elsewhere), node.clock.now());
+        let begin = move |txn: &mut Txn<'_>| deliveries::begin(txn, &request, &joining, now);
+        let beginning = shard.commit_in(slot, begin).await?;
+        if let Some(answer) = answer_beginning(&shard, beginning).await {
+            return Ok(ApiJson(answer));
+        }
+        elsewhere = false;
+    }
 }
 
 pub async fn open(
     State(node): Shared,
     ApiJson(request): ApiJson<OpenRequest>,
 ) -> ApiResult<ApiJson<OpenAnswer>> {
-    let (now, window) = (node.clock.now(), node.limits.delivery_join_window);
     let (name_slot, client_slot) = (Slot::of_name(&request.name), Slot::of_client(&request.client));
     let shard = node.shard_with(name_slot)?;
-    let slots = shard.slots.clone();
-    let opened = shard
-        .commit_in(name_slot, move |txn| {
-            slots.check(client_slot)?;
-            open::open(txn, &request, now, window)
-        })
-        .await?;
-    shard.signals.tally_queued.notify_one();
-    let begin = opened.begun.map(|begun| answer_begun(&shard, begun));
-    Ok(ApiJson(OpenAnswer { holding: opened.holding, begin }))
+    let request = Arc::new(request);
+    let mut elsewhere = true;
+    loop {
+        let (request, joining, now) = (request.clone(), joining(&shard, elsewhere), node.clock.now());
+        let slots = shard.slots.clone();
+        let opened = shard
+            .commit_in(name_slot, move |txn| {
+                slots.check(client_slot)?;
+                open::open(txn, &request, &joining, now)
+            })
+            .await?;
+        shard.signals.tally_queued.notify_one();
+        let Opened { holding, begun } = opened;
+        let Some(beginning) = begun else { return Ok(ApiJson(OpenAnswer { holding, begin: None })) };
+        if let Some(answer) = answer_beginning(&shard, beginning).await {
+            return Ok(ApiJson(OpenAnswer { holding, begin: Some(answer) }));
+        }
+        elsewhere = false;
+    }
+}
+
+fn joining(shard: &Shard, elsewhere: bool) -> Joining {
+    Joining { shard: shard.id.clone(), window: shard.node.limits.delivery_join_window, elsewhere }
+}
+
+/// `None` when no other shard lets the request join: it is to begin here after all.
+async fn answer_beginning(shard: &Shard, beginning: Beginning) -> Option<BeginAnswer> {
+    match beginning {
+        Beginning::Begun(begun) => Some(answer_begun(shard, begun)),
+        Beginning::Elsewhere(join) => join_elsewhere(&shard.node, &join).await,
+    }
+}
+
+/// Asks whoever serves the shard of a delivery, once.
+async fn join_elsewhere(node: &Node, join: &JoinRequest) -> Option<BeginAnswer> {
+    let peer = node.maps.with(|view| {
+        let primary = view.site()?.shard_primary(&join.shard).filter(|primary| primary.alive)?;
+        Some(node.peer(primary))
+    })?;
+    match tokio::time::timeout(JOIN_TIME_MAX, peer.join(join)).await {
+        Ok(Ok(joined)) => joined,
+        Ok(Err(error)) => {
+            tracing::debug!(shard = %join.shard, error = chain(&error), "a delivery cannot be joined; another begins");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 fn answer_begun(shard: &Shard, begun: Begun) -> BeginAnswer {
@@ -51,6 +100,16 @@ fn answer_begun(shard: &Shard, begun: Begun) -> BeginAnswer {
         shard.add_open_deliveries(1);
     }
     BeginAnswer { delivery: begun.delivery, class: begun.class, shard: shard.id.clone() }
+}
+
+pub async fn join(
+    State(node): Shared,
+    ApiJson(request): ApiJson<JoinRequest>,
+) -> ApiResult<ApiJson<Option<BeginAnswer>>> {
+    let shard = node.shard(&request.shard)?;
+    let (now, window) = (node.clock.now(), node.limits.delivery_join_window);
+    let joined = shard.catalog.commit(move |txn| deliveries::join(txn, &request, window, now)).await?;
+    Ok(ApiJson(joined.map(|begun| answer_begun(&shard, begun))))
 }
 
 pub async fn end(State(node): Shared, ApiJson(batch): ApiJson<EndBatch>) -> ApiResult<ApiJson<()>> {

@@ -41,6 +41,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/chunks/release", post(chunks::release))
         .route("/v1/deliveries/begin", post(deliveries::begin))
         .route("/v1/deliveries/open", post(deliveries::open))
+        .route("/v1/deliveries/join", post(deliveries::join))
         .route("/v1/deliveries/end", post(deliveries::end))
         .route("/v1/library/add", post(library::add))
         .route("/v1/library/drop", post(library::drop_row))

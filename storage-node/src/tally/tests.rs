@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::Catalog;
 use crate::catalog::rows::LibraryValue;
-use crate::deliveries::{self, Recorder};
+use crate::deliveries::{self, Joining, Recorder};
 use crate::{holdings, library, store};
 
 const CLIENTS: u8 = 3;
@@ -222,9 +222,11 @@ impl Site {
         let sent = if void { 0 } else { begin.bytes_total };
         let recorder =
             Recorder { node: NodeId::new("tokyo.n1").unwrap(), home: SiteId::new("tokyo").unwrap() };
+        let window = std::time::Duration::from_secs(1);
+        let joining = Joining { shard: recorder.node.clone(), window, elsewhere: true };
         self.commit(move |txn| {
             holdings::add_client(txn, &begin.name, &begin.client, now)?;
-            deliveries::begin(txn, &begin, now, std::time::Duration::from_secs(1))?;
+            deliveries::begin(txn, &begin, &joining, now)?;
             deliveries::end(
                 txn,
                 &recorder,
