@@ -78,7 +78,9 @@ pub fn preferred_followers(site: &SiteEntry, shard: &NodeEntry) -> Vec<usize> {
     let mut key = b"shard\0".to_vec();
     key.extend_from_slice(shard.id.as_str().as_bytes());
     let mut ranked = rank(site, Key::of_bytes(&key));
-    ranked.retain(|index| site.nodes[*index].takes_writes() && *index != usize::from(shard.shard.primary));
+    // The shard's own node also while it drains: what is left in the shard is settled there.
+    let may_follow = |node: &NodeEntry| node.alive && (node.weight > 0 || node.id == shard.id);
+    ranked.retain(|index| may_follow(&site.nodes[*index]) && *index != usize::from(shard.shard.primary));
     // The shard's own node, if it is back, before all others: it is to serve it again.
     ranked.sort_by_key(|index| site.nodes[*index].id != shard.id);
     ranked.truncate(usize::from(site.replicas.saturating_sub(1)));

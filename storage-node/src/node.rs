@@ -120,7 +120,10 @@ impl Node {
             .await
             .map_err(|error| ApiError::internal(&error))?
             .map_err(|error| ApiError::internal(&error))?;
-        self.maps.adopt(map);
+        let view = self.maps.look_at(map);
+        // First, so that nothing is committed in an old term by somebody who sees the new map.
+        self.shards.close_deposed(&view);
+        self.maps.adopt(view);
         self.report_map();
         Ok(())
     }

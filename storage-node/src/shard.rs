@@ -12,7 +12,7 @@ use common::error::ApiResult;
 use common::id::NodeId;
 use common::placement::Slot;
 use common::record::RecordNumber;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::catalog::Catalog;
 use crate::catalog::key::{self, Fee, Key, Tag};
@@ -116,6 +116,8 @@ pub struct Shard {
     pub stream: Arc<Stream>,
     pub signals: Signals,
     pub pending: Pending,
+    /// Held while the followers that count are brought in line with a map.
+    pub membership: Mutex<()>,
     open_deliveries: AtomicI64,
 }
 
@@ -124,7 +126,8 @@ impl Shard {
     pub fn new(id: NodeId, node: Arc<Node>, catalog: Catalog, stream: Arc<Stream>) -> Self {
         let slots = Arc::new(Slots::new(id.clone(), node.maps.clone()));
         let (signals, pending) = (Signals::default(), Pending::default());
-        Self { id, node, catalog, slots, stream, signals, pending, open_deliveries: AtomicI64::new(0) }
+        let (membership, open_deliveries) = (Mutex::default(), AtomicI64::new(0));
+        Self { id, node, catalog, slots, stream, signals, pending, membership, open_deliveries }
     }
 
     /// Brings back what is kept beside the rows for speed.

@@ -78,14 +78,19 @@ impl Maps {
         self.view.borrow().map.epoch
     }
 
-    /// Takes a newer map. The caller has made it durable.
-    pub fn adopt(&self, map: ClusterMap) {
+    /// How a map looks from this node.
+    pub fn look_at(&self, map: ClusterMap) -> View {
+        View { map, site: self.site.clone(), node: self.node.clone() }
+    }
+
+    /// Takes a newer map. The caller has made it durable, and lets go first of what this node no longer serves in it.
+    pub fn adopt(&self, newer: View) {
         self.view.send_if_modified(|view| {
-            let newer = map.epoch > view.map.epoch;
-            if newer {
-                *view = Arc::new(View { map, site: self.site.clone(), node: self.node.clone() });
+            let is_newer = newer.map.epoch > view.map.epoch;
+            if is_newer {
+                *view = Arc::new(newer);
             }
-            newer
+            is_newer
         });
     }
 }

@@ -562,11 +562,12 @@ pub enum Cargo {
     Entries(Vec<ShardEntry>),
     /// All rows come anew; those that are there go. What was committed up to `at` is in the rows that follow, what is
     /// committed later comes as entries between them.
-    Begin { at: ShardPosition },
+    /// Rows of another attempt than the last one begun are refused.
+    Begin { at: ShardPosition, attempt: u64 },
     /// Rows as the catalog keeps them: key and value.
-    Rows(Vec<(Bytes, Bytes)>),
-    /// All rows have come.
-    Whole,
+    Rows { attempt: u64, rows: Vec<(Bytes, Bytes)> },
+    /// All rows have come, and all entries up to `at`.
+    Whole { at: ShardPosition, attempt: u64 },
 }
 
 /// Where a follower is once what it was sent is durable.

@@ -207,7 +207,7 @@ pub enum Key<'a> {
     FrozenSlot(Slot),
     /// [`super::rows::ShardPosition`]. How far the rows of the shard are in this catalog.
     ShardPosition,
-    /// Empty. While the rows of the shard come in from its primary: some are missing.
+    /// [`super::rows::SyncAttempt`]. While the rows of the shard come in from its primary: some are missing.
     Syncing,
     /// [`super::rows::ScrubValue`]. From the first round on; kept.
     Scrub,

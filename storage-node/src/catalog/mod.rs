@@ -142,6 +142,10 @@ impl Catalog {
         T: Send + 'static,
         F: FnOnce(&mut Txn<'_>) -> ApiResult<T> + Send + 'static,
     {
+        if self.scope.stream.as_ref().is_some_and(|stream| stream.is_backlogged()) {
+            let message = "the nodes that follow this shard do not keep up; try again in a moment";
+            return Err(ApiError::new(ErrorCode::Unavailable, message));
+        }
         let (answer, answered) = oneshot::channel();
         let work = committer::work(change, answer);
         self.jobs.send(Job::Change(self.scope.clone(), work)).await.map_err(|_| self.stopped_error())?;

@@ -72,7 +72,7 @@ rows! {
     Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
     ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1, TallyHolding => 1,
-    ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1,
+    ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1, SyncAttempt => 1,
 }
 
 impl Row for LibraryValue {
@@ -254,6 +254,10 @@ pub struct FrozenSlot {
     pub fence: u64,
     pub since: UnixMillis,
 }
+
+/// The attempt in which the rows of a shard come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncAttempt(pub u64);
 
 /// How far the scrub is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! The stream of a shard's changes to the nodes that follow it: what the committer made durable here is kept until
 //! every follower has it, and only then answered.
 //!
-//! Kept in memory and bounded: a follower that falls behind the oldest kept entry gets all rows anew.
+//! Kept in memory and bounded: beyond a number of waiting batches changes are refused, and a
+//! follower that falls behind the oldest kept entry gets all rows anew.
 //! (Primary and followers with the membership kept elsewhere: Lin et al., *PacificA*, 2008.)
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,6 +18,9 @@ use super::committer::Answer;
 
 /// Bytes of entries that are kept for followers.
 const KEPT_BYTES_MAX: usize = 32 << 20;
+
+/// Batches that may wait for followers.
+const WAITING_MAX: usize = 1024;
 
 /// What a follower is to get next.
 #[derive(Debug, PartialEq, Eq)]
@@ -121,15 +125,19 @@ impl Stream {
             return;
         }
         let settled = state.settled();
+        self.tell(&state);
         if settled < seq {
             state.waiting.push_back((seq, answers));
-            drop(state);
         } else {
             drop(state);
             answers.into_iter().for_each(|answer| answer(Ok(())));
         }
-        self.head.send_replace(seq);
-        self.settled.send_replace(settled);
+    }
+
+    /// Says how far the shard is; with the lock held, so that it never seems to go back.
+    fn tell(&self, state: &State) {
+        self.head.send_replace(state.at.seq);
+        self.settled.send_replace(state.settled());
     }
 
     /// Begins to keep entries for a follower; nobody waits for it yet.
@@ -147,6 +155,15 @@ impl Stream {
     /// From now on answers wait for the follower, or no longer do.
     pub fn require(&self, follower: &NodeId, is_required: bool) {
         self.change(|state| state.followers.entry(follower.clone()).or_default().is_required = is_required);
+    }
+
+    pub fn is_required(&self, follower: &NodeId) -> bool {
+        self.state().followers.get(follower).is_some_and(|follower| follower.is_required)
+    }
+
+    /// Whether so much waits for followers that nothing more should be taken.
+    pub(super) fn is_backlogged(&self) -> bool {
+        self.state().waiting.len() >= WAITING_MAX
     }
 
     /// The follower has everything up to `seq`, durably.
@@ -176,9 +193,9 @@ impl Stream {
             answers.extend(batch);
         }
         state.forget_acknowledged();
+        self.tell(&state);
         drop(state);
         answers.into_iter().for_each(|answer| answer(Ok(())));
-        self.settled.send_replace(settled);
     }
 
     /// Up to about `max_bytes` of the entries behind `from`, at least one if there is any.

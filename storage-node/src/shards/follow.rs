@@ -15,7 +15,7 @@ use super::scope_of;
 use crate::catalog::Catalog;
 use crate::catalog::apply_entry;
 use crate::catalog::key::{self, Key, Tag};
-use crate::catalog::rows::ShardPosition;
+use crate::catalog::rows::{ShardPosition, SyncAttempt};
 use crate::catalog::txn::{RawRows, Rows, Txn};
 use crate::node::Node;
 use crate::view::View;
@@ -56,24 +56,35 @@ pub async fn receive(node: &Arc<Node>, shard: &NodeId, shipment: Shipment) -> Ap
         let (node, shard) = (node.clone(), shard.clone());
         move || node.maps.with(|view| check_term(view, &shard, term))
     };
-    check()?;
+    if check().is_err() {
+        // The primary may have heard of its term before this node did.
+        if let Ok(map) = node.search.map(node.maps.epoch(), Duration::ZERO).await {
+            node.adopt(map).await?;
+        }
+        check()?;
+    }
     match shipment.cargo {
         Cargo::Question => {}
         Cargo::Entries(entries) => {
             rows.commit(move |txn| check().and_then(|()| append(txn, &entries))).await?
         }
-        Cargo::Begin { at } => begin(&rows, at, check).await?,
-        Cargo::Rows(page) => {
+        Cargo::Begin { at, attempt } => begin(&rows, at, attempt, check).await?,
+        Cargo::Rows { attempt, rows: page } => {
             let put = move |txn: &mut Txn<'_>| {
                 check()?;
+                check_attempt(txn, attempt)?;
                 page.into_iter().for_each(|(key, value)| txn.put_raw(key.to_vec(), value.to_vec()));
                 Ok(())
             };
             rows.commit(put).await?;
         }
-        Cargo::Whole => {
+        Cargo::Whole { at, attempt } => {
             let whole = move |txn: &mut Txn<'_>| {
                 check()?;
+                check_attempt(txn, attempt)?;
+                if txn.get::<ShardPosition>(Key::ShardPosition)? != Some(at) {
+                    return Err(ApiError::new(ErrorCode::Conflict, "entries of the shard are missing"));
+                }
                 txn.delete(Key::Syncing);
                 Ok(())
             };
@@ -86,16 +97,24 @@ pub async fn receive(node: &Arc<Node>, shard: &NodeId, shipment: Shipment) -> Ap
     })
 }
 
-/// Asked in each commit, so that a node which has become primary takes nothing more from the one before.
+/// Asked in each commit, so that a node which has become primary takes nothing more from the one before, and one that
+/// has not heard that it no longer is takes nothing from the next.
 fn check_term(view: &View, shard: &NodeId, term: u64) -> ApiResult<()> {
     let known = view.site().and_then(|site| site.node(shard)).map_or(0, |entry| entry.shard.term);
-    let serves = view.term_of(shard).is_some_and(|own| own >= term);
-    if serves || known > term {
+    if view.term_of(shard).is_some() || known != term {
         let message =
             format!("the shard of {shard} is in term {known}, not {term}, under map {}", view.map.epoch.0);
         return Err(ApiError::new(ErrorCode::Conflict, message));
     }
     Ok(())
+}
+
+/// Refuses what comes late from an attempt that was given up.
+fn check_attempt(txn: &Txn<'_>, attempt: u64) -> ApiResult<()> {
+    match txn.get::<SyncAttempt>(Key::Syncing)? {
+        Some(SyncAttempt(begun)) if begun == attempt => Ok(()),
+        _ => Err(ApiError::new(ErrorCode::Conflict, "the rows are of an earlier attempt")),
+    }
 }
 
 /// Applies the entries that come next. One from another place in the history, and what is behind it, is left out: the
@@ -116,18 +135,20 @@ fn append(txn: &mut Txn<'_>, entries: &[ShardEntry]) -> ApiResult<()> {
 async fn begin(
     rows: &Catalog,
     at: ShardPosition,
+    attempt: u64,
     check: impl Fn() -> ApiResult<()> + Clone + Send + 'static,
 ) -> ApiResult<()> {
     let first = check.clone();
     let mark = move |txn: &mut Txn<'_>| {
         first()?;
-        txn.put_empty(Key::Syncing);
+        txn.put(Key::Syncing, &SyncAttempt(attempt));
         Ok(())
     };
     rows.commit(mark).await?;
     delete_rows(rows, check.clone()).await?;
     let place = move |txn: &mut Txn<'_>| {
         check()?;
+        check_attempt(txn, attempt)?;
         txn.put(Key::ShardPosition, &at);
         Ok(())
     };

@@ -2,8 +2,9 @@
 //!
 //! The map says for each shard who is its *primary* and who its *followers* are. One rule keeps what was acknowledged:
 //! the primary answers a change only when every follower in the map has it, durably, and only such a follower ever
-//! becomes primary. Who is in the map is decided by search in one transaction each, so no two nodes ever serve a
-//! shard together: an old primary that has not heard of it yet gets no acknowledgement from its follower any more.
+//! becomes primary. Who is in the map is decided by search in one transaction each. An old primary that has not heard
+//! of it yet gets no acknowledgement from its follower any more, so of two nodes only one changes anything that counts;
+//! the other may still answer reads until its map comes.
 //!
 //! ```text
 //! primary                                  follower                              search
@@ -38,6 +39,7 @@ use crate::catalog::stream::Stream;
 use crate::catalog::txn::Rows;
 use crate::node::Node;
 use crate::shard::Shard;
+use crate::view::View;
 use crate::{closing, feed, map_watch, outbox, reaper, slot_moves, tally};
 
 pub use follow::{receive, tidy};
@@ -65,8 +67,16 @@ impl Shards {
         self.served.write().unwrap_or_else(PoisonError::into_inner).insert(shard.id.clone(), shard);
     }
 
-    fn remove(&self, id: &NodeId) {
-        self.served.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    /// Stops to serve those that another node serves under a newer map, or this one in another term.
+    pub fn close_deposed(&self, view: &View) {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        served.retain(|id, shard| {
+            let keeps = view.term_of(id) == Some(shard.stream.term());
+            if !keeps {
+                shard.stream.close();
+            }
+            keeps
+        });
     }
 
     /// Serves none any more.
@@ -97,8 +107,6 @@ pub async fn serve(node: Arc<Node>) {
             let keeps = view.term_of(id) == Some(served.shard.stream.term());
             if !keeps {
                 tracing::info!(node = %node.id, shard = %id, "another node serves the shard from now on");
-                node.shards.remove(id);
-                served.shard.stream.close();
             }
             keeps
         });

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::api::node::{Cargo, NodeClient, ShardPosition, Shipment};
+use common::api::node::{Cargo, NodeClient, RefTag, ShardPosition, Shipment};
 use common::api::search::{FollowersChange, HandOver};
 use common::backoff::Backoff;
 use common::client::CallError;
-use common::cluster::{NodeEntry, NodeState, SiteEntry};
+use common::cluster::{MapEpoch, NodeEntry, NodeState, SiteEntry};
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::id::NodeId;
 use common::placement::preferred_followers;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 use crate::catalog::key;
 use crate::catalog::stream::Next;
@@ -26,6 +27,8 @@ use crate::view::View;
 const SHIPMENT_BYTES: usize = 1 << 20;
 /// A follower that is silent for so long is suspected; search looks whether it is there.
 const SILENT: Duration = Duration::from_secs(1);
+/// One that was kept up to date for so long is not slow.
+const STEADY: Duration = Duration::from_secs(60);
 /// How often it is looked whether followers should change, beside each new map.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -65,9 +68,11 @@ pub async fn ship(shard: Arc<Shard>) {
             // A follower that is gone from such a map may be the new primary: what waits for it must not be answered.
             return;
         }
+        require_known(&shard).await;
         let wanted = wanted(&view, &shard.id);
         senders.retain(|id, sender| {
-            let keeps = wanted.iter().any(|node| node == id);
+            // One that search may be taking in is kept until it is known.
+            let keeps = wanted.iter().any(|node| node == id) || shard.stream.is_required(id);
             if !keeps {
                 sender.abort();
                 shard.stream.detach(id);
@@ -81,7 +86,26 @@ pub async fn ship(shard: Arc<Shard>) {
             tracing::debug!(shard = %shard.id, error = chain(&error), "the followers stay as they are for now");
         }
         let _either = tokio::time::timeout(REVIEW_INTERVAL, views.changed()).await;
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                // The followers would wait for ever; with the next term somebody else sends.
+                shard.node.health.fail("shards", format!("sending the shard of {} panicked", shard.id));
+            }
+        }
     }
+}
+
+/// Makes answers wait for whoever the map has, however it came in: it may become primary.
+async fn require_known(shard: &Shard) {
+    let _together = shard.membership.lock().await;
+    // Looked up anew: the view of a moment ago may name one that was let go since.
+    shard.node.maps.with(|view| {
+        if view.term_of(&shard.id) == Some(shard.stream.term()) {
+            followers(view, &shard.id).into_iter().for_each(|id| shard.stream.require(id, true));
+        }
+    });
 }
 
 /// Those who follow, and those who are to.
@@ -148,6 +172,7 @@ async fn change_followers(shard: &Shard, add: Vec<NodeId>, remove: Vec<NodeId>) 
         remove: remove.clone(),
     };
     let map = shard.node.search.change_followers(&change).await.map_err(|error| unavailable(&error))?;
+    let _together = shard.membership.lock().await;
     shard.node.adopt(map).await?;
     // Only now that the map says so: before, one of them might have become primary.
     remove.iter().for_each(|follower| shard.stream.require(follower, false));
@@ -161,14 +186,21 @@ fn unavailable(error: &CallError) -> ApiError {
 /// Keeps one follower up to date, for ever.
 async fn send(shard: Arc<Shard>, follower: NodeId) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut pause = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
     shard.stream.attach(&follower);
     loop {
+        let began = Instant::now();
         if let Err(error) = feed(&shard, &follower, &mut backoff).await {
             tracing::debug!(shard = %shard.id, %follower, error = chain(&error), "the follower is not up to date");
-            if error.code == ErrorCode::NodeUnavailable
-                && let Err(error) = give_up(&shard, &follower).await
-            {
-                tracing::debug!(shard = %shard.id, %follower, error = chain(&error), "nor is it let go");
+            if began.elapsed() >= STEADY {
+                pause.reset();
+            }
+            // Another history is put right by sending all rows; whatever else it is, writes must not wait for it.
+            if error.code != ErrorCode::Conflict {
+                if let Err(error) = give_up(&shard, &follower).await {
+                    tracing::debug!(shard = %shard.id, %follower, error = chain(&error), "nor is it let go");
+                }
+                tokio::time::sleep(pause.next_delay()).await;
             }
         }
         tokio::time::sleep(backoff.next_delay()).await;
@@ -180,8 +212,28 @@ async fn send(shard: Arc<Shard>, follower: NodeId) {
 async fn give_up(shard: &Shard, follower: &NodeId) -> ApiResult<()> {
     let looked = shard.node.search.suspect(follower).await.map_err(|error| unavailable(&error))?;
     let counts = shard.node.maps.with(|view| followers(view, &shard.id).contains(&follower));
-    if looked.alive && counts {
+    let is_required = shard.stream.is_required(follower);
+    if looked.alive && (counts || is_required) {
         change_followers(shard, Vec::new(), vec![follower.clone()]).await?;
+    } else if is_required {
+        leave_out(shard, follower).await?;
+    }
+    Ok(())
+}
+
+/// Search does not have the follower, or refused to take it in. Answers no longer wait for it, unless it is in the map
+/// all the same, or another node serves the shard by now.
+async fn leave_out(shard: &Shard, follower: &NodeId) -> ApiResult<()> {
+    let map = shard.node.search.map(MapEpoch(0), Duration::ZERO).await;
+    let map = map.map_err(|error| unavailable(&error))?;
+    let _together = shard.membership.lock().await;
+    shard.node.adopt(map).await?;
+    let is_out = shard.node.maps.with(|view| {
+        let is_ours = view.term_of(&shard.id) == Some(shard.stream.term());
+        is_ours && !followers(view, &shard.id).contains(&follower)
+    });
+    if is_out {
+        shard.stream.require(follower, false);
     }
     Ok(())
 }
@@ -202,7 +254,7 @@ async fn feed(shard: &Shard, follower: &NodeId, backoff: &mut Backoff) -> ApiRes
             Next::Unknown => return Err(other_history(follower)),
             Next::Entries(entries) if entries.is_empty() => {
                 backoff.reset();
-                peer.enter().await?;
+                peer.enter(at).await?;
                 // The sender lives as long as the stream.
                 let _either = tokio::time::timeout(REVIEW_INTERVAL, heads.changed()).await;
             }
@@ -236,9 +288,11 @@ impl Peer<'_> {
             Ok(answer) => answer,
             Err(_) => {
                 // While search looks, the answer may still come.
-                let suspect = self.shard.node.search.suspect(self.follower);
-                let (answer, _looked) = tokio::join!(answer, suspect);
-                answer
+                tokio::select! {
+                    biased;
+                    answer = &mut answer => answer,
+                    _looked = self.shard.node.search.suspect(self.follower) => answer.await,
+                }
             }
         };
         let state = answer
@@ -262,8 +316,8 @@ impl Peer<'_> {
         }
     }
 
-    /// Has the follower counted, if it is to be and is not yet. It has all entries at this moment.
-    async fn enter(&self) -> ApiResult<()> {
+    /// Has the follower counted, if it is to be and is not yet; it has the entries up to `at`.
+    async fn enter(&self, at: ShardPosition) -> ApiResult<()> {
         let (shard, follower) = (self.shard, self.follower);
         let is_wanted = shard.node.maps.with(|view| {
             let (site, entry) = entry_of(view, &shard.id)?;
@@ -274,13 +328,16 @@ impl Peer<'_> {
         if is_wanted != Some(true) {
             return Ok(());
         }
-        // First answers wait for it, then it may become primary.
+        // First answers wait for it, then it may become primary. What was answered before that it must have.
         shard.stream.require(follower, true);
+        if shard.stream.at() != at {
+            return Ok(());
+        }
         let added = change_followers(shard, vec![follower.clone()], Vec::new()).await;
         if let Err(error) = &added
             && error.code == ErrorCode::Conflict
         {
-            shard.stream.require(follower, false);
+            leave_out(shard, follower).await?;
         }
         added.inspect(|()| tracing::info!(shard = %shard.id, %follower, "the follower has all rows"))
     }
@@ -289,23 +346,22 @@ impl Peer<'_> {
     /// than it, and the entries that made it so come behind.
     async fn send_all_rows(&self) -> ApiResult<ShardPosition> {
         let (shard, follower) = (self.shard, self.follower);
-        if shard.node.maps.with(|view| followers(view, &shard.id).contains(&follower)) {
+        if shard.stream.is_required(follower) {
             change_followers(shard, Vec::new(), vec![follower.clone()]).await?;
         }
-        shard.stream.require(follower, false);
         shard.stream.forget_acknowledged(follower);
-        let mut at = shard.stream.at();
-        self.ship(Cargo::Begin { at }).await?;
+        let (mut at, attempt) = (shard.stream.at(), RefTag::generate().0);
+        self.ship(Cargo::Begin { at, attempt }).await?;
         let mut after = Vec::new();
         loop {
             let page = shard.catalog.read(|rows| page_after(rows, &after))?;
             let Some((last, _)) = page.last() else { break };
             after = last.to_vec();
-            self.ship(Cargo::Rows(page)).await?;
+            self.ship(Cargo::Rows { attempt, rows: page }).await?;
             at = self.send_waiting(at).await?;
         }
         at = self.send_waiting(at).await?;
-        match self.ship(Cargo::Whole).await? {
+        match self.ship(Cargo::Whole { at, attempt }).await? {
             Some(there) if there == at => Ok(at),
             _ => Err(other_history(follower)),
         }
