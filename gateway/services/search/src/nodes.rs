@@ -131,6 +131,7 @@ pub async fn remove_lost(conn: &mut Connection, node: &NodeId) -> Result<bool, F
         return Err(conflict(message));
     }
     set_state(conn, node, NodeState::Removed).await?;
+    shards::drop_everywhere(conn, node).await?;
     shards::settle(conn, node.site()).await?;
     let mut lost = Vec::new();
     let all = shards::of_site(conn, node.site()).await?;
@@ -143,12 +144,18 @@ pub async fn remove_lost(conn: &mut Connection, node: &NodeId) -> Result<bool, F
     Ok(true)
 }
 
-/// A shard that the lost node served for another: that one has older rows, which are better than none.
+/// A shard that the lost node served: a follower that is away has its rows, or its own node older ones, which are better
+/// than none.
 async fn is_left_to_its_node(
     conn: &mut Connection,
     lost: &NodeId,
     shard: &ShardRow,
 ) -> Result<bool, Failure> {
+    // One that is away has everything.
+    if let Some(follower) = shard.followers.iter().find(|follower| *follower != lost.name()) {
+        shards::serve_by(conn, lost.site(), shard, follower).await?;
+        return Ok(true);
+    }
     let key = ServerKey { name: shard.node.clone(), ..ServerKey::of_node(lost) };
     if servers::find(conn, &key).await?.is_none_or(|row| row.is_removed()) {
         return Ok(false);

@@ -23,7 +23,7 @@ use common::api::search::{
     MissingReport, NewBucket, NewClient, NodeAction, Registered, Registration, SiteSettings, SlotMove,
     Suspicion, SuspicionAnswer,
 };
-use common::auth::{Guard, require_server};
+use common::auth::{Guard, Role, require_server};
 use common::cluster::MapEpoch;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::{BucketName, ClientId, NodeId, SiteId};
@@ -132,8 +132,12 @@ async fn register(
             // What it had is gone, as if it were down: whoever follows its shard serves that now.
             servers::mark_down(&mut tx, &key).await?;
             shards::settle(&mut tx, &key.site).await?;
+            shards::forget_rows_of(&mut tx, &key.site, &key.name).await?;
         }
         servers::put(&mut tx, &wanted, registration.zone.as_deref()).await?;
+        if key.role == Role::StorageNode && known.is_some_and(|known| !known.alive) {
+            shards::settle(&mut tx, &key.site).await?;
+        }
         let epoch = app.commit_map(tx).await?.epoch();
         tracing::info!(role = %key.role, site = key.site, name = key.name, epoch = epoch.0, "registered");
         Ok((epoch, wanted.node))

@@ -1,7 +1,9 @@
 //! Who serves a node's shard, and who follows it.
 //!
-//! Two things hold after every change here: a follower is alive, and a primary that is not alive has no
-//! follower, for that one would have been promoted. Whatever is no longer as it was when a primary last
+//! Two things hold after every change here: a follower of a living primary is alive, and a primary that is not
+//! alive has no living follower, for that one would have been promoted. One that went down together with its
+//! primary stays a follower: it has everything, and is promoted when it is the first to come back.
+//! Whatever is no longer as it was when a primary last
 //! looked has another term, so its change is refused.
 
 use common::api::search::{FollowersChange, HandOver};
@@ -54,8 +56,9 @@ pub async fn of_site(conn: &mut Connection, site: &str) -> Result<Vec<ShardRow>,
     Ok(rows.into_iter().map(row).collect())
 }
 
-/// Makes the two things hold again after nodes of a site went down or were removed: lets them follow no
-/// shard, and promotes the first follower of each shard that lost its primary.
+/// Makes the two things hold again after nodes of a site went down, were removed or came back: promotes the
+/// first living follower of each shard that has no primary, and lets nobody follow who is not there while a
+/// primary is.
 pub async fn settle(conn: &mut Connection, site: &str) -> Result<(), Failure> {
     let alive: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM servers
@@ -66,10 +69,13 @@ pub async fn settle(conn: &mut Connection, site: &str) -> Result<(), Failure> {
     .await?;
     for shard in of_site(conn, site).await? {
         let (in_sync, gone): (Vec<_>, Vec<_>) = shard.followers.iter().partition(|name| alive.contains(name));
-        for follower in gone {
-            drop_follower(conn, site, &shard.node, follower).await?;
+        let primary_is_there = alive.contains(&shard.primary);
+        if primary_is_there || !in_sync.is_empty() {
+            for follower in gone {
+                drop_follower(conn, site, &shard.node, follower).await?;
+            }
         }
-        if alive.contains(&shard.primary) {
+        if primary_is_there {
             continue;
         }
         if let Some(next) = in_sync.first() {
@@ -82,6 +88,34 @@ pub async fn settle(conn: &mut Connection, site: &str) -> Result<(), Failure> {
             );
             serve_by(conn, site, &shard, next).await?;
         }
+    }
+    Ok(())
+}
+
+/// A node lost all that it had: it follows no shard, and what it served goes to a follower, though that be away, or to
+/// the shard's own node with the rows that it had. A shard of its own that nobody follows begins anew, in a new term, so
+/// that older rows elsewhere are never taken for its own.
+pub async fn forget_rows_of(conn: &mut Connection, site: &str, node: &str) -> Result<(), Failure> {
+    for shard in of_site(conn, site).await? {
+        drop_follower(conn, site, &shard.node, node).await?;
+        if shard.primary != node {
+            continue;
+        }
+        let key = ServerKey::of_node(&NodeId::new(&format!("{site}.{}", shard.node))?);
+        let own_is_there = servers::find(conn, &key).await?.is_some_and(|row| !row.is_removed());
+        let next = match shard.followers.iter().find(|follower| *follower != node) {
+            Some(follower) => follower,
+            None if own_is_there => &shard.node,
+            None => &shard.primary,
+        };
+        tracing::warn!(
+            site,
+            shard = shard.node,
+            lost = node,
+            primary = next,
+            "the rows of a primary are gone"
+        );
+        serve_by(conn, site, &shard, next).await?;
     }
     Ok(())
 }
@@ -140,7 +174,7 @@ pub async fn hand_over(conn: &mut Connection, request: &HandOver) -> Result<bool
         return Ok(false);
     }
     check_primary(&row, site, primary, *term)?;
-    // Followers are alive, so this is all there is to check.
+    check_alive(conn, to).await?;
     if !row.followers.iter().any(|follower| follower == to.name()) {
         let message = format!("node {to} does not follow {shard}'s shard");
         return Err(Failure::refused(ErrorCode::Conflict, message));
@@ -148,6 +182,16 @@ pub async fn hand_over(conn: &mut Connection, request: &HandOver) -> Result<bool
     serve_by(conn, site.as_str(), &row, to.name()).await?;
     add_follower(conn, site, shard, primary).await?;
     Ok(true)
+}
+
+/// Lets a node that is given up follow nothing.
+pub async fn drop_everywhere(conn: &mut Connection, node: &NodeId) -> Result<(), Failure> {
+    sqlx::query("DELETE FROM shard_followers WHERE site = $1 AND follower = $2")
+        .bind(node.site())
+        .bind(node.name())
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Lets nobody follow a shard in which nothing is left.
