@@ -179,7 +179,7 @@ impl Gateway {
     /// *open*: resolve and begin in one call, if one node can do both; otherwise resolve alone.
     async fn open(&self, wish: &Wish, guard: &mut EndGuard) -> ApiResult<Held> {
         let slots = (Slot::of_name(&wish.name), Slot::of_client(&wish.client));
-        let Some((id, node)) = self.site.owner_of_both(slots.0, slots.1) else {
+        let Some(primary) = self.site.primary_of_both(slots.0, slots.1) else {
             return self.resolve(wish, true).await;
         };
         let request = OpenRequest {
@@ -191,8 +191,9 @@ impl Gateway {
             mobile_access: wish.mobile_access.clone(),
             quota: wish.quota,
         };
-        guard.asking(id);
-        let answer = match node.open(&request).await {
+        guard.asking(primary.shard);
+        let (node, base) = (&primary.node, primary.client.base());
+        let answer = match self.site.unless_down(node, base, primary.client.open(&request)).await {
             Ok(answer) => answer,
             Err(error) if error.code() == Some(ErrorCode::QuotaExceeded) => {
                 guard.not_begun();
@@ -316,13 +317,13 @@ impl Gateway {
         guard: &mut EndGuard,
     ) -> ApiResult<DeliveryClass> {
         let slot = Slot::of_client(&wish.client);
-        let (owner, _) = self.site.owner(slot).ok_or_else(|| {
+        let primary = self.site.slot_primary(slot).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NodeUnavailable,
                 "the site has no storage node yet; start one and try again",
             )
         })?;
-        guard.asking(owner);
+        guard.asking(primary.shard);
         let begin = self.record(wish, held, part, guard.delivery()).await.inspect_err(|error| {
             if error.code == ErrorCode::QuotaExceeded {
                 guard.not_begun();

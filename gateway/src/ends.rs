@@ -184,8 +184,10 @@ impl Worker {
     }
 
     async fn send(&self, shard: &NodeId, ends: &[EndRequest]) -> Result<(), CallError> {
-        if let Some(client) = self.site.shard_primary(shard) {
-            return client.end(&EndBatch { shard: shard.clone(), ends: ends.to_vec() }).await;
+        if let Some(primary) = self.site.shard_primary(shard) {
+            let batch = EndBatch { shard: shard.clone(), ends: ends.to_vec() };
+            let call = primary.client.end(&batch);
+            return self.site.unless_down(&primary.node, primary.client.base(), call).await;
         }
         // Recorded at another site: for a client of that site, served here.
         let peer = self.home_gateway(shard).ok_or_else(|| CallError::Unreachable {

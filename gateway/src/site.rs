@@ -31,6 +31,14 @@ const SUSPICION_PAUSE: Duration = Duration::from_millis(300);
 /// A call that takes longer than this may be to a node that hangs; search looks.
 const SLOW_CALL: Duration = Duration::from_secs(1);
 
+/// Who serves a shard.
+pub struct Primary {
+    pub shard: NodeId,
+    /// The node that does; another one than the shard's own while that is away.
+    pub node: NodeId,
+    pub client: NodeClient,
+}
+
 pub struct SiteView {
     pub id: SiteId,
     view: watch::Sender<View>,
@@ -162,37 +170,30 @@ impl SiteView {
     }
 
     /// Who serves a node's shard.
-    pub fn shard_primary(&self, shard: &NodeId) -> Option<NodeClient> {
+    pub fn shard_primary(&self, shard: &NodeId) -> Option<Primary> {
         let find = |site: &SiteEntry, clients: &[NodeClient]| {
             let index = site.primary_index(site.node(shard)?)?;
-            Some(clients[index].clone())
+            let (node, client) = (site.nodes[index].id.clone(), clients[index].clone());
+            Some(Primary { shard: shard.clone(), node, client })
         };
         self.with_site(find).flatten()
     }
 
-    /// The shard that has a slot and who serves it, as far as this gateway knows.
-    pub fn owner(&self, slot: Slot) -> Option<(NodeId, NodeClient)> {
+    /// Who serves the shard that has a slot, as far as this gateway knows.
+    pub fn slot_primary(&self, slot: Slot) -> Option<Primary> {
         let find = |site: &SiteEntry, clients: &[NodeClient]| {
             let shard = site.slot_owner(slot)?;
             let index = site.primary_index(shard)?;
-            Some((shard.id.clone(), clients[index].clone()))
+            let (node, client) = (site.nodes[index].id.clone(), clients[index].clone());
+            Some(Primary { shard: shard.id.clone(), node, client })
         };
         self.with_site(find).flatten()
     }
 
-    /// The shard that has both slots, if one does, and who serves it.
-    pub fn owner_of_both(&self, a: Slot, b: Slot) -> Option<(NodeId, NodeClient)> {
-        let (shard, primary) = self.owner(a)?;
-        self.owner(b).filter(|(other, _)| *other == shard).map(|_| (shard, primary))
-    }
-
-    /// The node that serves the shard which has a slot.
-    fn slot_primary(&self, slot: Slot) -> Option<(NodeId, NodeClient)> {
-        let find = |site: &SiteEntry, clients: &[NodeClient]| {
-            let index = site.slot_primary_index(slot)?;
-            Some((site.nodes[index].id.clone(), clients[index].clone()))
-        };
-        self.with_site(find).flatten()
+    /// Who serves the shard that has both slots, if one has.
+    pub fn primary_of_both(&self, a: Slot, b: Slot) -> Option<Primary> {
+        let primary = self.slot_primary(a)?;
+        self.slot_primary(b).filter(|other| other.shard == primary.shard).map(|_| primary)
     }
 
     /// Has search look whether a node is there that this gateway could not reach; does not wait for the
@@ -235,8 +236,8 @@ impl SiteView {
         loop {
             let mut owners: BTreeMap<NodeId, (NodeClient, Vec<Slot>)> = BTreeMap::new();
             for slot in left.drain(..) {
-                let (node, owner) = self.slot_primary(slot).ok_or_else(|| self.no_node())?;
-                owners.entry(node).or_insert_with(|| (owner, Vec::new())).1.push(slot);
+                let primary = self.slot_primary(slot).ok_or_else(|| self.no_node())?;
+                owners.entry(primary.node).or_insert_with(|| (primary.client, Vec::new())).1.push(slot);
             }
             let asked = owners.into_iter().map(|(node, (owner, slots))| {
                 let asked = call(owner.clone(), slots.clone());
@@ -266,8 +267,9 @@ impl SiteView {
         self.ask_owner_counting(slot, call).await.map(|(answer, _)| answer)
     }
 
-    /// [`SiteView::ask_owner`] that also answers how often it asked. After the first time, what was asked for may have
-    /// been done already: an answer that tells of a change is not the whole truth then.
+    /// [`SiteView::ask_owner`] that also answers how often it asked, not counting refusals that change nothing.
+    /// After the first time, what was asked for may have been done already: an answer that tells of a change is
+    /// not the whole truth then.
     pub async fn ask_owner_counting<A, F>(
         &self,
         slot: Slot,
@@ -280,11 +282,11 @@ impl SiteView {
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
         loop {
-            let (node, client) = self.slot_primary(slot).ok_or_else(|| self.no_node())?;
+            let Primary { node, client, .. } = self.slot_primary(slot).ok_or_else(|| self.no_node())?;
             match self.unless_down(&node, client.base(), call(client.clone())).await {
                 Ok(answer) => return Ok((answer, asked + 1)),
                 Err(error) => {
-                    asked += 1;
+                    asked += u32::from(error.code() != Some(ErrorCode::SlotMoving));
                     self.wait_to_ask_again(&error, &node, &client, deadline, &mut backoff).await?;
                 }
             }

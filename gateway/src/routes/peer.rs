@@ -143,13 +143,16 @@ pub async fn ends(
 ) -> Response {
     counted(&gateway, Op::Peer, async {
         let ApiJson(PeerEnds { shard, ends }) = body?;
-        let client = gateway.site.shard_primary(&shard).ok_or_else(|| {
+        let primary = gateway.site.shard_primary(&shard).ok_or_else(|| {
             ApiError::new(
                 ErrorCode::NodeUnavailable,
                 format!("node {shard} is not of site {}", gateway.site.id),
             )
         })?;
-        client.end(&EndBatch { shard, ends }).await.map_err(|error| {
+        let batch = EndBatch { shard, ends };
+        let call = primary.client.end(&batch);
+        let ended = gateway.site.unless_down(&primary.node, primary.client.base(), call).await;
+        ended.map_err(|error| {
             error.to_api(
                 ErrorCode::NodeUnavailable,
                 "the storage node that recorded the delivery does not answer",

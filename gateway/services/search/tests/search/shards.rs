@@ -89,6 +89,19 @@ async fn the_first_follower_serves_when_the_primary_is_lost() {
 }
 
 #[tokio::test]
+async fn a_primary_that_comes_back_with_nothing_serves_another_shard_no_more() {
+    let search = TestSearch::new().await.with_nodes(&["n1", "n2"]).await;
+    search.follow("tokyo.n1", &["tokyo.n2"]).await;
+    search.lose("tokyo.n1").await;
+    assert_eq!(shard_of(&search.tokyo().await, "tokyo.n1"), (2, "n2", vec![]));
+    let own = shard_of(&search.tokyo().await, "tokyo.n2").0;
+    search.client.register(&node("tokyo", "n2", "another log", 1)).await.unwrap();
+    let site = search.tokyo().await;
+    assert_eq!(shard_of(&site, "tokyo.n1"), (3, "n1", vec![]), "n1 has rows, though it is away");
+    assert_eq!(shard_of(&site, "tokyo.n2"), (own + 1, "n2", vec![]), "its own begins anew");
+}
+
+#[tokio::test]
 async fn a_lease_that_runs_out_promotes_as_a_suspicion_does() {
     let search = TestSearch::with_lease(2_000).await.with_nodes(&["n1", "n2"]).await;
     search.follow("tokyo.n1", &["tokyo.n2"]).await;
