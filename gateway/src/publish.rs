@@ -84,7 +84,7 @@ impl Gateway {
         received: Received,
     ) -> ApiResult<Outcome> {
         let manifest = self.manifest(&publication, tag, &received).await?;
-        let answer = self.hold_publication(&client, &publication, manifest, tag).await?;
+        let answer = self.hold_publication(&client, &publication, manifest, tag, &received).await?;
         if !answer.in_library {
             self.add_to_library(&client, &publication.name, &received).await?;
         }
@@ -219,7 +219,12 @@ impl Gateway {
         publication: &Publication,
         manifest: Manifest,
         ref_tag: RefTag,
+        received: &Received,
     ) -> ApiResult<HoldAnswer> {
+        let list = match &manifest.chunks {
+            ChunkList::Inline(_) => None,
+            ChunkList::Stored { list, .. } => Some(*list),
+        };
         let request = HoldRequest {
             name: publication.name.clone(),
             manifest,
@@ -235,7 +240,20 @@ impl Gateway {
         };
         let request = &request;
         let slot = Slot::of_name(&publication.name);
-        self.site.ask_owner(slot, |node| async move { node.hold(request).await }).await
+        let hold = |node: NodeClient| async move { node.hold(request).await };
+        let (answer, asked) = self.site.ask_owner_counting(slot, hold).await?;
+        if asked > 1 {
+            // Held the first time, replaced, and held again by the second, its references may have been released.
+            let chunks: Vec<ChunkRef> = received.chunks.iter().copied().chain(list).collect();
+            let missing = self.chunks.claim(&chunks, &publication.name, ref_tag).await?;
+            if !missing.is_empty() {
+                return Err(ApiError::new(
+                    ErrorCode::Unavailable,
+                    "parts of the content went while it was stored; put it again",
+                ));
+            }
+        }
+        Ok(answer)
     }
 
     async fn add_to_library(

@@ -62,6 +62,13 @@ pub fn hold(txn: &mut Txn<'_>, request: &HoldRequest, now: UnixMillis) -> ApiRes
         // The same publication again: its first answer was lost.
         return Ok(Held { version: existing.version, replaced: None, announcement: None });
     }
+    if request.version_time.is_none() && txn.has(Key::Reap(request.ref_tag, &request.name))? {
+        // The same, and it has been replaced or withdrawn since: its references are being released.
+        let newest = txn.get::<HybridTime>(Key::NewestTime)?.unwrap_or_default();
+        let gone = Version { time: newest, hash: request.manifest.hash };
+        let version = existing.map_or(gone, |existing| existing.version);
+        return Ok(Held { version, replaced: None, announcement: None });
+    }
     check(request.precondition, existing.as_ref())?;
     let time = match request.version_time {
         Some(time) => time,

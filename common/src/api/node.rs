@@ -379,6 +379,9 @@ pub struct TallyChange {
 /// `POST /v1/tally`, to the owner of the slots of all the chunks ([`Slot::of_chunk`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TallyRequest {
+    /// The shard that has the names, and its term: what one says that is not its primary any more does not count.
+    pub from: NodeId,
+    pub term: u64,
     pub changes: Vec<TallyChange>,
 }
 

@@ -22,6 +22,7 @@ use crate::catalog::txn::{Rows, Txn};
 use crate::node::Node;
 use crate::reaper::read_list;
 use crate::shard::Shard;
+use crate::view::View;
 
 /// Rows that are taken at once.
 const PAGE_LEN: usize = 512;
@@ -160,7 +161,7 @@ async fn send_and_settle(shard: &Shard, jobs: Vec<Job>) -> ApiResult<Pass> {
             }
         }
     }
-    let sent = by_shard.iter().map(|(shard, parts)| send_parts(node, shard, parts));
+    let sent = by_shard.iter().map(|(to, parts)| send_parts(shard, to, parts));
     for (parts, sent) in by_shard.values().zip(join_all(sent).await) {
         if let Err(error) = sent {
             tracing::debug!(shard = %shard.id, error = chain(&error), "who holds what is not counted yet");
@@ -242,7 +243,7 @@ fn divide(
 }
 
 /// Sends a shard its parts, as many at once as one call may change.
-async fn send_parts(node: &Node, shard: &NodeId, parts: &Parts) -> ApiResult<()> {
+async fn send_parts(shard: &Shard, to: &NodeId, parts: &Parts) -> ApiResult<()> {
     let mut left = parts.as_slice();
     while !left.is_empty() {
         let mut weight = 0;
@@ -252,17 +253,18 @@ async fn send_parts(node: &Node, shard: &NodeId, parts: &Parts) -> ApiResult<()>
         });
         let (piece, rest) = left.split_at(fitting.count().max(1));
         left = rest;
-        send(node, shard, piece.iter().map(|(_, change)| change.clone()).collect()).await?;
+        send(shard, to, piece.iter().map(|(_, change)| change.clone()).collect()).await?;
     }
     Ok(())
 }
 
-async fn send(node: &Node, shard: &NodeId, changes: Vec<TallyChange>) -> ApiResult<()> {
-    let request = TallyRequest { changes };
-    if node.maps.with(|view| view.term_of(shard).is_some()) {
+async fn send(shard: &Shard, to: &NodeId, changes: Vec<TallyChange>) -> ApiResult<()> {
+    let (node, from) = (&shard.node, shard.id.clone());
+    let request = TallyRequest { from, term: shard.stream.term(), changes };
+    if node.maps.with(|view| view.term_of(to).is_some()) {
         return apply_here(node, request).await;
     }
-    node.shard_peer(shard)?.tally(&request).await.map_err(|error| {
+    node.shard_peer(to)?.tally(&request).await.map_err(|error| {
         error.to_api(
             ErrorCode::NodeUnavailable,
             "another node of the site does not count who holds its chunks",
@@ -270,8 +272,21 @@ async fn send(node: &Node, shard: &NodeId, changes: Vec<TallyChange>) -> ApiResu
     })
 }
 
+/// Whether who sent this decides for all of its names, under the map of this node.
+fn is_from_primary(view: &View, request: &TallyRequest) -> bool {
+    let Some(site) = view.site() else { return false };
+    let has = |name| site.slot_owner(Slot::of_name(name)).is_some_and(|owner| owner.id == request.from);
+    site.node(&request.from).is_some_and(|node| node.shard.term == request.term)
+        && request.changes.iter().all(|change| has(&change.name))
+}
+
 /// Enters changes at chunks whose slots this node owns, durably; those of one shard in one commit.
 pub async fn apply_here(node: &Node, request: TallyRequest) -> ApiResult<()> {
+    if !node.maps.with(|view| is_from_primary(view, &request)) {
+        let message =
+            format!("the shard of {} is not served in term {} any more", request.from, request.term);
+        return Err(ApiError::new(ErrorCode::WrongNode, message));
+    }
     let mut by_shard: BTreeMap<NodeId, Vec<TallyChange>> = BTreeMap::new();
     for change in request.changes {
         let mut divided: BTreeMap<NodeId, Vec<ChunkRef>> = BTreeMap::new();
