@@ -1,9 +1,9 @@
 //! Who holds what in a site: two rules that every gateway and node computes alike from the cluster map.
 //!
 //! - **Rows** (holdings of a name, the library of a client) live in one of [`SLOT_COUNT`] *slots*; the map
-//!   names the node whose shard has each slot, and the node that serves each shard. Slots move one at a time, each
-//!   by one transaction in search, so at any epoch exactly one node decides for a name or client. New nodes take over the slots that the ranking below
-//!   gives them: about 1/n of all, and no other slot moves.
+//!   names the node whose shard has each slot, and the node that serves each shard. Slots move by a transaction in
+//!   search each, so of what several nodes may do for a name or client at most one node's changes are acknowledged.
+//!   New nodes take over the slots that the ranking below gives them: about 1/n of all, and no other slot moves.
 //! - **Chunks** never change, so they need no owner: weighted rendezvous hashing ranks the site's nodes for
 //!   a chunk; as many of the first as the site keeps copies are to have it, and it is looked for down the ranking.
 //!   (Thaler and Ravishankar, 1998; weights: Schindelhauer and Schomaker, 2005.)

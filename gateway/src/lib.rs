@@ -21,8 +21,9 @@
 //!
 //! # Map of the code
 //!
-//! [`wish`] what is asked for, [`head`] what an answer says · [`site`] the site's nodes and who owns what · [`chunks`] reading and writing chunks · [`publish`] a client's own
-//! content · [`collect`] what the site lacks · [`surrogate`] clients of other sites · [`usage`], [`limits`] what a
+//! [`wish`] what is asked for, [`head`] what an answer says · [`site`] the site's nodes and who owns what ·
+//! [`chunks`] reading and writing chunks, as many copies as the site keeps · [`publish`] a client's own content ·
+//! [`collect`] what the site lacks · [`surrogate`] clients of other sites · [`usage`], [`limits`] what a
 //! client holds and may take · [`routes`] HTTP.
 //!
 //! # Invariants

@@ -18,10 +18,10 @@
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
 //! | bytes on disk | [`store`], [`log`], [`io`] |
 //!
-//! Invariants: a row is changed only by the catalog's committer, and only by the owner of its slot; what is read is
-//! durable; only the reaper deletes chunks, the mover those that other nodes have in its place, and the scrub those that
-//! no row knows of; a delivery record is never
-//! changed once it has its number.
+//! Invariants: a row is changed only by the catalog's committer; a shard is changed only by who serves it, its followers
+//! repeat that; what is read is durable here, and what others are told is durable at the followers too. Only the reaper
+//! deletes chunks that nothing refers to, the mover those that other nodes have in its place, and the scrub those that no
+//! row knows of. A delivery record is never changed once it has its number.
 
 pub mod audit;
 pub mod catalog;
