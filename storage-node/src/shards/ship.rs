@@ -196,7 +196,8 @@ async fn send(shard: Arc<Shard>, follower: NodeId) {
                 pause.reset();
             }
             // Another history is put right by sending all rows; whatever else it is, writes must not wait for it.
-            if error.code != ErrorCode::Conflict {
+            // Nor is it the follower's fault when search is away.
+            if !matches!(error.code, ErrorCode::Conflict | ErrorCode::SearchUnavailable) {
                 if let Err(error) = give_up(&shard, &follower).await {
                     tracing::debug!(shard = %shard.id, %follower, error = chain(&error), "nor is it let go");
                 }
@@ -254,7 +255,10 @@ async fn feed(shard: &Shard, follower: &NodeId, backoff: &mut Backoff) -> ApiRes
             Next::Unknown => return Err(other_history(follower)),
             Next::Entries(entries) if entries.is_empty() => {
                 backoff.reset();
-                peer.enter(at).await?;
+                // Without search it does not enter, but it goes on to be sent what answers may wait for.
+                if let Err(error) = peer.enter(at).await {
+                    tracing::debug!(shard = %shard.id, %follower, error = chain(&error), "not taken in yet");
+                }
                 // The sender lives as long as the stream.
                 let _either = tokio::time::timeout(REVIEW_INTERVAL, heads.changed()).await;
             }
