@@ -31,6 +31,10 @@ pub struct Config {
     /// takes to find that a node is lost and to let another serve in its place.
     #[serde(default = "node_patience_ms")]
     pub node_patience_ms: u64,
+    /// How long a client of this site may visit another on one answer of its card, in milliseconds; also the longest that
+    /// a visit goes on after its card was disabled while search is away.
+    #[serde(default = "visit_ms")]
+    pub visit_ms: u64,
 }
 
 fn loopback() -> SocketAddr {
@@ -43,6 +47,10 @@ fn cache_bytes() -> u64 {
 
 fn content_bytes_max() -> u64 {
     100 << 30
+}
+
+fn visit_ms() -> u64 {
+    u64::try_from(common::visit::VISIT_LIFE.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn node_patience_ms() -> u64 {

@@ -22,6 +22,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
+use crate::visitors::Visitors;
 
 /// Everything a request needs; shared in an `Arc`.
 pub struct Gateway {
@@ -31,6 +32,7 @@ pub struct Gateway {
     pub collector: Arc<Collector>,
     pub directory: Directory,
     pub limits: Limits,
+    pub visitors: Visitors,
     pub ends: Ends,
     pub metrics: Arc<Metrics>,
     pub server: ServerClient,
@@ -74,6 +76,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         collector,
         directory: Directory::new(search),
         limits: Limits::default(),
+        visitors: Visitors::new(secret.clone(), name),
         ends,
         metrics,
         server: client,

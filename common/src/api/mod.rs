@@ -4,6 +4,7 @@
 pub mod billing;
 pub mod extract;
 pub mod gateway;
+pub mod mobile_access;
 pub mod node;
 pub mod peer;
 pub mod search;

@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
+use crate::api::mobile_access::AnsweredChallenge;
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::cluster::MapEpoch;
@@ -711,6 +712,8 @@ impl NodeClient {
         /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
+        /// `ChallengeReplayed`.
+        answer_challenge, "/v1/challenges/answer", AnsweredChallenge => ();
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
         tally, "/v1/tally", TallyRequest => ();

@@ -2,6 +2,7 @@
 //! commit, and answers when it is durable.
 
 mod audit;
+mod challenges;
 mod chunks;
 mod deliveries;
 mod holdings;
@@ -48,6 +49,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
         .route("/v1/library/account", get(library::account))
+        .route("/v1/challenges/answer", post(challenges::answer))
         .route("/v1/tally", post(tally::apply))
         .route("/v1/tally/sums", post(tally::sums))
         .route("/v1/slots/export", post(slots::export))
