@@ -95,7 +95,7 @@ pub struct SignError {
 }
 
 /// Holds a private key. Signing may take a token's time, and blocks.
-pub trait Signer: Send + Sync {
+pub trait Signer: Send {
     fn public_key(&self) -> PublicKey;
 
     fn sign(&self, message: &[u8]) -> Result<Signature, SignError>;

@@ -15,7 +15,7 @@ pub struct Config {
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
     /// Where broadcasts are heard: 0.0.0.0:PORT for those of every network that the machine is in. By default only those
-    /// of this machine itself. Several servers may share it.
+    /// of this machine itself. Several servers may share it. Port 0 is the port of `listen`.
     #[serde(default = "hear")]
     pub hear: SocketAddr,
     /// Unique in the cluster: who is paid for bringing clients, and what clients see.

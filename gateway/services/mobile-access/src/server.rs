@@ -60,8 +60,13 @@ impl App {
 pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
     let listen = Listen { listen: config.listen, admin: config.admin };
     let server = Server::bind(Role::MobileAccess, config.name.as_str(), &listen).await?;
-    let socket = hear::bind(config.hear)
-        .map_err(|source| StartError::Listen { address: config.hear.to_string(), source })?;
+    let listen = server.http_address().unwrap_or(config.listen);
+    let mut hear = config.hear;
+    if hear.port() == 0 {
+        hear.set_port(listen.port());
+    }
+    let socket =
+        hear::bind(hear).map_err(|source| StartError::Listen { address: hear.to_string(), source })?;
     let metrics = Metrics::new(&server.metrics);
     let client = ServerClient::new(HttpClient::new(), secret, &server.name, Clock::System);
     let search = SearchClient::new(client.clone(), &config.search);
@@ -70,7 +75,6 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     server.health.set("registered", Err("search has not answered yet".into()));
     server.spawn_worker(follow(search.clone(), told, server.health.clone()));
     server.spawn_worker(register(registration(&config, &server), search, server.health.clone()));
-    let listen = server.http_address().unwrap_or(config.listen);
     let hearing = Hearing {
         name: config.name.clone(),
         listen,
