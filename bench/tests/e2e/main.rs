@@ -12,6 +12,7 @@ mod probe;
 mod process;
 
 mod accounts;
+mod cards;
 mod crash;
 mod delivery;
 mod faults;

@@ -24,8 +24,8 @@ use crate::nearby::Nearby;
 use crate::rates::{Rate, Rates};
 use crate::routes;
 
-/// One address: two questions a connect.
-const EACH: Rate = Rate { per_s: 10, burst: 40 };
+/// One address, which may be that of a whole hotel: two questions a connect.
+const EACH: Rate = Rate { per_s: 20, burst: 200 };
 const ALL: Rate = Rate { per_s: 500, burst: 500 };
 /// Questions that are answered at the same time.
 const AT_ONCE: usize = 256;
