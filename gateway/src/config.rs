@@ -31,8 +31,7 @@ pub struct Config {
     /// takes to find that a node is lost and to let another serve in its place.
     #[serde(default = "node_patience_ms")]
     pub node_patience_ms: u64,
-    /// How long a client of this site may visit another on one answer of its card, in milliseconds; also the longest that
-    /// a visit goes on after its card was disabled while search is away.
+    /// How long a client of this site may visit another on one answer of its card, in milliseconds.
     #[serde(default = "visit_ms")]
     pub visit_ms: u64,
 }
