@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::routing::get;
 use axum::{Json, Router};
+use common::api::collect::CollectorAddress;
 use common::api::search::{Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
 use common::backoff::Backoff;
@@ -13,8 +14,8 @@ use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
 use crate::chunks::Chunks;
-use crate::collect::Collector;
 use crate::collect::sources::Sources;
+use crate::collect::{Collector, Parts};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::ends::{self, Ends};
@@ -51,13 +52,15 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let site = Arc::new(site);
     let chunks = Arc::new(Chunks::new(site.clone(), config.cache_bytes, metrics.clone()));
     let sources = Arc::new(Sources::new(client.clone(), config.zone.clone()));
-    let collector = Arc::new(Collector::new(
-        site.clone(),
-        chunks.clone(),
-        search.clone(),
-        sources.clone(),
-        metrics.clone(),
-    ));
+    let collector = Arc::new(Collector::new(Parts {
+        site: site.clone(),
+        chunks: chunks.clone(),
+        search: search.clone(),
+        server: client.clone(),
+        sources: sources.clone(),
+        metrics: metrics.clone(),
+        address: CollectorAddress { gateway: config.name.clone(), http: server.http_url() },
+    }));
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));

@@ -119,6 +119,27 @@ impl PeerClient {
         Self { server, base: base.to_owned(), audience: Role::Origin }
     }
 
+    /// Base address of the source.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn server(&self) -> &ServerClient {
+        &self.server
+    }
+
+    pub(super) fn get<'a>(&'a self, path: &'a str, limit: Duration) -> Call<'a> {
+        Call {
+            method: Method::GET,
+            base: &self.base,
+            audience: self.audience,
+            path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            limit,
+        }
+    }
+
     /// The newest complete version that the source holds; `ContentNotFound` when none.
     pub async fn holding(&self, name: &ContentName) -> Result<Holding, CallError> {
         let path = format!("/v1/peer/holding?name={}", encode(name.as_str()));
@@ -131,16 +152,7 @@ impl PeerClient {
         let hash: &ChunkHash = &chunk.hash;
         let name = encode(name.as_str());
         let path = format!("/v1/peer/chunks/{hash}?name={name}&offset={offset}&len={}", chunk.len);
-        let call = Call {
-            method: Method::GET,
-            base: &self.base,
-            audience: self.audience,
-            path: &path,
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            limit: LIMIT,
-        };
-        let response = self.server.call(call).await?;
+        let response = self.server.call(self.get(&path, LIMIT)).await?;
         let url = format!("{}{path}", self.base);
         let limit = Duration::from_secs(30);
         tokio::time::timeout(limit, read_body(&url, response.into_body(), crate::chunker::CHUNK_LEN_MAX))

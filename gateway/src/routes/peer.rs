@@ -43,7 +43,7 @@ pub async fn ping() -> Json<()> {
 
 #[derive(Debug, Deserialize)]
 pub struct NameQuery {
-    name: ContentName,
+    pub name: ContentName,
 }
 
 pub async fn holding(
@@ -98,17 +98,12 @@ async fn open_chunk(
     chunk: ChunkRef,
     offset: u64,
 ) -> ApiResult<OpenChunk> {
-    if let Some(collection) = gateway.collector.at_work(name) {
-        let mut at = 0u64;
-        for (index, known) in collection.chunks.iter().enumerate() {
-            if at == offset && known.hash == chunk.hash {
-                if let Some(bytes) = collection.chunk(index).await? {
-                    return Ok(OpenChunk::whole(bytes));
-                }
-                break;
-            }
-            at += u64::from(known.len);
-        }
+    if let Some(collection) = gateway.collector.at_work(name)
+        && let Some(place) = collection.place_at(offset)
+        && collection.chunks[place].hash == chunk.hash
+        && let Some(bytes) = collection.chunk(place).await?
+    {
+        return Ok(OpenChunk::whole(bytes));
     }
     gateway.chunks.open(&chunk).await
 }

@@ -37,6 +37,7 @@ pub enum Tag {
     TallyHolding = 0x14,
     TallyClient = 0x15,
     TallyBuilt = 0x16,
+    Collecting = 0x17,
     ChunkHolder = 0x18,
     ChunkTally = 0x19,
     ClientTally = 0x1a,
@@ -63,7 +64,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 30] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -71,6 +72,7 @@ impl Tag {
         Self::TallyHolding,
         Self::TallyClient,
         Self::TallyBuilt,
+        Self::Collecting,
         Self::ChunkHolder,
         Self::ChunkTally,
         Self::ClientTally,
@@ -133,7 +135,7 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 11] = [
+pub const SLOT_TAGS: [Tag; 12] = [
     Tag::Holding,
     Tag::HoldingClient,
     Tag::Library,
@@ -141,6 +143,7 @@ pub const SLOT_TAGS: [Tag; 11] = [
     Tag::TallyHolding,
     Tag::TallyClient,
     Tag::TallyBuilt,
+    Tag::Collecting,
     Tag::ChunkHolder,
     Tag::ChunkTally,
     Tag::ClientTally,
@@ -167,6 +170,8 @@ pub enum Key<'a> {
     TallyClient(&'a ContentName, RefTag, &'a ClientId),
     /// Empty. Every holding of the slot is, or is queued to be, counted at its chunks.
     TallyBuilt(Slot),
+    /// [`super::rows::Since`]. A holding that is being collected, since when.
+    Collecting(&'a ContentName),
     /// Empty. A client that holds the chunk through the holding.
     ChunkHolder(&'a ChunkHash, &'a ClientId, RefTag, &'a ContentName),
     /// [`super::rows::ChunkTally`]. A chunk that clients hold; gone with the last of them.
@@ -243,6 +248,11 @@ impl Key<'_> {
                 key
             }
             Self::TallyBuilt(slot) => slot_rows(Tag::TallyBuilt, *slot),
+            Self::Collecting(name) => {
+                let mut key = slot_rows(Tag::Collecting, Slot::of_name(name));
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
             Self::ChunkHolder(hash, client, tag, name) => {
                 let mut key = chunk_holders_of(hash, client);
                 key.extend_from_slice(&tag.0.to_be_bytes());
@@ -362,6 +372,11 @@ pub fn tally_of(key: &[u8]) -> Option<(ContentName, RefTag, &str)> {
     Some((name, RefTag(u64::from_be_bytes(*tag)), std::str::from_utf8(client).ok()?))
 }
 
+/// The name of an encoded [`Key::Collecting`].
+pub fn collecting(key: &[u8]) -> Option<ContentName> {
+    std::str::from_utf8(key.get(3..)?).ok()?.parse().ok()
+}
+
 /// Prefix of a chunk's holders.
 pub fn chunk_holders(hash: &ChunkHash) -> Vec<u8> {
     let mut key = slot_rows(Tag::ChunkHolder, Slot::of_chunk(hash));
@@ -443,6 +458,7 @@ mod tests {
         assert_eq!(hex(Key::SlotTally(Slot(258))), "1b0102");
         assert_eq!(hex(Key::TallyBuilt(Slot(258))), "160102");
         let slot = format!("{:04x}", Slot::of_name(&name).0);
+        assert_eq!(hex(Key::Collecting(&name)), format!("17{slot}616c6963652f736f6e67"));
         let due = format!("{slot}616c6963652f736f6e67000000000000000001");
         assert_eq!(hex(Key::TallyHolding(&name, RefTag(1))), format!("14{due}"));
         assert_eq!(hex(Key::TallyClient(&name, RefTag(1), &bob)), format!("15{due}626f62"));
@@ -475,6 +491,7 @@ mod tests {
         let (bob, hash, tag) = (ClientId::new("bob").unwrap(), ChunkHash::of(b"x"), RefTag(7));
         assert_eq!(tally_of(&Key::TallyHolding(&name, tag).encode()), Some((name.clone(), tag, "")));
         assert_eq!(tally_of(&Key::TallyClient(&name, tag, &bob).encode()), Some((name.clone(), tag, "bob")));
+        assert_eq!(collecting(&Key::Collecting(&name).encode()), Some(name.clone()));
         assert_eq!(chunk_holder(&Key::ChunkHolder(&hash, &bob, tag, &name).encode()), Some(bob));
         assert_eq!(chunk_ref(&Key::SuspectRef(&hash, tag, &name).encode()), Some((hash, tag, name)));
         assert!(is_in_slot(&Key::SlotTally(Slot(3)).encode(), Slot(3)));

@@ -1,0 +1,309 @@
+//! Which holder a chunk is asked of: the one expected to have sent it first, by what this collection has seen of each.
+//!
+//! A holder that fails rests for a while, one that lies or has not got the content is not asked again. One that is late
+//! gets company: the next is asked as well, and the first good bytes count. Origins are asked only when no site is left.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::api::search::{MissingAt, SearchClient};
+use common::error::{ApiError, ErrorCode, chain};
+use common::hash::ChunkHash;
+use common::manifest::ChunkRef;
+use common::name::ContentName;
+use common::record::Source;
+use common::version::Version;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::sources::Candidate;
+use crate::metrics::Metrics;
+
+/// Share of the newest chunk in what a holder is expected to take.
+const NEWEST_SHARE: f64 = 0.3;
+/// A holder of which nothing is known is taken for so many times slower than the quickest.
+const UNKNOWN_TIMES: f64 = 1.5;
+/// A holder is late after so many times of what was expected, within these bounds.
+const LATE_TIMES: f64 = 4.0;
+const LATE_MIN: Duration = Duration::from_millis(400);
+const LATE_MAX: Duration = Duration::from_secs(2);
+const LATE_UNKNOWN: Duration = Duration::from_secs(1);
+/// Rest after the first failure; it doubles with each.
+const REST: Duration = Duration::from_millis(250);
+const REST_MAX: Duration = Duration::from_secs(8);
+
+/// The holders of one content.
+pub struct Holders {
+    name: ContentName,
+    version: Version,
+    known: Mutex<Vec<Holder>>,
+    search: SearchClient,
+    metrics: Arc<Metrics>,
+}
+
+struct Holder {
+    candidate: Candidate,
+    /// Bytes asked for and not here yet.
+    outstanding: u64,
+    /// Seconds a byte, the time in its queue included.
+    cost: Option<f64>,
+    failures: u32,
+    rests_until: Option<Instant>,
+    /// It sent wrong bytes, or says that it has not got the content.
+    is_out: bool,
+}
+
+/// A chunk asked of a holder; what it owes is counted down however that ends.
+struct Turn<'a> {
+    holders: &'a Holders,
+    index: usize,
+    candidate: Candidate,
+    len: u64,
+    /// What the holder owed when it was asked, this chunk included.
+    owed: u64,
+    begun: Instant,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.holders.with(|known| known[self.index].outstanding -= self.len);
+    }
+}
+
+impl Holders {
+    /// `candidates` best first.
+    pub fn new(
+        name: ContentName,
+        version: Version,
+        candidates: Vec<Candidate>,
+        search: SearchClient,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let holders = Self { name, version, known: Mutex::default(), search, metrics };
+        holders.renew(candidates);
+        holders
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Vec<Holder>) -> T) -> T {
+        look(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn name(&self) -> &ContentName {
+        &self.name
+    }
+
+    /// Takes in holders that were found anew, and gives those that rest another chance.
+    pub fn renew(&self, candidates: Vec<Candidate>) {
+        self.with(|known| {
+            known.iter_mut().for_each(|holder| holder.rests_until = None);
+            for candidate in candidates {
+                if !known.iter().any(|holder| holder.candidate.peer.base() == candidate.peer.base()) {
+                    known.push(Holder {
+                        candidate,
+                        outstanding: 0,
+                        cost: None,
+                        failures: 0,
+                        rests_until: None,
+                        is_out: false,
+                    });
+                }
+            }
+        });
+    }
+
+    /// One chunk, verified.
+    ///
+    /// # Errors
+    /// `SourceUnavailable` when no holder gives it.
+    pub async fn fetch(&self, chunk: &ChunkRef, offset: u64) -> Result<Bytes, ApiError> {
+        let (mut asked, mut tried) = (FuturesUnordered::new(), Vec::new());
+        let (mut another, mut late) = (true, LATE_UNKNOWN);
+        loop {
+            if std::mem::take(&mut another)
+                && let Some((turn, after)) = self.turn(chunk, &tried)
+            {
+                tried.push(turn.index);
+                late = after;
+                asked.push(self.ask(turn, chunk, offset));
+            }
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some(Some(bytes)) => return Ok(bytes),
+                    Some(None) => another = true,
+                    None => {
+                        let message = format!("no holder of {} sends its bytes at the moment", self.name);
+                        return Err(ApiError::new(ErrorCode::SourceUnavailable, message));
+                    }
+                },
+                () = tokio::time::sleep(late), if self.has_other(&tried) => {
+                    self.metrics.hedged_fetches.increment(1);
+                    another = true;
+                }
+            }
+        }
+    }
+
+    fn has_other(&self, tried: &[usize]) -> bool {
+        let now = Instant::now();
+        self.with(|known| {
+            known.iter().enumerate().any(|(index, holder)| !tried.contains(&index) && holder.is_usable(now))
+        })
+    }
+
+    /// Who is asked next, and after what time it is late.
+    fn turn(&self, chunk: &ChunkRef, tried: &[usize]) -> Option<(Turn<'_>, Duration)> {
+        let (now, len) = (Instant::now(), u64::from(chunk.len));
+        self.with(|known| {
+            let index = choose(known, tried, len, now)?;
+            let holder = &mut known[index];
+            holder.outstanding += len;
+            let owed = holder.outstanding;
+            let late = holder.cost.map_or(LATE_UNKNOWN, |cost| {
+                Duration::from_secs_f64(LATE_TIMES * cost * owed as f64).clamp(LATE_MIN, LATE_MAX)
+            });
+            let candidate = holder.candidate.clone();
+            Some((Turn { holders: self, index, candidate, len, owed, begun: now }, late))
+        })
+    }
+
+    /// The chunk's bytes if the holder sends them.
+    async fn ask(&self, turn: Turn<'_>, chunk: &ChunkRef, offset: u64) -> Option<Bytes> {
+        let candidate = &turn.candidate;
+        let answer = candidate.peer.chunk(&self.name, chunk, offset).await;
+        match answer {
+            Ok(bytes) if ChunkHash::of(&bytes) == chunk.hash => {
+                self.metrics.collected(candidate.path(), bytes.len() as u64);
+                let cost = turn.begun.elapsed().as_secs_f64() / turn.owed.max(1) as f64;
+                self.with(|known| known[turn.index].sent(cost));
+                return Some(bytes);
+            }
+            Ok(_) => {
+                self.metrics.hash_mismatches.increment(1);
+                tracing::error!(content = %self.name, source = ?candidate.source, chunk = ?chunk.hash, "source sent bytes that are not the chunk's; it is not asked again");
+                self.with(|known| known[turn.index].is_out = true);
+            }
+            Err(error) if is_not_there(error.code()) => {
+                self.with(|known| known[turn.index].is_out = true);
+                self.report_missing(candidate).await;
+            }
+            Err(error) => {
+                tracing::warn!(content = %self.name, source = ?candidate.source, error = chain(&error), "chunk not fetched; asking the next source");
+                self.with(|known| known[turn.index].failed());
+            }
+        }
+        None
+    }
+
+    /// Tells search that a source does not have what search says it has.
+    pub async fn report_missing(&self, candidate: &Candidate) {
+        let at = match &candidate.source {
+            Source::Site(site) => MissingAt::Site(site.clone()),
+            Source::Origin(origin) => MissingAt::Origin(origin.clone()),
+        };
+        tracing::warn!(content = %self.name, ?at, "source does not have what search says it has");
+        if let Err(error) = self.search.report_missing(&self.name, self.version, &at).await {
+            tracing::debug!(error = chain(&error), "search did not take the report");
+        }
+    }
+}
+
+/// Whether a source answered that it has not got the content.
+pub fn is_not_there(code: Option<ErrorCode>) -> bool {
+    matches!(code, Some(ErrorCode::ContentNotFound | ErrorCode::ChunkNotFound))
+}
+
+impl Holder {
+    fn is_usable(&self, now: Instant) -> bool {
+        !self.is_out && self.rests_until.is_none_or(|until| until <= now)
+    }
+
+    fn sent(&mut self, cost: f64) {
+        self.failures = 0;
+        self.cost = Some(self.cost.map_or(cost, |known| known + NEWEST_SHARE * (cost - known)));
+    }
+
+    fn failed(&mut self) {
+        let rest = (REST * 2u32.pow(self.failures.min(8))).min(REST_MAX);
+        self.failures += 1;
+        self.rests_until = Some(Instant::now() + rest);
+    }
+
+    fn is_origin(&self) -> bool {
+        matches!(self.candidate.source, Source::Origin(_))
+    }
+}
+
+/// The holder that is expected to be done with `len` more bytes first. Those that rest are asked when nobody else is
+/// left.
+fn choose(known: &[Holder], tried: &[usize], len: u64, now: Instant) -> Option<usize> {
+    let quickest = known.iter().filter_map(|holder| holder.cost).min_by(f64::total_cmp);
+    let unknown = quickest.map_or(1.0, |cost| cost * UNKNOWN_TIMES);
+    let untried = known.iter().enumerate().filter(|(index, h)| !h.is_out && !tried.contains(index));
+    let best = untried.min_by(|(a, x), (b, y)| {
+        let seconds = |holder: &Holder| holder.cost.unwrap_or(unknown) * (holder.outstanding + len) as f64;
+        let last = |holder: &Holder| (!holder.is_usable(now), holder.is_origin());
+        last(x).cmp(&last(y)).then(seconds(x).total_cmp(&seconds(y))).then(a.cmp(b))
+    });
+    best.map(|(index, _)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use common::api::peer::PeerClient;
+    use common::auth::ClusterSecret;
+    use common::client::{HttpClient, ServerClient};
+    use common::id::{ServerName, SiteId};
+    use common::time::Clock;
+
+    use super::*;
+
+    fn holder(source: Source, cost: Option<f64>, outstanding: u64) -> Holder {
+        let secret = ClusterSecret::new("0123456789abcdef0123456789abcdef").unwrap();
+        let server = ServerClient::new(HttpClient::new(), secret, "test", Clock::System);
+        let peer = PeerClient::gateway(server, "http://127.0.0.1:1");
+        let candidate = Candidate { source, peer };
+        Holder { candidate, outstanding, cost, failures: 0, rests_until: None, is_out: false }
+    }
+
+    fn site(cost: Option<f64>, outstanding: u64) -> Holder {
+        holder(Source::Site(SiteId::new("osaka").unwrap()), cost, outstanding)
+    }
+
+    #[test]
+    fn the_first_to_be_done_is_asked_and_the_nearest_while_nothing_is_known() {
+        let now = Instant::now();
+        let choose = |known: &[Holder]| choose(known, &[], 100, now);
+        assert_eq!(choose(&[site(None, 0), site(None, 0)]), Some(0));
+        assert_eq!(choose(&[site(Some(1.0), 0), site(None, 0)]), Some(0), "the unknown one does not pay yet");
+        assert_eq!(choose(&[site(Some(1.0), 100), site(None, 0)]), Some(1));
+        assert_eq!(choose(&[site(Some(1.0), 800), site(Some(10.0), 0)]), Some(0));
+        assert_eq!(choose(&[site(Some(1.0), 1000), site(Some(10.0), 0)]), Some(1));
+        assert_eq!(choose(&[]), None);
+    }
+
+    #[test]
+    fn equal_holders_share_the_chunks() {
+        let mut known = vec![site(Some(1.0), 0), site(Some(1.0), 0), site(Some(2.0), 0)];
+        for _ in 0..500 {
+            let index = choose(&known, &[], 1, Instant::now()).unwrap();
+            known[index].outstanding += 1;
+        }
+        let shares: Vec<u64> = known.iter().map(|holder| holder.outstanding).collect();
+        assert_eq!(shares, [200, 200, 100], "in proportion to their speed");
+    }
+
+    #[test]
+    fn origins_and_those_that_rest_come_last_and_those_that_lie_never() {
+        let now = Instant::now();
+        let origin = || holder(Source::Origin(ServerName::new("o1").unwrap()), Some(0.1), 0);
+        let mut known = vec![origin(), site(Some(5.0), 900)];
+        assert_eq!(choose(&known, &[], 1, now), Some(1));
+        assert_eq!(choose(&known, &[1], 1, now), Some(0));
+        known[1].failed();
+        assert_eq!(choose(&known, &[], 1, now), Some(0));
+        assert_eq!(choose(&known, &[0], 1, now), Some(1), "better than nobody");
+        known[1].is_out = true;
+        assert_eq!(choose(&known, &[0], 1, now), None);
+    }
+}
