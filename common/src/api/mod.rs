@@ -5,5 +5,6 @@ pub mod billing;
 pub mod extract;
 pub mod gateway;
 pub mod node;
+pub mod origin;
 pub mod peer;
 pub mod search;
