@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::commands::origin::OriginCommand;
 use crate::error::Failure;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
 use crate::signals::Signals;
@@ -96,7 +97,11 @@ pub struct SearchArgs {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct OriginArgs {
+    /// What the operator does with a running origin
+    #[command(subcommand)]
+    pub command: Option<OriginCommand>,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -104,7 +109,7 @@ pub struct OriginArgs {
     /// Folder for what the origin knows of its sources
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// A source of contents: BUCKET,PROVIDER,URL, where URL is dir:/folder or s3://bucket/prefix?endpoint=URL&region=R; may be repeated
+    /// A source of contents: BUCKET,PROVIDER,URL, where URL is as for `dozo origin add`; may be repeated
     #[arg(long = "source", value_name = "BUCKET,PROVIDER,URL")]
     sources: Vec<SourceArg>,
     /// Milliseconds between two looks at the sources
@@ -153,7 +158,7 @@ pub enum RoleCommand {
     StorageNode(StorageNodeArgs),
     /// Run search: the directory of contents, clients and servers, and the cluster map
     Search(SearchArgs),
-    /// Run an origin: it registers contents of a folder or an object store, and sends them
+    /// Run an origin: it registers contents of folders and object stores, and sends them; or work on its sources
     Origin(OriginArgs),
     /// Run the billing server for the service fee
     ServiceBilling(BillingArgs),

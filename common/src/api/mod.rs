@@ -6,5 +6,6 @@ pub mod collect;
 pub mod extract;
 pub mod gateway;
 pub mod node;
+pub mod origin;
 pub mod peer;
 pub mod search;

@@ -74,8 +74,7 @@ impl Bed {
         let search_server = start_search(dir.path().join("search"), ([127, 0, 0, 1], 0).into()).await;
         let search = SearchClient::new(caller(), &search_server.http);
         add_studio(&search).await;
-        let source =
-            origin::Source { bucket: id("studio"), provider: id("studio"), url: url_of(&dir, "files") };
+        let source = source("studio", &url_of(&dir, "files"));
         let origin_server = start_origin(&dir, &search_server.http, rescan_ms, vec![source]).await;
         let peer = PeerClient::origin(caller(), &origin_server.http);
         Self { dir, search_server, origin_server, search, peer }
@@ -150,6 +149,11 @@ fn not_found<T>(error: CallError) -> Option<T> {
     None
 }
 
+/// A source of client `studio`.
+pub fn source(bucket: &str, url: &str) -> origin::Source {
+    origin::Source { bucket: id(bucket), provider: id("studio"), url: url.to_owned(), read_concurrency: None }
+}
+
 pub fn url_of(dir: &tempfile::TempDir, folder: &str) -> String {
     format!("dir:{}", dir.path().join(folder).display())
 }
@@ -176,7 +180,9 @@ async fn start_origin(
         search: search.to_owned(),
         data_dir: dir.path().join("origin"),
         rescan_ms,
+        settle_ms: 100,
         read_concurrency: 4,
+        read_queue: 8,
         sources,
     };
     origin::start(config, secret()).await.unwrap()
