@@ -13,6 +13,9 @@ pub struct Config {
     /// Health, metrics and map; keep it off public networks.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
+    /// Base address under which clients and other servers reach it; that of `listen` if absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
     /// Short name, unique among the site's gateways.
     pub name: ServerName,
     pub site: SiteId,

@@ -59,7 +59,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         server: client.clone(),
         sources: sources.clone(),
         metrics: metrics.clone(),
-        address: CollectorAddress { gateway: config.name.clone(), http: server.http_url() },
+        address: CollectorAddress { gateway: config.name.clone(), http: address(&config, &server) },
     }));
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
@@ -87,13 +87,18 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     Ok(server.run(routes::all(Arc::new(gateway), guard), admin, async {}))
 }
 
+/// Where others reach this gateway.
+fn address(config: &Config, server: &Server) -> String {
+    config.advertise.clone().unwrap_or_else(|| server.http_url())
+}
+
 fn registration(config: &Config, server: &Server) -> Registration {
     Registration {
         role: Role::Gateway,
         name: config.name.clone(),
         site: Some(config.site.clone()),
         zone: config.zone.clone(),
-        http: server.http_url(),
+        http: address(config, server),
         s3: None,
         admin: server.admin_url(),
         node: None,

@@ -53,6 +53,9 @@ pub struct SiteArgs {
     /// Where the site is: breaks ties between sources that are equally near
     #[arg(long)]
     pub zone: Option<String>,
+    /// Base address under which other servers reach it, if that is not the one it listens at
+    #[arg(long, value_name = "URL")]
+    pub advertise: Option<String>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -197,6 +200,7 @@ impl Flags {
     fn site(&mut self, args: &SiteArgs) {
         self.set("site", args.site.as_ref());
         self.set("zone", args.zone.as_ref());
+        self.set("advertise", args.advertise.as_ref());
     }
 
     fn folder(&mut self, data_dir: Option<&PathBuf>) {

@@ -70,6 +70,8 @@ pub struct Options {
     pub gateways: usize,
     /// Copies that each site keeps; `None`: as search decides.
     pub replicas: Option<u8>,
+    /// Other servers reach osaka's gateways through this address, where they are processes of their own.
+    pub osaka_through: Option<String>,
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
@@ -83,6 +85,7 @@ impl Default for Options {
             nodes: 2,
             gateways: 1,
             replicas: None,
+            osaka_through: None,
             cache_bytes: 256 << 20,
         }
     }
@@ -254,7 +257,12 @@ impl Cluster {
             None => name,
         };
         match role {
-            "gateway" => flags.push(("--cache-bytes", options.cache_bytes.to_string())),
+            "gateway" => {
+                flags.push(("--cache-bytes", options.cache_bytes.to_string()));
+                if let Some(address) = options.osaka_through.clone().filter(|_| name.starts_with("osaka.")) {
+                    flags.push(("--advertise", address));
+                }
+            }
             "storage-node" => {
                 fs::create_dir_all(&data_dir).expect("the folder is ours");
                 let store = data_dir.join("store");

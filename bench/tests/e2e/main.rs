@@ -8,10 +8,12 @@
 
 mod cluster;
 mod http;
+mod link;
 mod probe;
 mod process;
 
 mod accounts;
+mod collection;
 mod crash;
 mod delivery;
 mod faults;

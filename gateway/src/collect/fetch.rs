@@ -290,6 +290,9 @@ impl Collector {
                     tokio::time::sleep(RETRY_DELAY * 2u32.pow(attempt - 1)).await;
                     attempt += 1;
                     self.renew(holders).await;
+                    if !holders.has_any() {
+                        return Err(error);
+                    }
                 }
                 outcome => return outcome,
             }

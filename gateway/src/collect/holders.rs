@@ -50,7 +50,7 @@ struct Holder {
     cost: Option<f64>,
     failures: u32,
     rests_until: Option<Instant>,
-    /// It sent wrong bytes, or says that it has not got the content.
+    /// It sent wrong bytes, or says that it has not got this version.
     is_out: bool,
 }
 
@@ -89,6 +89,11 @@ impl Holders {
         look(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether there is one that may still be asked.
+    pub fn has_any(&self) -> bool {
+        self.with(|known| known.iter().any(|holder| !holder.is_out))
+    }
+
     pub fn name(&self) -> &ContentName {
         &self.name
     }
@@ -118,7 +123,7 @@ impl Holders {
     /// `SourceUnavailable` when no holder gives it.
     pub async fn fetch(&self, chunk: &ChunkRef, offset: u64) -> Result<Bytes, ApiError> {
         let (mut asked, mut tried) = (FuturesUnordered::new(), Vec::new());
-        let (mut another, mut late) = (true, LATE_UNKNOWN);
+        let (mut another, mut late, mut last) = (true, LATE_UNKNOWN, None);
         loop {
             if std::mem::take(&mut another)
                 && let Some((turn, after)) = self.turn(chunk, &tried)
@@ -129,12 +134,12 @@ impl Holders {
             }
             tokio::select! {
                 answer = asked.next() => match answer {
-                    Some(Some(bytes)) => return Ok(bytes),
-                    Some(None) => another = true,
-                    None => {
-                        let message = format!("no holder of {} sends its bytes at the moment", self.name);
-                        return Err(ApiError::new(ErrorCode::SourceUnavailable, message));
-                    }
+                    Some(Ok(bytes)) => return Ok(bytes),
+                    Some(Err(error)) => (another, last) = (true, Some(error)),
+                    None => return Err(last.unwrap_or_else(|| {
+                        let message = format!("no holder of {} is left", self.name);
+                        ApiError::new(ErrorCode::SourceUnavailable, message)
+                    })),
                 },
                 () = tokio::time::sleep(late), if self.has_other(&tried) => {
                     self.metrics.hedged_fetches.increment(1);
@@ -168,7 +173,8 @@ impl Holders {
     }
 
     /// The chunk's bytes if the holder sends them.
-    async fn ask(&self, turn: Turn<'_>, chunk: &ChunkRef, offset: u64) -> Option<Bytes> {
+    async fn ask(&self, turn: Turn<'_>, chunk: &ChunkRef, offset: u64) -> Result<Bytes, ApiError> {
+        let unavailable = format!("no holder of {} sends its bytes at the moment", self.name);
         let candidate = &turn.candidate;
         let answer = candidate.peer.chunk(&self.name, chunk, offset).await;
         match answer {
@@ -176,23 +182,29 @@ impl Holders {
                 self.metrics.collected(candidate.path(), bytes.len() as u64);
                 let cost = turn.begun.elapsed().as_secs_f64() / turn.owed.max(1) as f64;
                 self.with(|known| known[turn.index].sent(cost));
-                return Some(bytes);
+                Ok(bytes)
             }
             Ok(_) => {
                 self.metrics.hash_mismatches.increment(1);
                 tracing::error!(content = %self.name, source = ?candidate.source, chunk = ?chunk.hash, "source sent bytes that are not the chunk's; it is not asked again");
                 self.with(|known| known[turn.index].is_out = true);
+                Err(ApiError::new(ErrorCode::SourceUnavailable, unavailable))
             }
             Err(error) if is_not_there(error.code()) => {
                 self.with(|known| known[turn.index].is_out = true);
                 self.report_missing(candidate).await;
+                Err(ApiError::new(ErrorCode::SourceUnavailable, unavailable))
+            }
+            Err(error) if error.code() == Some(ErrorCode::OriginalChanged) => {
+                self.with(|known| known[turn.index].is_out = true);
+                Err(error.to_api(ErrorCode::OriginalChanged, &unavailable))
             }
             Err(error) => {
                 tracing::warn!(content = %self.name, source = ?candidate.source, error = chain(&error), "chunk not fetched; asking the next source");
                 self.with(|known| known[turn.index].failed());
+                Err(error.to_api(ErrorCode::SourceUnavailable, &unavailable))
             }
         }
-        None
     }
 
     /// Tells search that a source does not have what search says it has.

@@ -254,15 +254,17 @@ impl Collector {
 
     async fn begin_here(&self, name: &ContentName, client: &ClientId) -> ApiResult<Beginning> {
         let (info, known) = tokio::try_join!(self.search(name), self.held(name))?;
-        if known.is_some_and(|known| is_held(&known, &info)) {
+        if known.as_ref().is_some_and(|known| is_held(known, &info)) {
             return Err(ApiError::new(ErrorCode::Conflict, format!("the site holds {name} meanwhile")));
         }
         let candidates = self.rank(&info).await;
         let holders = self.holders(&info, candidates.clone());
         let (opened, candidate) = self.open(&info, &holders, &candidates).await?;
         let Opened { holding, list, first, .. } = opened;
-        // It comes in while the holding is made durable.
-        let first = AbortOnDropHandle::new(tokio::spawn(async move { first.bytes().await.ok().flatten() }));
+        // It comes in while the holding is made durable. Of what the site has another version it may have the beginning.
+        let first = known
+            .is_none()
+            .then(|| AbortOnDropHandle::new(tokio::spawn(async move { first.bytes().await.ok().flatten() })));
         let chunks = self.chunk_list(&holders, &holding, list).await?;
         let held = self.hold(&holding, RefTag::generate(), HoldingState::Collecting, Some(client)).await?;
         if held.version != holding.version {
@@ -276,7 +278,7 @@ impl Collector {
         let holding = Holding { ref_tag: held.ref_tag, state: HoldingState::Collecting, ..holding };
         let head = CollectionHead { run: RefTag::generate().0, source: candidate.source.clone(), path };
         let collection = Collection::new(holding, chunks, head, self.windows.clone());
-        Ok((Arc::new(collection), Work::Here { holders, first: Some(first) }))
+        Ok((Arc::new(collection), Work::Here { holders, first }))
     }
 
     fn begin_following(&self, opened: Opened, address: CollectorAddress) -> ApiResult<Beginning> {
