@@ -18,6 +18,7 @@ mod faults;
 mod growth;
 mod harness;
 mod operation;
+mod origin;
 mod publication;
 mod roaming;
 mod topology;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use common::api::node::{HoldRequest, Holding, HoldingState, RefTag};
 use common::api::search::{ContentInfo, MissingAt, SearchClient};
+use common::client::CallError;
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
 use common::manifest::{ChunkList, ChunkRef, ChunkSlice};
@@ -25,6 +26,18 @@ use crate::metrics::Metrics;
 use crate::site::SiteView;
 use collection::Collection;
 use sources::{Candidate, Sources};
+
+/// What a client should know of a source's refusal: its request is right, and soon answered.
+fn original_trouble(error: &CallError) -> Option<ApiError> {
+    match error {
+        CallError::Refused { body, .. }
+            if matches!(body.code, ErrorCode::OriginalChanged | ErrorCode::OriginBusy) =>
+        {
+            Some(ApiError::new(body.code, &body.message))
+        }
+        _ => None,
+    }
+}
 
 /// A collection that has begun, or is about to; whoever comes first begins it.
 type Begun = Arc<OnceCell<Arc<Collection>>>;
@@ -218,6 +231,7 @@ impl Collector {
         offset: u64,
         candidates: &[Candidate],
     ) -> Result<(Bytes, DeliveryPath), ApiError> {
+        let mut told = None;
         for candidate in candidates {
             match candidate.peer.chunk(name, chunk, offset).await {
                 Ok(bytes) if ChunkHash::of(&bytes) == chunk.hash => {
@@ -231,13 +245,16 @@ impl Collector {
                 }
                 Err(error) => {
                     tracing::warn!(content = %name, source = ?candidate.source, error = %common::error::chain(&error), "chunk not fetched; asking the next source");
+                    told = original_trouble(&error).or(told);
                 }
             }
         }
-        Err(ApiError::new(
-            ErrorCode::SourceUnavailable,
-            format!("no holder of {name} sends its bytes at the moment"),
-        ))
+        Err(told.unwrap_or_else(|| {
+            ApiError::new(
+                ErrorCode::SourceUnavailable,
+                format!("no holder of {name} sends its bytes at the moment"),
+            )
+        }))
     }
 
     /// Carries a collection through; its outcome is in the collection's progress and the log.
