@@ -462,6 +462,14 @@ impl Cluster {
         })
     }
 
+    /// Most memory that a process has had in use, as the kernel counts it.
+    pub fn peak_memory_kib(&self, name: &str) -> u64 {
+        let pid = lock(&self.processes).get(name).expect("it runs").child.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub fn is_running(&self, name: &str) -> bool {
         let ended = lock(&self.processes).get_mut(name).map(|process| process.child.try_wait());
         matches!(ended, Some(Ok(None)))

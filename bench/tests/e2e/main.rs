@@ -20,6 +20,7 @@ mod faults;
 mod growth;
 mod harness;
 mod operation;
+mod origin;
 mod publication;
 mod roaming;
 mod topology;
