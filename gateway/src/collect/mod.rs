@@ -219,11 +219,17 @@ impl Collector {
         candidates: &[Candidate],
     ) -> Result<(Bytes, DeliveryPath), ApiError> {
         for candidate in candidates {
+            let sample = self.sources.sample(candidate, u64::from(chunk.len));
             match candidate.peer.chunk(name, chunk, offset).await {
                 Ok(bytes) if ChunkHash::of(&bytes) == chunk.hash => {
+                    sample.done(bytes.len() as u64);
                     let path = candidate.path();
                     self.metrics.collected(path, bytes.len() as u64);
                     return Ok((bytes, path));
+                }
+                Err(error) if error.code() == Some(ErrorCode::ContentNotFound) => {
+                    sample.refused();
+                    tracing::warn!(content = %name, source = ?candidate.source, "chunk not there; asking the next source");
                 }
                 Ok(_) => {
                     self.metrics.hash_mismatches.increment(1);

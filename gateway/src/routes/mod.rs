@@ -5,6 +5,7 @@ mod contents;
 mod library;
 mod listing;
 mod peer;
+mod ranking;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/peer/ping", get(peer::ping))
         .route("/v1/peer/holding", get(peer::holding))
         .route("/v1/peer/chunks/{hash}", get(peer::chunk))
+        .route("/v1/peer/ranking", get(ranking::ranking))
         .route("/v1/peer/possession", post(peer::possession))
         .route("/v1/peer/ends", post(peer::ends))
         .route("/v1/peer/who-holds", get(peer::who_holds))
