@@ -116,10 +116,10 @@ impl Link {
         }
     }
 
-    /// It is a candidate: from now on it is probed often.
+    /// It is a candidate: from now on it is probed often, and soon if that was not so before.
     pub fn want(&mut self, now: Instant) {
-        if !self.is_wanted(now) {
-            self.next_probe = self.next_probe.min(now + PROBE_EVERY);
+        if !self.is_wanted(now) && self.failures == 0 {
+            self.next_probe = self.next_probe.min(now);
         }
         self.wanted = Some(now);
     }
@@ -309,7 +309,10 @@ mod tests {
         link.probing(now, 0.5);
         assert!(link.next_probe() >= now + PROBE_SELDOM, "nobody wants it");
         link.want(now);
-        assert!(link.next_probe() <= now + PROBE_EVERY);
+        assert_eq!(link.next_probe(), now);
+        link.probing(now, 0.5);
+        link.want(now);
+        assert_eq!(link.next_probe(), now + PROBE_EVERY);
         let mut pauses = Vec::new();
         for _ in 0..12 {
             link.failed(now, 0.5);
