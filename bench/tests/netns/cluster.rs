@@ -181,7 +181,7 @@ impl Cluster {
             let found: serde_json::Value = answer.json();
             let holds = |site: &&str| found["sites"].as_array().is_some_and(|s| s.iter().any(|x| x == *site));
             let of_origins = found["origins"].as_array().map_or(0, Vec::len);
-            if sites.iter().all(|site| holds(site)) && of_origins >= origins {
+            if sites.iter().all(holds) && of_origins >= origins {
                 Ok(())
             } else {
                 Err(found.to_string())
