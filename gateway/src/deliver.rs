@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::response::Response;
-use common::api::gateway::{CLASS, DELIVERY};
+use common::api::gateway::{CLASS, DELIVERY, RANKING};
 use common::api::node::{BeginAnswer, BeginRequest, Holding, HoldingState, OpenRequest, ResolveRequest};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::{ClientId, DeliveryId};
@@ -125,7 +125,12 @@ impl Gateway {
     }
 
     fn plan_for(&self, wish: &Wish, held: Held, verdict: Verdict) -> ApiResult<Plan> {
-        let headers = head_of(&held.holding, held.path, held.source.as_ref());
+        let mut headers = head_of(&held.holding, held.path, held.source.as_ref());
+        if let Supply::Collection { .. } = &held.supply
+            && let Some(ranking) = self.sources.last_ranking(&wish.name)
+        {
+            headers.insert(RANKING, header(&ranking));
+        }
         match verdict {
             Verdict::NotModified => {
                 return Ok(Plan::Answer(Box::new(empty(StatusCode::NOT_MODIFIED, headers))));
@@ -149,7 +154,6 @@ impl Gateway {
                 return Err(ApiError::new(ErrorCode::InvalidRange, error.to_string()));
             }
         };
-        let mut headers = headers;
         headers.insert(CONTENT_LENGTH, HeaderValue::from(part.range.end - part.range.start));
         if part.status == StatusCode::PARTIAL_CONTENT {
             let text =

@@ -7,6 +7,8 @@ use common::record::DeliveryPath;
 use common::telemetry::MetricsRegistry;
 use metrics::{Counter, Gauge, Histogram};
 
+use crate::collect::sources::figures::SourceFigures;
+
 /// What a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -66,6 +68,7 @@ pub struct Metrics {
     pub hedged_reads: Counter,
     pub chunk_copies_short: Counter,
     pub map_epoch: Gauge,
+    pub sources: SourceFigures,
 }
 
 fn path_index(path: DeliveryPath) -> usize {
@@ -112,6 +115,7 @@ impl Metrics {
                 hedged_reads: metrics::counter!("dozo_gateway_hedged_reads_total"),
                 chunk_copies_short: metrics::counter!("dozo_gateway_chunk_copies_short_total"),
                 map_epoch: metrics::gauge!("dozo_gateway_map_epoch"),
+                sources: SourceFigures::new(registry),
             }
         })
     }

@@ -1,6 +1,7 @@
 //! Starting a gateway: its parts, its workers, its listeners.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::routing::get;
@@ -29,10 +30,13 @@ pub struct Gateway {
     pub config: Config,
     pub site: Arc<SiteView>,
     pub chunks: Arc<Chunks>,
+    pub sources: Arc<Sources>,
     pub collector: Arc<Collector>,
     pub directory: Directory,
     pub limits: Limits,
     pub ends: Ends,
+    /// Bytes that peers asked for and that are not sent yet.
+    pub owed: AtomicU64,
     pub metrics: Arc<Metrics>,
     pub server: ServerClient,
     pub clock: Clock,
@@ -51,7 +55,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let site = SiteView::new(config.site.clone(), client.clone(), search.clone(), patience, metrics.clone());
     let site = Arc::new(site);
     let chunks = Arc::new(Chunks::new(site.clone(), config.cache_bytes, metrics.clone()));
-    let sources = Arc::new(Sources::new(client.clone(), config.zone.clone()));
+    let sources = Arc::new(Sources::new(client.clone(), &config, metrics.clone()));
     let collector = Arc::new(Collector::new(Parts {
         site: site.clone(),
         chunks: chunks.clone(),
@@ -66,7 +70,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     server.health.set("map", Err("no cluster map yet".into()));
     server.health.set("registered", Err("search has not answered yet".into()));
     server.spawn_worker(site.clone().follow(server.health.clone()));
-    server.spawn_worker(sources.probe(site.clone()));
+    server.spawn_worker(sources.clone().probe(site.clone()));
     server.spawn_worker(register(registration(&config, &server), search.clone(), server.health.clone()));
     server.spawn_until_stop(ends_worker);
 
@@ -74,10 +78,12 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         config,
         site: site.clone(),
         chunks,
+        sources,
         collector,
         directory: Directory::new(search),
         limits: Limits::default(),
         ends,
+        owed: AtomicU64::new(0),
         metrics,
         server: client,
         clock: clock.clone(),

@@ -69,6 +69,19 @@ pub struct GatewayArgs {
     /// Memory for hot chunks, as in 256MiB
     #[arg(long, value_name = "BYTES", value_parser = config::parse_bytes)]
     cache_bytes: Option<u64>,
+    /// How far a site, a zone or an origin is, as in osaka=2: breaks ties between sources that are equally near and
+    /// in no zone of ours; may be repeated
+    #[arg(long = "distance", value_name = "NAME=N", value_parser = distance)]
+    distances: Vec<(String, u32)>,
+    /// Measure round trips by ICMP echo too; without the right to do so calls alone are measured
+    #[arg(long)]
+    icmp_probes: bool,
+}
+
+fn distance(text: &str) -> Result<(String, u32), String> {
+    let (name, number) = text.split_once('=').ok_or("a distance is NAME=N")?;
+    let number = number.parse().map_err(|_| format!("{number:?} is not a number from 0 to {}", u32::MAX))?;
+    Ok((name.to_owned(), number))
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -203,6 +216,13 @@ impl Flags {
         self.set("advertise", args.advertise.as_ref());
     }
 
+    fn distances(&mut self, distances: &[(String, u32)]) {
+        if !distances.is_empty() {
+            let numbers = distances.iter().map(|(name, n)| (name.clone(), Value::Integer(i64::from(*n))));
+            self.0.push(("distances".to_owned(), Value::Table(numbers.collect())));
+        }
+    }
+
     fn folder(&mut self, data_dir: Option<&PathBuf>) {
         self.set("data_dir", data_dir.map(|d| d.display()));
     }
@@ -253,6 +273,8 @@ impl RoleCommand {
                 flags.member(&args.member);
                 flags.site(&args.site);
                 flags.set_number("cache_bytes", args.cache_bytes);
+                flags.distances(&args.distances);
+                flags.set_true("icmp_probes", args.icmp_probes);
             }
             Self::StorageNode(args) => {
                 flags.member(&args.member);

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::error::ApiError;
@@ -22,10 +22,16 @@ use super::holders::Holders;
 const BATCH_LEN: usize = 64;
 /// The next batch is claimed when so few chunks of those before are left to be asked for.
 const CLAIM_AHEAD: usize = 32;
-/// Chunks on their way at once, in one collection.
-const IN_FLIGHT: usize = 12;
+/// Chunks on their way at once, in one collection: as many as come in during [`FLIGHT_TIME`], so that what a reader
+/// jumps to on a slow link does not queue behind what nobody waits for yet.
+const IN_FLIGHT_MIN: usize = 2;
+const IN_FLIGHT_FIRST: usize = 4;
+const IN_FLIGHT_MAX: usize = 12;
+const FLIGHT_TIME: Duration = Duration::from_millis(500);
 /// So many more may be, if readers wait for them.
 const WANTED_IN_FLIGHT: usize = 4;
+/// The pace of a collection is measured over this time at least.
+const PACE_TIME: Duration = Duration::from_millis(250);
 /// Chunks behind the one that a reader waits for that are as urgent.
 const WANTED_AHEAD: usize = 3;
 /// Memory for the chunks on their way, of all collections, in KiB.
@@ -176,6 +182,31 @@ impl Plan {
     }
 }
 
+/// How many chunks may be on their way, by how quickly they came in lately.
+struct Flow {
+    since: Instant,
+    chunks: u32,
+    in_flight: usize,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { since: Instant::now(), chunks: 0, in_flight: IN_FLIGHT_FIRST }
+    }
+
+    fn came(&mut self, now: Instant) {
+        self.chunks += 1;
+        let time = now.duration_since(self.since);
+        if time >= PACE_TIME {
+            let during_flight = f64::from(self.chunks) * FLIGHT_TIME.as_secs_f64() / time.as_secs_f64();
+            // Half-way, as one measurement says little.
+            let in_flight = (self.in_flight as f64 + during_flight) / 2.0;
+            self.in_flight = (in_flight.round() as usize).clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX);
+            (self.since, self.chunks) = (now, 0);
+        }
+    }
+}
+
 impl Collector {
     /// Brings all chunks that are not there yet. Dropping it stops it; what came in stays.
     pub(super) async fn fetch_all(
@@ -185,7 +216,7 @@ impl Collector {
         first: Option<FirstBytes>,
     ) -> Result<(), ApiError> {
         let mut plan = Plan::new(collection.chunks.clone(), |place| collection.is_stored(place));
-        let (mut at_work, mut fetching) = (FuturesUnordered::new(), 0);
+        let (mut at_work, mut fetching, mut flow) = (FuturesUnordered::new(), 0, Flow::new());
         if let ChunkList::Stored { .. } = collection.holding.manifest.chunks {
             at_work.push(self.store_list(collection).boxed());
         }
@@ -195,8 +226,8 @@ impl Collector {
             at_work.push(self.bring(collection, holders, 0, first).boxed());
         }
         loop {
-            while fetching < IN_FLIGHT + WANTED_IN_FLIGHT {
-                match plan.next(collection.wanted(), fetching >= IN_FLIGHT) {
+            while fetching < flow.in_flight + WANTED_IN_FLIGHT {
+                match plan.next(collection.wanted(), fetching >= flow.in_flight) {
                     Some(Step::Claim(batch)) => {
                         let chunks = collection.chunks[plan.places_of_batch(batch)].to_vec();
                         at_work.push(self.claim(collection, batch, chunks).boxed());
@@ -219,6 +250,7 @@ impl Collector {
                 Some(Ok(Done::Claimed { batch, missing })) => plan.claimed(batch, &missing),
                 Some(Ok(Done::Stored { place })) => {
                     fetching -= 1;
+                    flow.came(Instant::now());
                     plan.stored(place)
                 }
             };
@@ -394,6 +426,19 @@ mod tests {
             }
         }
         assert_eq!(fetched, [70]);
+    }
+
+    #[test]
+    fn as_many_chunks_are_on_their_way_as_come_in_during_a_flight() {
+        let run = |every: Duration| {
+            let mut flow = Flow::new();
+            let begun = flow.since;
+            (1..=400).for_each(|n| flow.came(begun + every * n));
+            flow.in_flight
+        };
+        assert_eq!(run(Duration::from_millis(5)), IN_FLIGHT_MAX);
+        assert_eq!(run(Duration::from_millis(100)), 5);
+        assert_eq!(run(Duration::from_secs(1)), IN_FLIGHT_MIN);
     }
 
     #[test]

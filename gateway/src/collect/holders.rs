@@ -1,4 +1,5 @@
-//! Which holder a chunk is asked of: the one expected to have sent it first, by what this collection has seen of each.
+//! Which holder a chunk is asked of: the one expected to have sent it first, by what this collection has seen of each,
+//! and before that by its ranking.
 //!
 //! A holder that fails rests for a while, one that lies or has not got the content is not asked again. One that is late
 //! gets company: the next is asked as well, and the first good bytes count. Origins are asked only when no site is left.
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::api::search::{MissingAt, SearchClient};
+use common::chunker::CHUNK_LEN_AVG;
 use common::error::{ApiError, ErrorCode, chain};
 use common::hash::ChunkHash;
 use common::manifest::ChunkRef;
@@ -17,18 +19,15 @@ use common::version::Version;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::sources::Candidate;
+use super::sources::{Candidate, InFlight, Sources};
 use crate::metrics::Metrics;
 
 /// Share of the newest chunk in what a holder is expected to take.
 const NEWEST_SHARE: f64 = 0.3;
-/// A holder of which nothing is known is taken for so many times slower than the quickest.
-const UNKNOWN_TIMES: f64 = 1.5;
 /// A holder is late after so many times of what was expected, within these bounds.
 const LATE_TIMES: f64 = 4.0;
 const LATE_MIN: Duration = Duration::from_millis(400);
 const LATE_MAX: Duration = Duration::from_secs(2);
-const LATE_UNKNOWN: Duration = Duration::from_secs(1);
 /// Rest after the first failure; it doubles with each.
 const REST: Duration = Duration::from_millis(250);
 const REST_MAX: Duration = Duration::from_secs(8);
@@ -38,6 +37,7 @@ pub struct Holders {
     name: ContentName,
     version: Version,
     known: Mutex<Vec<Holder>>,
+    sources: Arc<Sources>,
     search: SearchClient,
     metrics: Arc<Metrics>,
 }
@@ -46,8 +46,9 @@ struct Holder {
     candidate: Candidate,
     /// Bytes asked for and not here yet.
     outstanding: u64,
-    /// Seconds a byte, the time in its queue included.
-    cost: Option<f64>,
+    /// Seconds a byte, the time in its queue included; as ranked, until it has sent a chunk.
+    cost: f64,
+    has_sent: bool,
     failures: u32,
     rests_until: Option<Instant>,
     /// It sent wrong bytes, or says that it has not got this version.
@@ -63,11 +64,28 @@ struct Turn<'a> {
     /// What the holder owed when it was asked, this chunk included.
     owed: u64,
     begun: Instant,
+    /// Until it is told how it went.
+    sample: Option<InFlight>,
+}
+
+impl Turn<'_> {
+    fn cost(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64() / self.owed.max(1) as f64
+    }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.holders.with(|known| known[self.index].outstanding -= self.len);
+        // Not waited for any longer: another was quicker, or nobody wants the content.
+        let given_up = self.sample.take().map(|sample| {
+            sample.refused();
+            self.cost()
+        });
+        self.holders.with(|known| {
+            let holder = &mut known[self.index];
+            holder.outstanding -= self.len;
+            holder.cost = given_up.map_or(holder.cost, |cost| cost.max(holder.cost));
+        });
     }
 }
 
@@ -77,10 +95,11 @@ impl Holders {
         name: ContentName,
         version: Version,
         candidates: Vec<Candidate>,
+        sources: Arc<Sources>,
         search: SearchClient,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let holders = Self { name, version, known: Mutex::default(), search, metrics };
+        let holders = Self { name, version, known: Mutex::default(), sources, search, metrics };
         holders.renew(candidates);
         holders
     }
@@ -104,14 +123,7 @@ impl Holders {
             known.iter_mut().for_each(|holder| holder.rests_until = None);
             for candidate in candidates {
                 if !known.iter().any(|holder| holder.candidate.peer.base() == candidate.peer.base()) {
-                    known.push(Holder {
-                        candidate,
-                        outstanding: 0,
-                        cost: None,
-                        failures: 0,
-                        rests_until: None,
-                        is_out: false,
-                    });
+                    known.push(Holder::new(candidate));
                 }
             }
         });
@@ -123,7 +135,7 @@ impl Holders {
     /// `SourceUnavailable` when no holder gives it.
     pub async fn fetch(&self, chunk: &ChunkRef, offset: u64) -> Result<Bytes, ApiError> {
         let (mut asked, mut tried) = (FuturesUnordered::new(), Vec::new());
-        let (mut another, mut late, mut last) = (true, LATE_UNKNOWN, None);
+        let (mut another, mut late, mut last) = (true, LATE_MAX, None);
         loop {
             if std::mem::take(&mut another)
                 && let Some((turn, after)) = self.turn(chunk, &tried)
@@ -164,24 +176,24 @@ impl Holders {
             let holder = &mut known[index];
             holder.outstanding += len;
             let owed = holder.outstanding;
-            let late = holder.cost.map_or(LATE_UNKNOWN, |cost| {
-                Duration::from_secs_f64(LATE_TIMES * cost * owed as f64).clamp(LATE_MIN, LATE_MAX)
-            });
+            let late = LATE_TIMES * holder.cost * owed as f64;
+            let late = Duration::from_secs_f64(late.clamp(LATE_MIN.as_secs_f64(), LATE_MAX.as_secs_f64()));
             let candidate = holder.candidate.clone();
-            Some((Turn { holders: self, index, candidate, len, owed, begun: now }, late))
+            let sample = Some(self.sources.sample(&candidate, len));
+            Some((Turn { holders: self, index, candidate, len, owed, begun: now, sample }, late))
         })
     }
 
     /// The chunk's bytes if the holder sends them.
-    async fn ask(&self, turn: Turn<'_>, chunk: &ChunkRef, offset: u64) -> Result<Bytes, ApiError> {
+    async fn ask(&self, mut turn: Turn<'_>, chunk: &ChunkRef, offset: u64) -> Result<Bytes, ApiError> {
         let unavailable = format!("no holder of {} sends its bytes at the moment", self.name);
-        let candidate = &turn.candidate;
-        let answer = candidate.peer.chunk(&self.name, chunk, offset).await;
+        let answer = turn.candidate.peer.chunk(&self.name, chunk, offset).await;
+        let (candidate, sample) = (turn.candidate.clone(), turn.sample.take());
         match answer {
             Ok(bytes) if ChunkHash::of(&bytes) == chunk.hash => {
+                sample.into_iter().for_each(|sample| sample.done(turn.len));
                 self.metrics.collected(candidate.path(), bytes.len() as u64);
-                let cost = turn.begun.elapsed().as_secs_f64() / turn.owed.max(1) as f64;
-                self.with(|known| known[turn.index].sent(cost));
+                self.with(|known| known[turn.index].sent(turn.cost()));
                 Ok(bytes)
             }
             Ok(_) => {
@@ -191,18 +203,24 @@ impl Holders {
                 Err(ApiError::new(ErrorCode::SourceUnavailable, unavailable))
             }
             Err(error) if is_not_there(error.code()) => {
+                sample.into_iter().for_each(InFlight::refused);
                 self.with(|known| known[turn.index].is_out = true);
-                self.report_missing(candidate).await;
+                self.report_missing(&candidate).await;
                 Err(ApiError::new(ErrorCode::SourceUnavailable, unavailable))
             }
             Err(error) if error.code() == Some(ErrorCode::OriginalChanged) => {
+                sample.into_iter().for_each(InFlight::refused);
                 self.with(|known| known[turn.index].is_out = true);
                 Err(error.to_api(ErrorCode::OriginalChanged, &unavailable))
             }
             Err(error) => {
                 tracing::warn!(content = %self.name, source = ?candidate.source, error = chain(&error), "chunk not fetched; asking the next source");
                 self.with(|known| known[turn.index].failed());
-                Err(error.to_api(ErrorCode::SourceUnavailable, &unavailable))
+                if error.code() == Some(ErrorCode::OriginBusy) {
+                    sample.into_iter().for_each(InFlight::refused);
+                    return Err(error.to_api(ErrorCode::OriginBusy, &unavailable));
+                }
+                Err(ApiError::new(ErrorCode::SourceUnavailable, unavailable).with_cause(&error))
             }
         }
     }
@@ -226,13 +244,29 @@ pub fn is_not_there(code: Option<ErrorCode>) -> bool {
 }
 
 impl Holder {
+    fn new(candidate: Candidate) -> Self {
+        let cost = candidate.chunk_seconds / CHUNK_LEN_AVG as f64;
+        // What cannot be told is still to be compared and multiplied.
+        let cost = if cost.is_finite() { cost } else { 1.0 };
+        Self {
+            candidate,
+            outstanding: 0,
+            cost,
+            has_sent: false,
+            failures: 0,
+            rests_until: None,
+            is_out: false,
+        }
+    }
+
     fn is_usable(&self, now: Instant) -> bool {
         !self.is_out && self.rests_until.is_none_or(|until| until <= now)
     }
 
     fn sent(&mut self, cost: f64) {
         self.failures = 0;
-        self.cost = Some(self.cost.map_or(cost, |known| known + NEWEST_SHARE * (cost - known)));
+        let share = if std::mem::replace(&mut self.has_sent, true) { NEWEST_SHARE } else { 1.0 };
+        self.cost += share * (cost - self.cost);
     }
 
     fn failed(&mut self) {
@@ -249,11 +283,9 @@ impl Holder {
 /// The holder that is expected to be done with `len` more bytes first. Those that rest are asked when nobody else is
 /// left.
 fn choose(known: &[Holder], tried: &[usize], len: u64, now: Instant) -> Option<usize> {
-    let quickest = known.iter().filter_map(|holder| holder.cost).min_by(f64::total_cmp);
-    let unknown = quickest.map_or(1.0, |cost| cost * UNKNOWN_TIMES);
     let untried = known.iter().enumerate().filter(|(index, h)| !h.is_out && !tried.contains(index));
     let best = untried.min_by(|(a, x), (b, y)| {
-        let seconds = |holder: &Holder| holder.cost.unwrap_or(unknown) * (holder.outstanding + len) as f64;
+        let seconds = |holder: &Holder| holder.cost * (holder.outstanding + len) as f64;
         let last = |holder: &Holder| (!holder.is_usable(now), holder.is_origin());
         last(x).cmp(&last(y)).then(seconds(x).total_cmp(&seconds(y))).then(a.cmp(b))
     });
@@ -270,33 +302,34 @@ mod tests {
 
     use super::*;
 
-    fn holder(source: Source, cost: Option<f64>, outstanding: u64) -> Holder {
+    fn holder(source: Source, cost: f64, outstanding: u64) -> Holder {
         let secret = ClusterSecret::new("0123456789abcdef0123456789abcdef").unwrap();
         let server = ServerClient::new(HttpClient::new(), secret, "test", Clock::System);
         let peer = PeerClient::gateway(server, "http://127.0.0.1:1");
-        let candidate = Candidate { source, peer };
-        Holder { candidate, outstanding, cost, failures: 0, rests_until: None, is_out: false }
+        let gateway = ServerName::new("g1").unwrap();
+        let chunk_seconds = cost * CHUNK_LEN_AVG as f64;
+        let holder = Holder::new(Candidate { source, peer, gateway, chunk_seconds });
+        Holder { outstanding, ..holder }
     }
 
-    fn site(cost: Option<f64>, outstanding: u64) -> Holder {
+    fn site(cost: f64, outstanding: u64) -> Holder {
         holder(Source::Site(SiteId::new("osaka").unwrap()), cost, outstanding)
     }
 
     #[test]
-    fn the_first_to_be_done_is_asked_and_the_nearest_while_nothing_is_known() {
+    fn the_first_to_be_done_is_asked_and_of_equals_the_first_ranked() {
         let now = Instant::now();
         let choose = |known: &[Holder]| choose(known, &[], 100, now);
-        assert_eq!(choose(&[site(None, 0), site(None, 0)]), Some(0));
-        assert_eq!(choose(&[site(Some(1.0), 0), site(None, 0)]), Some(0), "the unknown one does not pay yet");
-        assert_eq!(choose(&[site(Some(1.0), 100), site(None, 0)]), Some(1));
-        assert_eq!(choose(&[site(Some(1.0), 800), site(Some(10.0), 0)]), Some(0));
-        assert_eq!(choose(&[site(Some(1.0), 1000), site(Some(10.0), 0)]), Some(1));
+        assert_eq!(choose(&[site(1.0, 0), site(1.0, 0)]), Some(0));
+        assert_eq!(choose(&[site(1.0, 800), site(10.0, 0)]), Some(0), "the far one does not pay yet");
+        assert_eq!(choose(&[site(1.0, 1000), site(10.0, 0)]), Some(1));
+        assert_eq!(choose(&[site(f64::INFINITY, 0), site(10.0, 0)]), Some(0), "unknown is not hopeless");
         assert_eq!(choose(&[]), None);
     }
 
     #[test]
     fn equal_holders_share_the_chunks() {
-        let mut known = vec![site(Some(1.0), 0), site(Some(1.0), 0), site(Some(2.0), 0)];
+        let mut known = vec![site(1.0, 0), site(1.0, 0), site(2.0, 0)];
         for _ in 0..500 {
             let index = choose(&known, &[], 1, Instant::now()).unwrap();
             known[index].outstanding += 1;
@@ -308,8 +341,8 @@ mod tests {
     #[test]
     fn origins_and_those_that_rest_come_last_and_those_that_lie_never() {
         let now = Instant::now();
-        let origin = || holder(Source::Origin(ServerName::new("o1").unwrap()), Some(0.1), 0);
-        let mut known = vec![origin(), site(Some(5.0), 900)];
+        let origin = || holder(Source::Origin(ServerName::new("o1").unwrap()), 0.1, 0);
+        let mut known = vec![origin(), site(5.0, 900)];
         assert_eq!(choose(&known, &[], 1, now), Some(1));
         assert_eq!(choose(&known, &[1], 1, now), Some(0));
         known[1].failed();

@@ -13,7 +13,7 @@
 //! | `fetch.rs` | which chunk comes next |
 //! | `holders.rs` | whom it is asked of |
 //! | `follow.rs` | a collection of another gateway |
-//! | `sources.rs` | which holder is nearest |
+//! | `sources/` | which holder is nearest |
 
 pub mod collection;
 mod fetch;
@@ -312,8 +312,8 @@ impl Collector {
     }
 
     fn holders(&self, info: &ContentInfo, candidates: Vec<Candidate>) -> Holders {
-        let (search, metrics) = (self.search.clone(), self.metrics.clone());
-        Holders::new(info.name.clone(), info.version, candidates, search, metrics)
+        let (sources, search, metrics) = (self.sources.clone(), self.search.clone(), self.metrics.clone());
+        Holders::new(info.name.clone(), info.version, candidates, sources, search, metrics)
     }
 
     /// Looks for holders anew. What cannot be learnt now leaves those that are known.

@@ -6,6 +6,7 @@ mod contents;
 mod library;
 mod listing;
 mod peer;
+mod ranking;
 
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/peer/collection", get(collecting::collection))
         .route("/v1/peer/collection/progress", get(collecting::progress))
         .route("/v1/peer/collection/want", get(collecting::want))
+        .route("/v1/peer/ranking", get(ranking::ranking))
         .route("/v1/peer/possession", post(peer::possession))
         .route("/v1/peer/ends", post(peer::ends))
         .route("/v1/peer/who-holds", get(peer::who_holds))
