@@ -9,6 +9,7 @@ use common::api::search::{Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
 use common::backoff::Backoff;
 use common::client::{HttpClient, ServerClient};
+use common::possession::PossessionKeys;
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
@@ -22,13 +23,17 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
+use crate::surrogate::fill::Fills;
 
 /// Everything a request needs; shared in an `Arc`.
 pub struct Gateway {
     pub config: Config,
     pub site: Arc<SiteView>,
     pub chunks: Arc<Chunks>,
+    pub sources: Arc<Sources>,
     pub collector: Arc<Collector>,
+    pub fills: Arc<Fills>,
+    pub possession_keys: PossessionKeys,
     pub directory: Directory,
     pub limits: Limits,
     pub ends: Ends,
@@ -58,12 +63,13 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         sources.clone(),
         metrics.clone(),
     ));
+    let fills = Fills::new(site.clone(), chunks.clone(), collector.clone(), sources.clone(), search.clone());
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));
     server.health.set("registered", Err("search has not answered yet".into()));
     server.spawn_worker(site.clone().follow(server.health.clone()));
-    server.spawn_worker(sources.probe(site.clone()));
+    server.spawn_worker(sources.clone().probe(site.clone()));
     server.spawn_worker(register(registration(&config, &server), search.clone(), server.health.clone()));
     server.spawn_until_stop(ends_worker);
 
@@ -71,7 +77,10 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         config,
         site: site.clone(),
         chunks,
+        sources,
         collector,
+        fills,
+        possession_keys: secret.possession_keys(),
         directory: Directory::new(search),
         limits: Limits::default(),
         ends,

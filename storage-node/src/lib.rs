@@ -13,6 +13,7 @@
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
+//! | contents kept for visitors | [`temporary`] |
 //! | giving back space | [`reaper`], [`recount`]; closing silent deliveries: [`closing`] |
 //! | who holds which bytes | [`tally`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
@@ -52,6 +53,7 @@ pub mod slot_moves;
 pub mod slots;
 pub mod store;
 pub mod tally;
+pub mod temporary;
 pub mod view;
 
 pub use config::Config;

@@ -23,6 +23,7 @@ use crate::deliveries::{Ended, Recorder};
 use crate::node::Node;
 use crate::outbox;
 use crate::slots::Slots;
+use crate::temporary;
 
 /// How far search has heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,6 +117,7 @@ pub struct Shard {
     pub stream: Arc<Stream>,
     pub signals: Signals,
     pub pending: Pending,
+    pub temporary: temporary::Figures,
     /// Held while the followers that count are brought in line with a map.
     pub membership: Mutex<()>,
     open_deliveries: AtomicI64,
@@ -125,9 +127,9 @@ impl Shard {
     /// `catalog` sees the shard's rows and changes them through `stream`.
     pub fn new(id: NodeId, node: Arc<Node>, catalog: Catalog, stream: Arc<Stream>) -> Self {
         let slots = Arc::new(Slots::new(id.clone(), node.maps.clone()));
-        let (signals, pending) = (Signals::default(), Pending::default());
+        let (signals, pending, temporary) = Default::default();
         let (membership, open_deliveries) = (Mutex::default(), AtomicI64::new(0));
-        Self { id, node, catalog, slots, stream, signals, pending, membership, open_deliveries }
+        Self { id, node, catalog, slots, stream, signals, pending, temporary, membership, open_deliveries }
     }
 
     /// Brings back what is kept beside the rows for speed.

@@ -21,6 +21,7 @@ mod operation;
 mod publication;
 mod roaming;
 mod topology;
+mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.
 #[macro_export]

@@ -7,3 +7,4 @@ pub mod gateway;
 pub mod node;
 pub mod peer;
 pub mod search;
+pub mod temporary;

@@ -211,7 +211,7 @@ impl Collector {
     }
 
     /// *fetch*: one chunk, verified, from the first candidate that gives it.
-    async fn fetch(
+    pub async fn fetch(
         &self,
         name: &ContentName,
         chunk: &ChunkRef,

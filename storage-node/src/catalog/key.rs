@@ -41,6 +41,8 @@ pub enum Tag {
     ChunkTally = 0x19,
     ClientTally = 0x1a,
     SlotTally = 0x1b,
+    Temporary = 0x1d,
+    Visitor = 0x1e,
     Chunk = 0x20,
     ChunkRef = 0x21,
     UnreferencedChunk = 0x22,
@@ -63,7 +65,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 31] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -75,6 +77,8 @@ impl Tag {
         Self::ChunkTally,
         Self::ClientTally,
         Self::SlotTally,
+        Self::Temporary,
+        Self::Visitor,
         Self::Chunk,
         Self::ChunkRef,
         Self::UnreferencedChunk,
@@ -133,7 +137,7 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 11] = [
+pub const SLOT_TAGS: [Tag; 13] = [
     Tag::Holding,
     Tag::HoldingClient,
     Tag::Library,
@@ -145,6 +149,8 @@ pub const SLOT_TAGS: [Tag; 11] = [
     Tag::ChunkTally,
     Tag::ClientTally,
     Tag::SlotTally,
+    Tag::Temporary,
+    Tag::Visitor,
 ];
 
 /// Every kind of row.
@@ -175,6 +181,10 @@ pub enum Key<'a> {
     ClientTally(Slot, &'a ClientId),
     /// [`super::rows::SlotTally`]. What all clients hold of the slot's chunks.
     SlotTally(Slot),
+    /// [`super::rows::TemporaryValue`]. A content that is kept for visitors; gone with the last of them.
+    Temporary(&'a ContentName, RefTag),
+    /// [`super::rows::VisitorValue`]. A client of another site that the content is kept for, until that expires.
+    Visitor(&'a ContentName, RefTag, &'a ClientId),
     /// [`super::rows::ChunkValue`]. A chunk that is, or is being, stored on this node.
     Chunk(&'a ChunkHash),
     /// Empty. A holding (or an upload that is to become one) that needs the chunk.
@@ -260,6 +270,16 @@ impl Key<'_> {
                 key
             }
             Self::SlotTally(slot) => slot_rows(Tag::SlotTally, *slot),
+            Self::Temporary(name, tag) => {
+                let mut key = temporaries(name);
+                key.extend_from_slice(&tag.0.to_be_bytes());
+                key
+            }
+            Self::Visitor(name, tag, client) => {
+                let mut key = visitors(name, *tag);
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
             Self::Chunk(hash) => tagged(Tag::Chunk, hash.as_bytes()),
             Self::ChunkRef(hash, tag, name) => {
                 let mut key = chunk_refs(hash);
@@ -353,7 +373,31 @@ pub fn tally_clients(name: &ContentName, tag: RefTag) -> Vec<u8> {
     key
 }
 
-/// What an encoded [`Key::TallyHolding`] or [`Key::TallyClient`] is about; the client's id is empty in the former.
+/// Prefix of a name's [`Key::Temporary`]; the reference tag follows.
+pub fn temporaries(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Temporary, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// Prefix of a temporary content's [`Key::Visitor`]; the client's id follows.
+pub fn visitors(name: &ContentName, tag: RefTag) -> Vec<u8> {
+    let mut key = visitors_of(name);
+    key.extend_from_slice(&tag.0.to_be_bytes());
+    key
+}
+
+/// Prefix of a name's [`Key::Visitor`], of all its temporary contents; the reference tag follows.
+pub fn visitors_of(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Visitor, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// What an encoded key is about that has a name, a tag and perhaps a client: [`Key::TallyHolding`], [`Key::Temporary`],
+/// [`Key::TallyClient`], [`Key::Visitor`]. The client's id is empty in the first two.
 pub fn tally_of(key: &[u8]) -> Option<(ContentName, RefTag, &str)> {
     let rest = key.get(3..)?;
     let end = rest.iter().position(|byte| *byte == 0)?;
@@ -446,6 +490,8 @@ mod tests {
         let due = format!("{slot}616c6963652f736f6e67000000000000000001");
         assert_eq!(hex(Key::TallyHolding(&name, RefTag(1))), format!("14{due}"));
         assert_eq!(hex(Key::TallyClient(&name, RefTag(1), &bob)), format!("15{due}626f62"));
+        assert_eq!(hex(Key::Temporary(&name, RefTag(1))), format!("1d{due}"));
+        assert_eq!(hex(Key::Visitor(&name, RefTag(1), &bob)), format!("1e{due}626f62"));
         let hash = ChunkHash::from_bytes([2; 32]);
         let (slot, chunk) = ("0202", "02".repeat(32));
         assert_eq!(hex(Key::ChunkTally(&hash)), format!("19{slot}{chunk}"));

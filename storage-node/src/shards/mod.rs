@@ -40,7 +40,7 @@ use crate::catalog::txn::Rows;
 use crate::node::Node;
 use crate::shard::Shard;
 use crate::view::View;
-use crate::{closing, feed, map_watch, outbox, reaper, slot_moves, tally};
+use crate::{closing, feed, map_watch, outbox, reaper, slot_moves, tally, temporary};
 
 pub use follow::{receive, tidy};
 
@@ -177,5 +177,6 @@ fn spawn_workers(shard: &Arc<Shard>) -> JoinSet<()> {
     workers.spawn(closing::close(shard.clone(), started));
     workers.spawn(reaper::release(shard.clone()));
     workers.spawn(tally::worker::run(shard.clone()));
+    workers.spawn(temporary::expire(shard.clone()));
     workers
 }
