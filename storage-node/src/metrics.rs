@@ -33,6 +33,7 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("POST", "/v1/temporary/keep", "keep_temporary"),
     ("POST", "/v1/temporary/complete", "complete_temporary"),
     ("POST", "/v1/temporary/begin", "begin_away"),
+    ("POST", "/v1/temporary/ends", "keep_ends"),
     ("POST", "/v1/temporary/list", "list_temporary"),
     ("GET", "/v1/temporary/kept", "kept_temporary"),
     ("POST", "/v1/tally", "tally"),

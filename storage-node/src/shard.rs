@@ -42,6 +42,7 @@ pub struct Signals {
     pub announcement_queued: Notify,
     pub reap_queued: Notify,
     pub tally_queued: Notify,
+    pub end_kept: Notify,
     pub slot_frozen: Notify,
     pub feed_rewound: Notify,
 }
@@ -54,6 +55,7 @@ impl Default for Signals {
             announcement_queued: Notify::new(),
             reap_queued: Notify::new(),
             tally_queued: Notify::new(),
+            end_kept: Notify::new(),
             slot_frozen: Notify::new(),
             feed_rewound: Notify::new(),
         }
@@ -143,9 +145,9 @@ impl Shard {
     }
 
     /// What is still to be settled with others before the shard may be forgotten: deliveries without their record,
-    /// records that a billing server has not booked, announcements, references to be released.
+    /// records that a billing server has not booked, announcements, references to be released, ends for other sites.
     pub fn unsettled(&self) -> ApiResult<u64> {
-        let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap];
+        let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap, Tag::HomeEnd];
         let records = outbox::billing::pending(self)?;
         self.catalog.read(|rows| {
             waiting.into_iter().try_fold(records, |sum, tag| Ok(sum + rows.count(&key::all(tag))?))

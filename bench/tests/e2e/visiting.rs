@@ -261,3 +261,123 @@ fn what_is_kept_goes_when_its_time_is_over_and_its_space_comes_back() {
     // And it may come again.
     assert!(visiting.get_content(&name).expect(200).body == bytes, "the bytes differ");
 }
+
+/// The servers of a site, gateways last.
+fn servers_of(cluster: &Cluster, site: &str) -> Vec<String> {
+    let prefix = format!("{site}.");
+    cluster.servers().into_iter().map(|(name, _)| name).filter(|name| name.starts_with(&prefix)).collect()
+}
+
+fn kill_site(cluster: &Cluster, site: &str) {
+    servers_of(cluster, site).iter().for_each(|name| cluster.kill(name));
+}
+
+#[track_caller]
+fn restart_site(cluster: &Cluster, site: &str) {
+    let servers = servers_of(cluster, site);
+    servers.iter().for_each(|name| cluster.restart(name));
+    servers.iter().for_each(|name| cluster.await_ready(name));
+}
+
+#[test]
+fn while_home_is_away_what_is_kept_is_served_and_booked_once_and_nothing_else_is() {
+    let options = Options { cache_bytes: 0, replicas: Some(2), gateways: 2, ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    let alice = cluster.new_client("alice", HOME);
+    let carol = cluster.new_client("carol", HOME);
+    let visiting = carol.at(cluster.gateway(VISITED));
+    let bucket = cluster.bucket(&alice, "public");
+    let (name, other) = (format!("{bucket}/film"), format!("{bucket}/other"));
+    let (path, bytes) = (format!("/v1/contents/{name}"), fresh_bytes(5 << 20));
+    alice.put_content(&name, &bytes).expect(201);
+    alice.put_content(&other, &bytes[..3000]).expect(201);
+    let first = visiting.get_content(&name).expect(200);
+    await_whole(&visiting, &name);
+    // One that is under way when home dies: the rest of it is here, and its end waits until home is back.
+    let mut under_way = visiting.open("GET", &path, &[]).unwrap();
+    let begun_at_home = under_way.header("dozo-delivery").unwrap().to_owned();
+    let start = under_way.read_exact(1 << 20).unwrap();
+    kill_site(&cluster, HOME);
+    let rest = under_way.finish().unwrap();
+    assert!([start, rest.body].concat() == bytes, "the bytes differ");
+
+    let away = visiting.get_content(&name).expect(200);
+    assert!(away.body == bytes, "the bytes differ");
+    assert_eq!((away.header("dozo-class"), away.header("dozo-source")), (Some("reference"), Some("hit")));
+    let away = away.header("dozo-delivery").unwrap().to_owned();
+    let [service, content] = booked(&cluster, &away);
+    assert_eq!((service["home"].as_str(), service["surrogate"].as_str()), (Some(HOME), Some(VISITED)));
+    assert_eq!(service["charge_micros"].as_u64(), Some(service_fee_micros(bytes.len())));
+    assert_eq!(content["charge_micros"].as_u64(), Some(1_000_000), "the price of a reference");
+    assert!(
+        service["node"].as_str().unwrap().starts_with(VISITED),
+        "recorded where it was delivered: {service}"
+    );
+    // Seeks of a player are one delivery.
+    let parts: Vec<_> = ["bytes=0-2999999", "bytes=3000000-"]
+        .map(|range| visiting.send("GET", &path, &[("range", range)], &[]).expect(206))
+        .into();
+    assert!([parts[0].body.clone(), parts[1].body.clone()].concat() == bytes, "the bytes differ");
+    assert_eq!(parts[0].header("dozo-delivery"), parts[1].header("dozo-delivery"));
+    let etag = crate::etag_of(&bytes);
+    visiting.send("GET", &path, &[("if-none-match", &etag)], &[]).expect(304);
+    let head = visiting.send("HEAD", &path, &[], &[]).expect(200);
+    assert_eq!(head.header("content-length"), Some((5 << 20).to_string().as_str()));
+    // What is not kept here, or not for this client, is refused, and told why.
+    let refused = visiting.get_content(&other).expect(503);
+    assert_eq!(refused.code(), "source_unavailable");
+    assert!(refused.text().contains(HOME), "{}", refused.text());
+    let dave = cluster.new_client("dave", HOME).at(cluster.gateway(VISITED));
+    assert_eq!(dave.get_content(&name).expect(503).code(), "source_unavailable");
+
+    // The gateway that has the end for home is killed, too.
+    eventually("a node has what the gateway had to tell", SOON, || {
+        let pending = cluster.metric("tokyo.g1", "dozo_gateway_ends_pending", "");
+        if pending == 0.0 { Ok(()) } else { Err(pending.to_string()) }
+    });
+    cluster.kill("tokyo.g1");
+    cluster.restart("tokyo.g1");
+    cluster.await_ready("tokyo.g1");
+    restart_site(&cluster, HOME);
+    cluster.await_billed(&carol, &[("complete", 4)]);
+    let [service, _] = booked(&cluster, &begun_at_home);
+    assert_eq!(
+        (service["status"].as_str(), service["bytes_sent"].as_u64()),
+        (Some("complete"), Some(5 << 20))
+    );
+    assert!(service["node"].as_str().unwrap().starts_with(HOME), "home recorded its begin: {service}");
+    let [service, _] = booked(&cluster, first.header("dozo-delivery").unwrap());
+    assert_eq!(service["class"].as_str(), Some("purchase"));
+    // As before.
+    let again = visiting.get_content(&name).expect(200);
+    assert_eq!(again.header("dozo-class"), Some("reference"));
+    visiting.get_content(&other).expect(200);
+    for totals in cluster.totals() {
+        assert_eq!(totals.imbalance_micros, 0);
+        assert!(!totals.records.contains_key("recovered"), "{totals:?}");
+    }
+}
+
+#[test]
+fn home_that_dies_in_the_middle_is_followed_by_another_holder() {
+    let options = Options { cache_bytes: 0, ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    let carol = cluster.client("carol");
+    let visiting = carol.at(cluster.gateway(VISITED));
+    // Held at home and, as the original, at the origin; too much for the moment until home is dead.
+    let (name, bytes) = ("studio/long.bin", fresh_bytes(120 << 20));
+    std::fs::write(cluster.path(name), &bytes).unwrap();
+    eventually("search knows the original", SOON, || cluster.lookup(name).map(drop));
+    carol.get_content(name).expect(200);
+    let mut download = visiting.open("GET", &format!("/v1/contents/{name}"), &[]).unwrap();
+    assert_eq!(download.status, 200);
+    let start = download.read_exact(200_000).unwrap();
+    kill_site(&cluster, HOME);
+    let rest = download.finish().unwrap();
+    assert!([start, rest.body].concat() == bytes, "the bytes differ");
+    await_whole(&visiting, name);
+    let from_origin = cluster.metric("tokyo.g1", "dozo_gateway_collected_bytes_total", "origin");
+    assert!(from_origin > 0.0, "home was dead before it had sent all");
+    restart_site(&cluster, HOME);
+    cluster.await_billed(&carol, &[("complete", 2)]);
+}

@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
 use crate::api::temporary::{
-    BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepRequest, Kept, ListRequest,
-    TemporaryContent,
+    BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
+    ListRequest, TemporaryContent,
 };
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
@@ -725,6 +725,7 @@ impl NodeClient {
         keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;
         complete_temporary, "/v1/temporary/complete", CompleteRequest => CompleteAnswer;
         begin_away, "/v1/temporary/begin", BeginAwayRequest => BeginAnswer;
+        keep_ends, "/v1/temporary/ends", KeepEndsRequest => ();
         list_temporary, "/v1/temporary/list", ListRequest => Vec<TemporaryContent>;
         tally, "/v1/tally", TallyRequest => ();
         tally_sums, "/v1/tally/sums", TallySumsRequest => TallySums;

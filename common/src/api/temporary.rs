@@ -7,9 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::node::RefTag;
+use crate::api::node::{EndRequest, RefTag};
 use crate::hash::{ContentHash, PossessionProof};
-use crate::id::{ClientId, DeliveryId, ServerName, SiteId};
+use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use crate::manifest::Manifest;
 use crate::name::ContentName;
 use crate::placement::Slot;
@@ -74,6 +74,16 @@ pub struct BeginAwayRequest {
     pub range_start: u64,
     #[serde(default)]
     pub mobile_access: Option<ServerName>,
+}
+
+/// Ends of visitors' deliveries that their home does not take at the moment: kept, durably, until it does.
+/// `POST /v1/temporary/ends`, to who serves the shard that is to keep them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeepEndsRequest {
+    pub keeper: NodeId,
+    /// The shard, of the home site, that recorded the begins.
+    pub shard: NodeId,
+    pub ends: Vec<EndRequest>,
 }
 
 /// Temporary contents of some slots, ordered by slot, name and client. `POST /v1/temporary/list`, to the owner of the

@@ -55,6 +55,7 @@ pub enum Tag {
     Announcement = 0x40,
     AnnouncementHead = 0x41,
     ChangeCursor = 0x42,
+    HomeEnd = 0x43,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
     ShardPosition = 0x52,
@@ -65,7 +66,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 31] = [
+    const ALL: [Self; 32] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -91,6 +92,7 @@ impl Tag {
         Self::Announcement,
         Self::AnnouncementHead,
         Self::ChangeCursor,
+        Self::HomeEnd,
         Self::NewestTime,
         Self::FrozenSlot,
         Self::ShardPosition,
@@ -210,6 +212,9 @@ pub enum Key<'a> {
     AnnouncementHead,
     /// [`super::rows::ChangeCursor`]. Last change of search's feed that was applied.
     ChangeCursor,
+    /// [`super::rows::HomeEnd`]. How a request of a visitor's delivery ended that a shard of another site, its home,
+    /// recorded; until that has it.
+    HomeEnd(&'a NodeId, &'a DeliveryId),
     /// [`common::version::HybridTime`]. Not before any version that this node gave.
     NewestTime,
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
@@ -310,6 +315,11 @@ impl Key<'_> {
             Self::Announcement(seq) => tagged(Tag::Announcement, &seq.to_be_bytes()),
             Self::AnnouncementHead => all(Tag::AnnouncementHead),
             Self::ChangeCursor => all(Tag::ChangeCursor),
+            Self::HomeEnd(shard, request) => {
+                let mut key = home_ends(shard);
+                key.extend_from_slice(request.as_bytes());
+                key
+            }
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
             Self::ShardPosition => all(Tag::ShardPosition),
@@ -443,6 +453,20 @@ pub fn chunk_refs(hash: &ChunkHash) -> Vec<u8> {
     key
 }
 
+/// Prefix of the ends for a shard of another site.
+pub fn home_ends(shard: &NodeId) -> Vec<u8> {
+    let mut key = tagged(Tag::HomeEnd, shard.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// The shard of an encoded [`Key::HomeEnd`].
+pub fn home_shard(key: &[u8]) -> Option<NodeId> {
+    let rest = key.get(1..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    NodeId::new(std::str::from_utf8(&rest[..end]).ok()?).ok()
+}
+
 /// Prefix of an epoch's records.
 pub fn records(epoch: u64) -> Vec<u8> {
     tagged(Tag::Record, &epoch.to_be_bytes())
@@ -509,6 +533,9 @@ mod tests {
         let key = Key::ChunkRef(&chunk, RefTag(7), &name).encode();
         assert_eq!(chunk_ref(&key), Some((chunk, RefTag(7), name)));
         let shard = NodeId::new("tokyo.n1").unwrap();
+        let end = Key::HomeEnd(&shard, &DeliveryId::from_bytes([3; 16])).encode();
+        assert_eq!(end, [&b"\x43tokyo.n1\0"[..], &[3; 16]].concat());
+        assert_eq!(home_shard(&end), Some(shard.clone()));
         assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
         assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));
         assert_eq!(followed_shard(b"\x10tokyo.n1\0"), None);

@@ -3,7 +3,9 @@
 //! A type that is stored may change only with its version, and the older version must still be read.
 
 pub use common::api::node::ShardPosition;
-use common::api::node::{Account, ClientTally, Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
+use common::api::node::{
+    Account, ClientTally, EndRequest, Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound,
+};
 use common::api::search::Announcement;
 use common::error::ApiError;
 use common::hash::{ChunkHash, ContentHash, PossessionProof, RecordDigest};
@@ -70,7 +72,7 @@ macro_rules! rows {
 }
 
 rows! {
-    Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, TemporaryValue => 1, VisitorValue => 1,
+    HomeEnd => 1, Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, TemporaryValue => 1, VisitorValue => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
     ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1,
     ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1, SyncAttempt => 1,
@@ -193,6 +195,13 @@ pub struct VisitorValue {
     pub since: UnixMillis,
     /// The newest delivery that was recorded here, for want of home, and the shard that has it: where later ranges join.
     pub newest: Option<(DeliveryId, NodeId)>,
+}
+
+/// How a request of a visitor's delivery ended; the shard that is to know is in the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomeEnd {
+    pub end: EndRequest,
+    pub since: UnixMillis,
 }
 
 /// A chunk of this node.

@@ -53,6 +53,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/temporary/complete", post(temporary::complete))
         .route("/v1/temporary/kept", get(temporary::kept))
         .route("/v1/temporary/begin", post(temporary::begin))
+        .route("/v1/temporary/ends", post(temporary::keep_ends))
         .route("/v1/temporary/list", post(temporary::list))
         .route("/v1/tally", post(tally::apply))
         .route("/v1/tally/sums", post(tally::sums))

@@ -6,8 +6,8 @@ use axum::extract::State;
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::BeginAnswer;
 use common::api::temporary::{
-    BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepRequest, Kept, ListRequest,
-    TemporaryContent,
+    BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
+    ListRequest, TemporaryContent,
 };
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::ClientId;
@@ -16,7 +16,7 @@ use common::placement::Slot;
 
 use crate::catalog::txn::Txn;
 use crate::node::Node;
-use crate::temporary;
+use crate::{outbox, temporary};
 
 type Shared = State<Arc<Node>>;
 
@@ -76,6 +76,20 @@ pub async fn begin(
     let begin = move |txn: &mut Txn<'_>| temporary::begin_away(txn, &request, &id, window, now);
     let begun = shard.commit_in(slot, begin).await?;
     Ok(ApiJson(super::deliveries::answer_begun(&shard, begun)))
+}
+
+pub async fn keep_ends(
+    State(node): Shared,
+    ApiJson(request): ApiJson<KeepEndsRequest>,
+) -> ApiResult<ApiJson<()>> {
+    let (shard, now) = (node.shard(&request.keeper)?, node.clock.now());
+    let keep = move |txn: &mut Txn<'_>| {
+        outbox::home::keep(txn, &request, now);
+        Ok(())
+    };
+    shard.catalog.commit(keep).await?;
+    shard.signals.end_kept.notify_one();
+    Ok(ApiJson(()))
 }
 
 /// As many as fit one page, of the first slots of the request.

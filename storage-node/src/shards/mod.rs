@@ -177,6 +177,7 @@ fn spawn_workers(shard: &Arc<Shard>) -> JoinSet<()> {
     workers.spawn(closing::close(shard.clone(), started));
     workers.spawn(reaper::release(shard.clone()));
     workers.spawn(tally::worker::run(shard.clone()));
+    workers.spawn(outbox::home::send(shard.clone()));
     workers.spawn(temporary::expire(shard.clone()));
     workers
 }
