@@ -41,6 +41,10 @@ pub struct Config {
     /// takes to find that a node is lost and to let another serve in its place.
     #[serde(default = "node_patience_ms")]
     pub node_patience_ms: u64,
+    /// How long a content is kept for a client of another site after it was asked for. The client's home site may allow
+    /// less: this is also the most that it allows other sites for clients of its own.
+    #[serde(default = "temporary_ttl_ms")]
+    pub temporary_ttl_ms: u64,
 }
 
 fn loopback() -> SocketAddr {
@@ -57,4 +61,8 @@ fn content_bytes_max() -> u64 {
 
 fn node_patience_ms() -> u64 {
     15_000
+}
+
+fn temporary_ttl_ms() -> u64 {
+    24 * 3_600_000
 }

@@ -60,6 +60,13 @@ pub struct Delivery {
     pace: Pace,
 }
 
+impl Delivery {
+    /// First byte that is to be sent.
+    pub fn range_start(&self) -> u64 {
+        self.part.range.start
+    }
+}
+
 impl Gateway {
     /// Answers a client of this site.
     pub async fn deliver(&self, wish: Wish) -> ApiResult<Response> {
@@ -167,19 +174,17 @@ impl Gateway {
         Ok(Plan::Deliver(Box::new(Delivery { held, part, headers, opening, pace: wish.pace.clone() })))
     }
 
-    /// The plan of a delivery whose possession home has confirmed.
+    /// The plan of a delivery whose possession home has confirmed; `source` is the site that has what this one lacks.
     pub fn plan_visited(
         &self,
         wish: &Wish,
         holding: Holding,
         list: Arc<[ChunkRef]>,
         supply: Supply,
+        source: Option<Source>,
     ) -> ApiResult<Plan> {
-        let home = match &supply {
-            Supply::Home { home, .. } => Some(Source::Site(home.clone())),
-            _ => None,
-        };
-        let held = Held { holding, list, path: DeliveryPath::Peer, source: home, supply, begun: None };
+        let path = if source.is_some() { DeliveryPath::Peer } else { DeliveryPath::Hit };
+        let held = Held { holding, list, path, source, supply, begun: None };
         let verdict = self.verdict(wish, &held);
         self.plan_for(wish, held, verdict)
     }

@@ -69,6 +69,10 @@ pub struct Metrics {
     pub chunk_copies_short: Counter,
     pub map_epoch: Gauge,
     pub sources: SourceFigures,
+    /// Deliveries to clients of other sites whose home confirmed them.
+    pub visited_confirmed: Counter,
+    /// Of what was kept, while their home was away.
+    pub visited_away: Counter,
 }
 
 fn path_index(path: DeliveryPath) -> usize {
@@ -116,6 +120,8 @@ impl Metrics {
                 chunk_copies_short: metrics::counter!("dozo_gateway_chunk_copies_short_total"),
                 map_epoch: metrics::gauge!("dozo_gateway_map_epoch"),
                 sources: SourceFigures::new(registry),
+                visited_confirmed: metrics::counter!("dozo_gateway_visited_deliveries_total", "home" => "confirmed"),
+                visited_away: metrics::counter!("dozo_gateway_visited_deliveries_total", "home" => "away"),
             }
         })
     }
@@ -200,4 +206,8 @@ fn describe() {
         "Chunks stored with fewer copies than the site keeps; nodes make up for them."
     );
     gauge!("dozo_gateway_map_epoch", "Epoch of the cluster map in use.");
+    counter!(
+        "dozo_gateway_visited_deliveries_total",
+        "Deliveries to clients of other sites, by whether their home confirmed them or was away."
+    );
 }

@@ -11,6 +11,7 @@ use common::api::search::{Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
 use common::backoff::Backoff;
 use common::client::{HttpClient, ServerClient};
+use common::possession::PossessionKeys;
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
@@ -24,6 +25,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
+use crate::surrogate::fill::Fills;
 
 /// Everything a request needs; shared in an `Arc`.
 pub struct Gateway {
@@ -32,6 +34,8 @@ pub struct Gateway {
     pub chunks: Arc<Chunks>,
     pub sources: Arc<Sources>,
     pub collector: Arc<Collector>,
+    pub fills: Arc<Fills>,
+    pub possession_keys: PossessionKeys,
     pub directory: Directory,
     pub limits: Limits,
     pub ends: Ends,
@@ -65,6 +69,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         metrics: metrics.clone(),
         address: CollectorAddress { gateway: config.name.clone(), http: address(&config, &server) },
     }));
+    let fills = Fills::new(site.clone(), chunks.clone(), collector.clone(), sources.clone(), search.clone());
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));
@@ -80,6 +85,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         chunks,
         sources,
         collector,
+        fills,
+        possession_keys: secret.possession_keys(),
         directory: Directory::new(search),
         limits: Limits::default(),
         ends,

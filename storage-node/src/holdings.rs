@@ -342,9 +342,10 @@ pub fn clients(
     Ok(page)
 }
 
-/// Whether the holding of a name, in whatever state, is the one whose chunks carry this tag.
+/// Whether chunks with this tag are those of the name's holding, in whatever state, or of a temporary content.
 pub fn needs_ref(rows: &(impl Rows + ?Sized), name: &ContentName, tag: RefTag) -> ApiResult<bool> {
-    Ok(rows.get::<Holding>(Key::Holding(name))?.is_some_and(|holding| holding.ref_tag == tag))
+    let holding = rows.get::<Holding>(Key::Holding(name))?;
+    Ok(holding.is_some_and(|holding| holding.ref_tag == tag) || rows.has(Key::Temporary(name, tag))?)
 }
 
 #[cfg(test)]

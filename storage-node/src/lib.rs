@@ -14,6 +14,7 @@
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
 //! | which gateway collects a content | [`leases`]; collections that nobody carries on: [`given_up`] |
+//! | contents kept for visitors | [`temporary`] |
 //! | giving back space | [`reaper`], [`recount`]; closing silent deliveries: [`closing`] |
 //! | who holds which bytes | [`tally`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
@@ -55,6 +56,7 @@ pub mod slot_moves;
 pub mod slots;
 pub mod store;
 pub mod tally;
+pub mod temporary;
 pub mod view;
 
 pub use config::Config;

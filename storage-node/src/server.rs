@@ -25,7 +25,7 @@ use crate::scrub::{self, Scrub};
 use crate::shards::{self, Shards};
 use crate::store::{self, StoreUrl};
 use crate::view::Maps;
-use crate::{reaper, recount, routes};
+use crate::{reaper, recount, routes, temporary};
 
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
@@ -150,6 +150,9 @@ async fn show_figures(node: Arc<Node>) {
         }
         let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
         node.metrics.announcements_pending.set(announcements as f64);
+        let (contents, bytes) = temporary::figures(&shards);
+        node.metrics.temporary.contents.set(contents as f64);
+        node.metrics.temporary.bytes.set(bytes as f64);
     }
 }
 

@@ -75,6 +75,10 @@ pub struct Options {
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
+    /// How long a content is kept for a visitor, and a chunk that nothing refers to, where servers are processes of their
+    /// own; `None`: as usual.
+    pub temporary_ttl_ms: Option<u64>,
+    pub chunk_grace_ms: Option<u64>,
 }
 
 impl Default for Options {
@@ -87,6 +91,8 @@ impl Default for Options {
             replicas: None,
             osaka_through: None,
             cache_bytes: 256 << 20,
+            temporary_ttl_ms: None,
+            chunk_grace_ms: None,
         }
     }
 }
@@ -166,14 +172,17 @@ impl Cluster {
 
     fn start_servers(&mut self) {
         self.write_studio();
-        let config = self.path("node.toml");
         let open_max_ms = self.options.join_window_ms * 2;
         let window = self.options.join_window_ms;
-        fs::write(
-            &config,
-            format!("delivery_join_window_ms = {window}\ndelivery_open_max_ms = {open_max_ms}\n"),
-        )
-        .expect("the folder is ours");
+        let mut node = format!("delivery_join_window_ms = {window}\ndelivery_open_max_ms = {open_max_ms}\n");
+        if let Some(grace) = self.options.chunk_grace_ms {
+            node.push_str(&format!("chunk_grace_ms = {grace}\n"));
+        }
+        let ttl = self.options.temporary_ttl_ms;
+        let gateway = ttl.map_or_else(String::new, |ttl| format!("temporary_ttl_ms = {ttl}\n"));
+        for (file, text) in [("node.toml", node), ("gateway.toml", gateway)] {
+            fs::write(self.path(file), text).expect("the folder is ours");
+        }
         let servers = self.servers();
         // Search first: the others register with it.
         for (name, _) in &servers {
@@ -262,6 +271,7 @@ impl Cluster {
                 if let Some(address) = options.osaka_through.clone().filter(|_| name.starts_with("osaka.")) {
                     flags.push(("--advertise", address));
                 }
+                flags.push(("--config", self.path("gateway.toml").display().to_string()));
             }
             "storage-node" => {
                 fs::create_dir_all(&data_dir).expect("the folder is ours");

@@ -24,6 +24,7 @@ mod origin;
 mod publication;
 mod roaming;
 mod topology;
+mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.
 #[macro_export]

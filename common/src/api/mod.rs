@@ -9,3 +9,4 @@ pub mod node;
 pub mod origin;
 pub mod peer;
 pub mod search;
+pub mod temporary;

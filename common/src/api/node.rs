@@ -12,6 +12,10 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::temporary::{
+    BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
+    ListRequest, TemporaryContent,
+};
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::cluster::MapEpoch;
@@ -223,7 +227,7 @@ pub struct BeginRequest {
     pub quota: Quota,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeginAnswer {
     /// The delivery that the bytes belong to: the request's, or the one that it joined.
     pub delivery: DeliveryId,
@@ -629,6 +633,11 @@ pub struct NodeStatus {
     /// Records, announcements and releases of the node's shard that are not yet settled with others.
     #[serde(default)]
     pub unsettled: u64,
+    /// Contents that the node's shard keeps for visitors for a while, and their bytes.
+    #[serde(default)]
+    pub temporary_contents: u64,
+    #[serde(default)]
+    pub temporary_bytes: u64,
     pub epoch: MapEpoch,
 }
 
@@ -725,6 +734,11 @@ impl NodeClient {
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
+        keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;
+        complete_temporary, "/v1/temporary/complete", CompleteRequest => CompleteAnswer;
+        begin_away, "/v1/temporary/begin", BeginAwayRequest => BeginAnswer;
+        keep_ends, "/v1/temporary/ends", KeepEndsRequest => ();
+        list_temporary, "/v1/temporary/list", ListRequest => Vec<TemporaryContent>;
         tally, "/v1/tally", TallyRequest => ();
         tally_sums, "/v1/tally/sums", TallySumsRequest => TallySums;
     }
@@ -808,6 +822,12 @@ impl NodeClient {
         name: &ContentName,
     ) -> Result<Option<LibraryRow>, CallError> {
         let path = format!("/v1/library/row?client={client}&name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    /// What is kept for a visiting client under a name.
+    pub async fn kept(&self, client: &ClientId, name: &ContentName) -> Result<Option<Kept>, CallError> {
+        let path = format!("/v1/temporary/kept?client={client}&name={}", encode(name.as_str()));
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
     }
 

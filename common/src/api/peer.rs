@@ -8,13 +8,15 @@ use http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::api::gateway::SiteUsage;
-use crate::api::node::{BeginAnswer, EndRequest, Holding, Quota};
+use crate::api::node::{EndRequest, Holding, Quota};
+use crate::api::temporary::TemporaryPage;
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
-use crate::hash::{ChunkHash, ContentHash};
+use crate::hash::{ChunkHash, ContentHash, PossessionProof};
 use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
-use crate::manifest::ChunkRef;
+use crate::manifest::{ChunkRef, Manifest};
 use crate::name::ContentName;
+use crate::possession::Possession;
 use crate::time::UnixMillis;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -43,13 +45,17 @@ pub struct PossessionRequest {
     /// What the client's library may hold.
     #[serde(default)]
     pub quota: Quota,
+    /// How long the visited site would keep the content for the client, in milliseconds; home may allow less.
+    #[serde(default)]
+    pub keep_ms: u64,
 }
 
+/// What home confirms, what the content is made of, and the proof that home said so.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PossessionAnswer {
-    pub holding: Holding,
-    /// The recorded delivery; `None` for a HEAD, an unmodified content or a range that cannot be satisfied.
-    pub begin: Option<BeginAnswer>,
+    pub possession: Possession,
+    pub manifest: Manifest,
+    pub proof: PossessionProof,
 }
 
 /// Ends of deliveries that home recorded for a visited site. `POST /v1/peer/ends`
@@ -216,6 +222,21 @@ impl PeerClient {
         self.server
             .send_json(Method::POST, &self.base, self.audience, "/v1/peer/possession", request, limit)
             .await
+    }
+
+    /// What a site keeps for visitors, or for one of them.
+    pub async fn temporary(
+        &self,
+        client: Option<&ClientId>,
+        after: Option<&(ContentName, ClientId)>,
+        limit: u32,
+    ) -> Result<TemporaryPage, CallError> {
+        let client = client.map_or_else(String::new, |client| format!("&client={client}"));
+        let after = after.map_or_else(String::new, |(name, client)| {
+            format!("&after={}&after_client={client}", encode(name.as_str()))
+        });
+        let path = format!("/v1/peer/temporary?limit={limit}{client}{after}");
+        self.server.get_json(&self.base, self.audience, &path, LIMIT).await
     }
 
     pub async fn usages(&self) -> Result<SiteUsage, CallError> {

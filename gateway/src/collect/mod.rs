@@ -316,6 +316,17 @@ impl Collector {
         Holders::new(info.name.clone(), info.version, candidates, sources, search, metrics)
     }
 
+    /// One chunk, verified, from whichever of the candidates is expected to give it first.
+    pub async fn fetch_from(
+        &self,
+        info: &ContentInfo,
+        candidates: &[Candidate],
+        chunk: &ChunkRef,
+        offset: u64,
+    ) -> ApiResult<Bytes> {
+        self.holders(info, candidates.to_vec()).fetch(chunk, offset).await
+    }
+
     /// Looks for holders anew. What cannot be learnt now leaves those that are known.
     async fn renew(&self, holders: &Holders) {
         match self.search(holders.name()).await {

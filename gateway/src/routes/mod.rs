@@ -7,6 +7,7 @@ mod library;
 mod listing;
 mod peer;
 mod ranking;
+mod temporary;
 
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/peer/who-holds", get(peer::who_holds))
         .route("/v1/peer/usage", get(peer::usage))
         .route("/v1/peer/usages", get(peer::usages))
+        .route("/v1/peer/temporary", get(temporary::all))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
         .layer(from_fn_with_state(guard, require_server));
     let client = Router::new()
@@ -53,6 +55,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/library", get(library::list))
         .route("/v1/library/{bucket}/{*key}", get(library::row).delete(library::drop))
         .route("/v1/usage", get(library::usage))
+        .route("/v1/temporary", get(temporary::own))
         .route("/v1/buckets/{bucket}", get(buckets::get).put(buckets::put))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     peer.merge(client).with_state(gateway)

@@ -13,9 +13,7 @@ use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
     ChunkRefsRequest, EndBatch, HoldingClient, HoldingState, NodeClient, ResolveRequest,
 };
-use common::api::peer::{
-    Holder, NodeShare, PeerEnds, PeerLoad, PossessionAnswer, PossessionRequest, SiteHolders,
-};
+use common::api::peer::{Holder, NodeShare, PeerEnds, PeerLoad, PossessionRequest, SiteHolders};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::ClientId;
@@ -29,10 +27,8 @@ use serde::Deserialize;
 
 use super::counted;
 use crate::chunks::OpenChunk;
-use crate::limits::Pace;
 use crate::metrics::Op;
 use crate::server::Gateway;
-use crate::wish::{Conditions, Wish};
 
 /// Holders of a content on one page.
 const HOLDERS_DEFAULT: u32 = 100;
@@ -144,20 +140,7 @@ pub async fn possession(
 ) -> Response {
     counted(&gateway, Op::Peer, async {
         let ApiJson(request) = body?;
-        let wish = Wish {
-            client: request.client,
-            name: request.name,
-            head_only: request.head_only,
-            conditions: Conditions { if_none_match: request.if_none_match, ..Conditions::default() },
-            range: request.range,
-            surrogate: Some(request.surrogate),
-            mobile_access: request.mobile_access,
-            quota: request.quota,
-            // The visited site, which sends the bytes, keeps to the pace.
-            pace: Pace::default(),
-        };
-        let (holding, begin) = gateway.begin_for_visited_site(&wish, request.delivery).await?;
-        Ok(Json(PossessionAnswer { holding, begin }).into_response())
+        Ok(Json(gateway.confirm(request).await?).into_response())
     })
     .await
 }

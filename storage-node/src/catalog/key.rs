@@ -42,6 +42,8 @@ pub enum Tag {
     ChunkTally = 0x19,
     ClientTally = 0x1a,
     SlotTally = 0x1b,
+    Temporary = 0x1d,
+    Visitor = 0x1e,
     Chunk = 0x20,
     ChunkRef = 0x21,
     UnreferencedChunk = 0x22,
@@ -54,6 +56,7 @@ pub enum Tag {
     Announcement = 0x40,
     AnnouncementHead = 0x41,
     ChangeCursor = 0x42,
+    HomeEnd = 0x43,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
     ShardPosition = 0x52,
@@ -64,7 +67,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 30] = [
+    const ALL: [Self; 33] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -77,6 +80,8 @@ impl Tag {
         Self::ChunkTally,
         Self::ClientTally,
         Self::SlotTally,
+        Self::Temporary,
+        Self::Visitor,
         Self::Chunk,
         Self::ChunkRef,
         Self::UnreferencedChunk,
@@ -89,6 +94,7 @@ impl Tag {
         Self::Announcement,
         Self::AnnouncementHead,
         Self::ChangeCursor,
+        Self::HomeEnd,
         Self::NewestTime,
         Self::FrozenSlot,
         Self::ShardPosition,
@@ -135,7 +141,7 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 12] = [
+pub const SLOT_TAGS: [Tag; 14] = [
     Tag::Holding,
     Tag::HoldingClient,
     Tag::Library,
@@ -148,6 +154,8 @@ pub const SLOT_TAGS: [Tag; 12] = [
     Tag::ChunkTally,
     Tag::ClientTally,
     Tag::SlotTally,
+    Tag::Temporary,
+    Tag::Visitor,
 ];
 
 /// Every kind of row.
@@ -180,6 +188,10 @@ pub enum Key<'a> {
     ClientTally(Slot, &'a ClientId),
     /// [`super::rows::SlotTally`]. What all clients hold of the slot's chunks.
     SlotTally(Slot),
+    /// [`super::rows::TemporaryValue`]. A content that is kept for visitors; gone with the last of them.
+    Temporary(&'a ContentName, RefTag),
+    /// [`super::rows::VisitorValue`]. A client of another site that the content is kept for, until that expires.
+    Visitor(&'a ContentName, RefTag, &'a ClientId),
     /// [`super::rows::ChunkValue`]. A chunk that is, or is being, stored on this node.
     Chunk(&'a ChunkHash),
     /// Empty. A holding (or an upload that is to become one) that needs the chunk.
@@ -205,6 +217,9 @@ pub enum Key<'a> {
     AnnouncementHead,
     /// [`super::rows::ChangeCursor`]. Last change of search's feed that was applied.
     ChangeCursor,
+    /// [`super::rows::HomeEnd`]. How a request of a visitor's delivery ended that a shard of another site, its home,
+    /// recorded; until that has it.
+    HomeEnd(&'a NodeId, &'a DeliveryId),
     /// [`common::version::HybridTime`]. Not before any version that this node gave.
     NewestTime,
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
@@ -270,6 +285,16 @@ impl Key<'_> {
                 key
             }
             Self::SlotTally(slot) => slot_rows(Tag::SlotTally, *slot),
+            Self::Temporary(name, tag) => {
+                let mut key = temporaries(name);
+                key.extend_from_slice(&tag.0.to_be_bytes());
+                key
+            }
+            Self::Visitor(name, tag, client) => {
+                let mut key = visitors(name, *tag);
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
             Self::Chunk(hash) => tagged(Tag::Chunk, hash.as_bytes()),
             Self::ChunkRef(hash, tag, name) => {
                 let mut key = chunk_refs(hash);
@@ -300,6 +325,11 @@ impl Key<'_> {
             Self::Announcement(seq) => tagged(Tag::Announcement, &seq.to_be_bytes()),
             Self::AnnouncementHead => all(Tag::AnnouncementHead),
             Self::ChangeCursor => all(Tag::ChangeCursor),
+            Self::HomeEnd(shard, request) => {
+                let mut key = home_ends(shard);
+                key.extend_from_slice(request.as_bytes());
+                key
+            }
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
             Self::ShardPosition => all(Tag::ShardPosition),
@@ -363,7 +393,31 @@ pub fn tally_clients(name: &ContentName, tag: RefTag) -> Vec<u8> {
     key
 }
 
-/// What an encoded [`Key::TallyHolding`] or [`Key::TallyClient`] is about; the client's id is empty in the former.
+/// Prefix of a name's [`Key::Temporary`]; the reference tag follows.
+pub fn temporaries(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Temporary, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// Prefix of a temporary content's [`Key::Visitor`]; the client's id follows.
+pub fn visitors(name: &ContentName, tag: RefTag) -> Vec<u8> {
+    let mut key = visitors_of(name);
+    key.extend_from_slice(&tag.0.to_be_bytes());
+    key
+}
+
+/// Prefix of a name's [`Key::Visitor`], of all its temporary contents; the reference tag follows.
+pub fn visitors_of(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Visitor, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// What an encoded key is about that has a name, a tag and perhaps a client: [`Key::TallyHolding`], [`Key::Temporary`],
+/// [`Key::TallyClient`], [`Key::Visitor`]. The client's id is empty in the first two.
 pub fn tally_of(key: &[u8]) -> Option<(ContentName, RefTag, &str)> {
     let rest = key.get(3..)?;
     let end = rest.iter().position(|byte| *byte == 0)?;
@@ -414,6 +468,20 @@ pub fn chunk_refs(hash: &ChunkHash) -> Vec<u8> {
     key
 }
 
+/// Prefix of the ends for a shard of another site.
+pub fn home_ends(shard: &NodeId) -> Vec<u8> {
+    let mut key = tagged(Tag::HomeEnd, shard.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// The shard of an encoded [`Key::HomeEnd`].
+pub fn home_shard(key: &[u8]) -> Option<NodeId> {
+    let rest = key.get(1..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    NodeId::new(std::str::from_utf8(&rest[..end]).ok()?).ok()
+}
+
 /// Prefix of an epoch's records.
 pub fn records(epoch: u64) -> Vec<u8> {
     tagged(Tag::Record, &epoch.to_be_bytes())
@@ -462,6 +530,8 @@ mod tests {
         let due = format!("{slot}616c6963652f736f6e67000000000000000001");
         assert_eq!(hex(Key::TallyHolding(&name, RefTag(1))), format!("14{due}"));
         assert_eq!(hex(Key::TallyClient(&name, RefTag(1), &bob)), format!("15{due}626f62"));
+        assert_eq!(hex(Key::Temporary(&name, RefTag(1))), format!("1d{due}"));
+        assert_eq!(hex(Key::Visitor(&name, RefTag(1), &bob)), format!("1e{due}626f62"));
         let hash = ChunkHash::from_bytes([2; 32]);
         let (slot, chunk) = ("0202", "02".repeat(32));
         assert_eq!(hex(Key::ChunkTally(&hash)), format!("19{slot}{chunk}"));
@@ -479,6 +549,9 @@ mod tests {
         let key = Key::ChunkRef(&chunk, RefTag(7), &name).encode();
         assert_eq!(chunk_ref(&key), Some((chunk, RefTag(7), name)));
         let shard = NodeId::new("tokyo.n1").unwrap();
+        let end = Key::HomeEnd(&shard, &DeliveryId::from_bytes([3; 16])).encode();
+        assert_eq!(end, [&b"\x43tokyo.n1\0"[..], &[3; 16]].concat());
+        assert_eq!(home_shard(&end), Some(shard.clone()));
         assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
         assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));
         assert_eq!(followed_shard(b"\x10tokyo.n1\0"), None);

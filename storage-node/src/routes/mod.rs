@@ -12,6 +12,7 @@ mod shards;
 mod slots;
 mod status;
 mod tally;
+mod temporary;
 
 use std::sync::Arc;
 
@@ -51,6 +52,12 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
         .route("/v1/library/account", get(library::account))
+        .route("/v1/temporary/keep", post(temporary::keep))
+        .route("/v1/temporary/complete", post(temporary::complete))
+        .route("/v1/temporary/kept", get(temporary::kept))
+        .route("/v1/temporary/begin", post(temporary::begin))
+        .route("/v1/temporary/ends", post(temporary::keep_ends))
+        .route("/v1/temporary/list", post(temporary::list))
         .route("/v1/tally", post(tally::apply))
         .route("/v1/tally/sums", post(tally::sums))
         .route("/v1/slots/export", post(slots::export))

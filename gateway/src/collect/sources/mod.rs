@@ -449,6 +449,7 @@ mod tests {
         site.adopt(map);
         let config = Config {
             advertise: None,
+            temporary_ttl_ms: 60_000,
             listen: ([127, 0, 0, 1], 0).into(),
             admin: ([127, 0, 0, 1], 0).into(),
             name: ServerName::new("g1").unwrap(),
