@@ -45,6 +45,10 @@ pub struct Config {
     /// less: this is also the most that it allows other sites for clients of its own.
     #[serde(default = "temporary_ttl_ms")]
     pub temporary_ttl_ms: u64,
+    /// How long a client of this site may visit another on one answer of its card, in milliseconds; also the longest that
+    /// a visit goes on after its card was disabled while search is away.
+    #[serde(default = "visit_ms")]
+    pub visit_ms: u64,
 }
 
 fn loopback() -> SocketAddr {
@@ -57,6 +61,10 @@ fn cache_bytes() -> u64 {
 
 fn content_bytes_max() -> u64 {
     100 << 30
+}
+
+fn visit_ms() -> u64 {
+    u64::try_from(common::visit::VISIT_LIFE.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn node_patience_ms() -> u64 {

@@ -139,6 +139,12 @@ impl Metrics {
         self.requests.write().unwrap_or_else(PoisonError::into_inner).insert(key, counter);
     }
 
+    /// A card's answer: `granted`, or the code of the refusal.
+    pub fn authentication(&self, result: &'static str) {
+        let make = || metrics::counter!("dozo_gateway_authentications_total", "result" => result);
+        self.registry.scope(make).increment(1);
+    }
+
     pub fn delivery(&self, path: DeliveryPath) {
         self.deliveries[path_index(path)].increment(1);
     }
@@ -160,6 +166,7 @@ impl Metrics {
 fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
     counter!("dozo_gateway_requests_total", "Requests answered, by operation and HTTP status.");
+    counter!("dozo_gateway_authentications_total", "Answers of cards of the site's clients, by result.");
     counter!("dozo_gateway_deliveries_total", "Deliveries begun, by where the site had the bytes from.");
     histogram!("dozo_gateway_time_to_first_byte_seconds", "From request to first byte, record durable.");
     counter!("dozo_gateway_collections_total", "Collections begun, by kind of source.");

@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
 use crate::surrogate::fill::Fills;
+use crate::visitors::Visitors;
 
 /// Everything a request needs; shared in an `Arc`.
 pub struct Gateway {
@@ -38,6 +39,7 @@ pub struct Gateway {
     pub possession_keys: PossessionKeys,
     pub directory: Directory,
     pub limits: Limits,
+    pub visitors: Visitors,
     pub ends: Ends,
     /// Bytes that peers asked for and that are not sent yet.
     pub owed: AtomicU64,
@@ -89,6 +91,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         possession_keys: secret.possession_keys(),
         directory: Directory::new(search),
         limits: Limits::default(),
+        visitors: Visitors::new(secret.clone(), name),
         ends,
         owed: AtomicU64::new(0),
         metrics,

@@ -166,6 +166,26 @@ pub struct BillingArgs {
     tariff_file: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, clap::Args)]
+pub struct MobileAccessArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    member: MemberArgs,
+    /// Where broadcasts are heard: 0.0.0.0:PORT for those of every network that this machine is in
+    #[arg(long, value_name = "HOST:PORT")]
+    hear: Option<SocketAddr>,
+    /// Where clients reach this server, if that is not where it listens
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// A site near here; may be repeated
+    #[arg(long = "near", value_name = "SITE")]
+    sites: Vec<String>,
+    /// Where the server is: without --near the sites of this zone are near
+    #[arg(long)]
+    zone: Option<String>,
+}
+
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum RoleCommand {
     /// Run a gateway: it takes clients' requests, delivers what the site holds and collects the rest
@@ -180,6 +200,8 @@ pub enum RoleCommand {
     ServiceBilling(BillingArgs),
     /// Run the billing server for the content fee
     ContentBilling(BillingArgs),
+    /// Run mobile access: it brings clients that are away from home to the site near them
+    MobileAccess(MobileAccessArgs),
 }
 
 /// Settings as keys and values; what is not given is not in it.
@@ -227,6 +249,13 @@ impl Flags {
         self.set("data_dir", data_dir.map(|d| d.display()));
     }
 
+    fn sites(&mut self, sites: &[String]) {
+        if !sites.is_empty() {
+            let sites = sites.iter().cloned().map(Value::String).collect();
+            self.0.push(("sites".to_owned(), Value::Array(sites)));
+        }
+    }
+
     fn sources(&mut self, sources: &[SourceArg]) {
         if !sources.is_empty() {
             let tables = sources.iter().map(|s| source_table(&s.bucket, &s.provider, &s.url));
@@ -252,6 +281,7 @@ impl RoleCommand {
             Self::Origin(_) => Role::Origin,
             Self::ServiceBilling(_) => Role::ServiceBilling,
             Self::ContentBilling(_) => Role::ContentBilling,
+            Self::MobileAccess(_) => Role::MobileAccess,
         }
     }
 
@@ -262,6 +292,7 @@ impl RoleCommand {
             Self::Search(args) => &args.server,
             Self::Origin(args) => &args.server,
             Self::ServiceBilling(args) | Self::ContentBilling(args) => &args.server,
+            Self::MobileAccess(args) => &args.server,
         }
     }
 
@@ -294,6 +325,13 @@ impl RoleCommand {
                 flags.member(&args.member);
                 flags.folder(args.data_dir.as_ref());
                 flags.set("tariff_file", args.tariff_file.as_ref().map(|f| f.display()));
+            }
+            Self::MobileAccess(args) => {
+                flags.member(&args.member);
+                flags.set("hear", args.hear);
+                flags.set("advertise", args.advertise.as_ref());
+                flags.set("zone", args.zone.as_ref());
+                flags.sites(&args.sites);
             }
         }
         flags
@@ -369,7 +407,7 @@ impl Settings {
             Role::Search => self.parse::<search::Config>().map(drop),
             Role::Origin => self.parse::<origin::Config>().map(drop),
             Role::ServiceBilling | Role::ContentBilling => self.parse::<billing::Config>().map(drop),
-            Role::MobileAccess => Err(no_mobile_access()),
+            Role::MobileAccess => self.parse::<mobile_access::Config>().map(drop),
         }
     }
 
@@ -381,7 +419,7 @@ impl Settings {
             Role::Search => search::start(self.parse()?, secret).await?,
             Role::Origin => origin::start(self.parse()?, secret).await?,
             Role::ServiceBilling | Role::ContentBilling => billing::start(self.parse()?, secret).await?,
-            Role::MobileAccess => return Err(no_mobile_access().into()),
+            Role::MobileAccess => mobile_access::start(self.parse()?, secret).await?,
         })
     }
 
@@ -396,10 +434,6 @@ impl Settings {
         table.extend(fee.map(|fee| ("role".to_owned(), Value::String(fee.to_owned()))));
         config::load(None, [], table)
     }
-}
-
-fn no_mobile_access() -> ConfigError {
-    ConfigError::Invalid("this build has no mobile access server".to_owned())
 }
 
 /// What a failed server may take for its requests in flight.

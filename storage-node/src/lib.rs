@@ -10,6 +10,7 @@
 //! | rows, group commit, index | [`catalog`] |
 //! | what a node decides for, and who serves it | [`shard`], [`shards`] |
 //! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
+//! | challenges that cards answered | [`challenges`] |
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
@@ -27,6 +28,7 @@
 
 pub mod audit;
 pub mod catalog;
+pub mod challenges;
 pub mod chunks;
 pub mod closing;
 pub mod config;

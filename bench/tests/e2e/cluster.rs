@@ -228,6 +228,7 @@ impl Cluster {
             ("service-billing", &endpoints.service_billing),
             ("content-billing", &endpoints.content_billing),
             ("origin", &endpoints.origin),
+            ("mobile-access", &endpoints.mobile_access),
         ];
         servers.extend(single.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at.clone()?))));
         let added = lock(&self.added);
@@ -284,10 +285,14 @@ impl Cluster {
                 flags.extend([("--name", "origin".into()), ("--rescan-ms", "1000".into())]);
                 flags.push(("--source", format!("studio,studio,dir:{}", studio.display())));
             }
+            "mobile-access" => {
+                flags.extend([("--name", role.to_owned()), ("--near", SITES[0].to_owned())]);
+                flags.push(("--hear", "127.255.255.255:0".to_owned()));
+            }
             "search" => {}
             _ => flags.push(("--name", role.to_owned())),
         }
-        if role != "gateway" {
+        if !matches!(role, "gateway" | "mobile-access") {
             flags.push(("--data-dir", data_dir.display().to_string()));
         }
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
@@ -520,6 +525,7 @@ fn planned_endpoints(base: u16, options: &Options) -> Endpoints {
     let endpoints = json!({
         "search": at("search", 0), "origin": at("origin", 1),
         "service_billing": at("service-billing", 2), "content_billing": at("content-billing", 3),
+        "mobile_access": at("mobile-access", 4),
         "admin_token": secret.admin_token(), "sites": sites, "clients": [],
     });
     serde_json::from_value(endpoints).expect("the fields of endpoints.json")

@@ -13,6 +13,7 @@ mod probe;
 mod process;
 
 mod accounts;
+mod cards;
 mod collection;
 mod crash;
 mod delivery;

@@ -5,6 +5,7 @@ pub mod billing;
 pub mod collect;
 pub mod extract;
 pub mod gateway;
+pub mod mobile_access;
 pub mod node;
 pub mod origin;
 pub mod peer;

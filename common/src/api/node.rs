@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::mobile_access::AnsweredChallenge;
 use crate::api::temporary::{
     BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
     ListRequest, TemporaryContent,
@@ -732,6 +733,8 @@ impl NodeClient {
         /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
+        /// `ChallengeReplayed`.
+        answer_challenge, "/v1/challenges/answer", AnsweredChallenge => ();
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
         keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;

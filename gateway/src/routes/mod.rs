@@ -1,5 +1,6 @@
 //! HTTP: which path does what, and what every request has alike (a name, a client, a counted answer).
 
+mod authentication;
 mod buckets;
 mod collecting;
 mod contents;
@@ -41,6 +42,8 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/peer/ranking", get(ranking::ranking))
         .route("/v1/peer/possession", post(peer::possession))
         .route("/v1/peer/ends", post(peer::ends))
+        .route("/v1/peer/challenge", post(authentication::challenge))
+        .route("/v1/peer/answer", post(authentication::answer))
         .route("/v1/peer/who-holds", get(peer::who_holds))
         .route("/v1/peer/usage", get(peer::usage))
         .route("/v1/peer/usages", get(peer::usages))

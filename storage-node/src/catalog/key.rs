@@ -10,6 +10,7 @@ use common::id::{ClientId, DeliveryId, NodeId};
 use common::name::ContentName;
 use common::placement::Slot;
 use common::record::RecordNumber;
+use common::visit::Nonce;
 
 /// The two receivers of delivery records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -44,6 +45,7 @@ pub enum Tag {
     SlotTally = 0x1b,
     Temporary = 0x1d,
     Visitor = 0x1e,
+    AnsweredChallenge = 0x1f,
     Chunk = 0x20,
     ChunkRef = 0x21,
     UnreferencedChunk = 0x22,
@@ -67,7 +69,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 33] = [
+    const ALL: [Self; 34] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -82,6 +84,7 @@ impl Tag {
         Self::SlotTally,
         Self::Temporary,
         Self::Visitor,
+        Self::AnsweredChallenge,
         Self::Chunk,
         Self::ChunkRef,
         Self::UnreferencedChunk,
@@ -141,7 +144,7 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 14] = [
+pub const SLOT_TAGS: [Tag; 15] = [
     Tag::Holding,
     Tag::HoldingClient,
     Tag::Library,
@@ -156,6 +159,7 @@ pub const SLOT_TAGS: [Tag; 14] = [
     Tag::SlotTally,
     Tag::Temporary,
     Tag::Visitor,
+    Tag::AnsweredChallenge,
 ];
 
 /// Every kind of row.
@@ -192,6 +196,9 @@ pub enum Key<'a> {
     Temporary(&'a ContentName, RefTag),
     /// [`super::rows::VisitorValue`]. A client of another site that the content is kept for, until that expires.
     Visitor(&'a ContentName, RefTag, &'a ClientId),
+    /// [`super::rows::AnsweredChallenge`]. A challenge that a card of the client answered, until nobody would take it any
+    /// more; deleted with the client's next one.
+    AnsweredChallenge(&'a ClientId, &'a Nonce),
     /// [`super::rows::ChunkValue`]. A chunk that is, or is being, stored on this node.
     Chunk(&'a ChunkHash),
     /// Empty. A holding (or an upload that is to become one) that needs the chunk.
@@ -295,6 +302,11 @@ impl Key<'_> {
                 key.extend_from_slice(client.as_str().as_bytes());
                 key
             }
+            Self::AnsweredChallenge(client, nonce) => {
+                let mut key = answered_challenges(client);
+                key.extend_from_slice(&nonce.0);
+                key
+            }
             Self::Chunk(hash) => tagged(Tag::Chunk, hash.as_bytes()),
             Self::ChunkRef(hash, tag, name) => {
                 let mut key = chunk_refs(hash);
@@ -373,6 +385,14 @@ pub fn library(client: &ClientId, prefix: &str) -> Vec<u8> {
     key.extend_from_slice(client.as_str().as_bytes());
     key.push(0);
     key.extend_from_slice(prefix.as_bytes());
+    key
+}
+
+/// Prefix of a client's [`Key::AnsweredChallenge`]; the nonce follows.
+pub fn answered_challenges(client: &ClientId) -> Vec<u8> {
+    let mut key = slot_rows(Tag::AnsweredChallenge, Slot::of_client(client));
+    key.extend_from_slice(client.as_str().as_bytes());
+    key.push(0);
     key
 }
 
@@ -522,6 +542,8 @@ mod tests {
         let slot = format!("{:04x}", Slot::of_client(&bob).0);
         assert_eq!(hex(Key::Library(&bob, &name)), format!("12{slot}626f6200616c6963652f736f6e67"));
         assert_eq!(hex(Key::Account(&bob)), format!("13{slot}626f62"));
+        let nonce = Nonce([3; 16]);
+        assert_eq!(hex(Key::AnsweredChallenge(&bob, &nonce)), format!("1f{slot}626f6200{}", "03".repeat(16)));
         assert_eq!(hex(Key::ClientTally(Slot(258), &bob)), "1a0102626f62");
         assert_eq!(hex(Key::SlotTally(Slot(258))), "1b0102");
         assert_eq!(hex(Key::TallyBuilt(Slot(258))), "160102");

@@ -2,6 +2,7 @@
 //! commit, and answers when it is durable.
 
 mod audit;
+mod challenges;
 mod chunks;
 mod collections;
 mod deliveries;
@@ -58,6 +59,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/temporary/begin", post(temporary::begin))
         .route("/v1/temporary/ends", post(temporary::keep_ends))
         .route("/v1/temporary/list", post(temporary::list))
+        .route("/v1/challenges/answer", post(challenges::answer))
         .route("/v1/tally", post(tally::apply))
         .route("/v1/tally/sums", post(tally::sums))
         .route("/v1/slots/export", post(slots::export))

@@ -450,6 +450,7 @@ mod tests {
         let config = Config {
             advertise: None,
             temporary_ttl_ms: 60_000,
+            visit_ms: 60_000,
             listen: ([127, 0, 0, 1], 0).into(),
             admin: ([127, 0, 0, 1], 0).into(),
             name: ServerName::new("g1").unwrap(),
