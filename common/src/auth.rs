@@ -16,6 +16,7 @@ use http::header::AUTHORIZATION;
 
 use crate::error::{ApiError, ErrorCode};
 use crate::hash::{parse_hex, write_hex};
+use crate::possession::PossessionKeys;
 use crate::time::{Clock, UnixMillis};
 
 /// How far the clocks of two servers may differ, and how long a token lives.
@@ -148,6 +149,11 @@ impl ClusterSecret {
     /// The operator's bearer token: derived from the secret, so that every server knows it.
     pub fn admin_token(&self) -> &str {
         &self.admin_token
+    }
+
+    /// What home sites confirm possession with.
+    pub fn possession_keys(&self) -> PossessionKeys {
+        PossessionKeys::new(blake3::derive_key("dozo possession keys v1", &self.call_key))
     }
 
     /// A keyed hash over `bytes` that only servers of the cluster can make, worth nothing for another purpose.

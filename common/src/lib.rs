@@ -12,6 +12,7 @@
 //! | what a content is made of | [`manifest`], [`chunker`], [`version`] |
 //! | which node holds what | [`cluster`], [`placement`] |
 //! | the facts that are billed | [`record`], [`money`] |
+//! | what a home site confirms to a visited one | [`possession`] |
 //! | what servers say to each other | [`api`] |
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
@@ -34,6 +35,7 @@ pub mod manifest;
 pub mod money;
 pub mod name;
 pub mod placement;
+pub mod possession;
 pub mod range;
 pub mod record;
 pub mod s3;

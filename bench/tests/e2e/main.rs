@@ -8,20 +8,24 @@
 
 mod cluster;
 mod http;
+mod link;
 mod probe;
 mod process;
 
 mod accounts;
 mod cards;
+mod collection;
 mod crash;
 mod delivery;
 mod faults;
 mod growth;
 mod harness;
 mod operation;
+mod origin;
 mod publication;
 mod roaming;
 mod topology;
+mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.
 #[macro_export]

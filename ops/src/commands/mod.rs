@@ -9,6 +9,7 @@ pub mod directory;
 pub mod fsck;
 pub mod lost;
 pub mod node;
+pub mod origin;
 pub mod scrub;
 pub mod site;
 pub mod status;

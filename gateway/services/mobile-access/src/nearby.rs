@@ -80,7 +80,7 @@ impl Nearby {
                 async move {
                     let begun = Instant::now();
                     let answered = tokio::time::timeout(PING_TIME_MAX, client.ping()).await;
-                    matches!(answered, Ok(Ok(()))).then(|| (begun.elapsed(), near))
+                    matches!(answered, Ok(Ok(_))).then(|| (begun.elapsed(), near))
                 }
             });
         let mut answered: Vec<(Duration, Near)> = join_all(pings).await.into_iter().flatten().collect();
