@@ -30,6 +30,7 @@ fn wrong_usage_exits_with_2() {
         &["get", "alice/x", "--visit", "alice.visit", "--site", "tokyo"],
         &["connect"],
         &["connect", "--card", "x", "--mobile-access", "h:1", "--address", "h:2"],
+        &["connect", "--card", "x.visit"],
         &["card", "new", "x"],
         &["card", "new", "x", "--client", "alice", "--pkcs11", "library.so"],
         &["card", "disable", "alice", "--card", "not a key"],

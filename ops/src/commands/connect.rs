@@ -75,9 +75,13 @@ pub async fn connect(args: ConnectArgs) -> Result<(), Failure> {
         [] => None,
         [name, file @ ..] => Some((name.parse::<ContentName>()?, file.first().map(PathBuf::from))),
     };
+    let file = args.visit.clone().unwrap_or_else(|| args.card.with_extension("visit"));
+    if file == args.card {
+        return Err(Failure::usage("the visit would be written over the card")
+            .with_next_step("name another file for it: --visit FILE"));
+    }
     let card = CardFile::read(&args.card)?;
     let visit = find_and_connect(&args, &card).await?;
-    let file = args.visit.unwrap_or_else(|| args.card.with_extension("visit"));
     visit.write(&file)?;
     let took = begun.elapsed();
     if args.output.json {
