@@ -56,13 +56,13 @@ struct Newest {
 }
 
 async fn newest(conn: &mut Connection, name: &ContentName) -> Result<Option<Newest>, Failure> {
-    let row: Option<(i64, Vec<u8>, bool, i64)> =
+    let row: Option<(i64, Vec<u8>, i64, i64)> =
         sqlx::query_as("SELECT time, hash, withdrawn, held FROM contents WHERE name = $1")
             .bind(name.as_str())
             .fetch_optional(conn)
             .await?;
-    let read = |(time, hash, withdrawn, held): (i64, Vec<u8>, bool, i64)| {
-        Ok(Newest { version: version_of(time, &hash)?, withdrawn, held })
+    let read = |(time, hash, withdrawn, held): (i64, Vec<u8>, i64, i64)| {
+        Ok(Newest { version: version_of(time, &hash)?, withdrawn: withdrawn != 0, held })
     };
     row.map(read).transpose()
 }
@@ -237,7 +237,7 @@ async fn put_newest(conn: &mut Connection, new: Held<'_>, withdrawn: bool, held:
     .bind(integer(new.len, "the content's length")?)
     .bind(new.media_type)
     .bind(new.provider.as_str())
-    .bind(withdrawn)
+    .bind(i64::from(withdrawn))
     .bind(held)
     .execute(conn)
     .await?;
@@ -248,7 +248,7 @@ async fn put_newest(conn: &mut Connection, new: Held<'_>, withdrawn: bool, held:
 async fn put_withdrawn(conn: &mut Connection, name: &ContentName, version: Version) -> Result<(), Failure> {
     sqlx::query(
         "INSERT INTO contents (name, time, hash, len, media_type, provider, withdrawn, held)
-         VALUES ($1, $2, $3, 0, '', '', TRUE, 0)
+         VALUES ($1, $2, $3, 0, '', '', 1, 0)
          ON CONFLICT (name) DO UPDATE SET
              time = excluded.time, hash = excluded.hash, withdrawn = excluded.withdrawn, held = excluded.held",
     )

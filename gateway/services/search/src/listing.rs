@@ -26,7 +26,7 @@ pub async fn lookup(conn: &mut Connection, name: &ContentName) -> Result<Content
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT c.time, c.hash, c.len, c.media_type, c.provider, h.kind, h.holder
          FROM contents c JOIN holders h ON h.name = c.name AND h.time = c.time AND h.hash = c.hash
-         WHERE c.name = $1 AND c.withdrawn = FALSE ORDER BY h.holder",
+         WHERE c.name = $1 AND c.withdrawn = 0 ORDER BY h.holder",
     )
     .bind(name.as_str())
     .fetch_all(conn)

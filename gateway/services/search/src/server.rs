@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Sqlite, Transaction};
+use sqlx::{Any, Transaction};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ pub(crate) struct App {
 
 impl App {
     /// Commits a change of the map under a new epoch, and serves it.
-    pub async fn commit_map(&self, mut tx: Transaction<'static, Sqlite>) -> Result<View, Failure> {
+    pub async fn commit_map(&self, mut tx: Transaction<'static, Any>) -> Result<View, Failure> {
         map::raise_epoch(&mut tx).await?;
         let view = map::load(&mut tx).await?;
         tx.commit().await?;
@@ -86,7 +86,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let listen = Listen { listen: config.listen, admin: config.admin };
     let server = Server::bind(Role::Search, "search", &listen).await?;
     server.health.set("database", Err("opening".into()));
-    let db = Db::open(&config.data_dir).await?;
+    let db = Db::open(&config.location()?).await?;
     let failed = |failure: Failure| StartError::failed("reading the directory", failure);
     let app = load(&config, &server, db.clone(), secret.clone()).await.map_err(failed)?;
     server.health.set("database", Ok(()));
