@@ -153,6 +153,7 @@ impl Location {
 pub struct Db {
     writer: AnyPool,
     readers: AnyPool,
+    pub dialect: Dialect,
 }
 
 impl Db {
@@ -176,7 +177,7 @@ impl Db {
         let readers = pool(READERS, for_reader);
         let readers =
             readers.connect_with(location.options.clone()).await.map_err(|e| StartError::failed(&what, e))?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer, readers, dialect: location.dialect })
     }
 
     /// A transaction of the one writer; rolled back unless committed.

@@ -409,6 +409,12 @@ impl Leases {
         self.lock().entry(key).or_insert(past);
     }
 
+    /// How long ago any server of a site was heard of.
+    pub fn heard_of_site(&self, site: &str) -> Option<Duration> {
+        let heard = self.lock();
+        heard.iter().filter(|(key, _)| key.site == site).map(|(_, heard)| heard.elapsed()).min()
+    }
+
     /// Whether the server was heard of since it was taken out.
     pub fn has(&self, key: &ServerKey) -> bool {
         self.lock().contains_key(key)

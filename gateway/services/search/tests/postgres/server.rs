@@ -62,7 +62,8 @@ impl Postgres {
     pub fn start(options: &'static str) -> Option<Self> {
         let Some(bin) = installed() else {
             // Not `eprintln`, which a passed test does not show.
-            writeln!(std::io::stderr(), "NOT TESTED ON POSTGRESQL: {HOW}").unwrap();
+            let mut terminal = std::io::stderr().lock();
+            writeln!(terminal, "NOT TESTED ON POSTGRESQL: {HOW}").unwrap();
             return None;
         };
         let dir = tempfile::Builder::new().prefix("dozo-postgres-").tempdir().unwrap().keep();
