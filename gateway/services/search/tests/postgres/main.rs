@@ -4,6 +4,8 @@
 
 #[path = "../search/announcements.rs"]
 mod announcements;
+#[path = "../search/cards.rs"]
+mod cards;
 #[path = "../search/harness.rs"]
 mod harness;
 #[path = "../search/http.rs"]
