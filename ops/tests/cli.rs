@@ -41,6 +41,7 @@ fn wrong_usage_exits_with_2() {
         &["node", "remove", "a.b.c"],
         &["node", "undrain", "N 1"],
         &["site", "set", "tokyo"],
+        &["temporary", "list", "--client", "No Client"],
         &["site", "set", "tokyo", "--replicas", "4"],
         &["gateway", "--listen", "nowhere"],
         &["gateway"],
@@ -84,6 +85,7 @@ fn commands_without_a_system_fail_with_the_next_step() {
         &["ls", "alice", "--as", "alice"],
         &["library", "--as", "alice"],
         &["who-holds", "alice/x"],
+        &["temporary", "list", "--site", "tokyo"],
         &["usage", "alice"],
         &["billing", "totals"],
     ];

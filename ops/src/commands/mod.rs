@@ -10,5 +10,6 @@ pub mod node;
 pub mod scrub;
 pub mod site;
 pub mod status;
+pub mod temporary;
 pub mod usage;
 pub mod who_holds;
