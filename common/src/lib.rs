@@ -18,10 +18,12 @@
 //! | clients of S3-compatible stores | [`s3`] |
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
 //! | who may call whom | [`auth`] |
+//! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
 pub mod api;
 pub mod auth;
 pub mod backoff;
+pub mod card;
 pub mod chunker;
 pub mod client;
 pub mod cluster;
@@ -41,3 +43,4 @@ pub mod server;
 pub mod telemetry;
 pub mod time;
 pub mod version;
+pub mod visit;

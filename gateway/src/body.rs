@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 
 use crate::chunks::{Chunks, OpenChunk};
 use crate::collect::Collector;
-use crate::collect::collection::Collection;
+use crate::collect::collection::Reader;
 use crate::ends::EndGuard;
 use crate::limits::Pace;
 use crate::surrogate::fill::Reading;
@@ -33,7 +33,7 @@ pub enum Supply {
     /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
     Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName, ref_tag: RefTag },
     /// A collection at work: a chunk as soon as it is there.
-    Collection { collection: Arc<Collection>, chunks: Arc<Chunks> },
+    Collection { collection: Reader, chunks: Arc<Chunks> },
     /// What is kept for a visitor, or on its way.
     Visited(Arc<Reading>),
 }

@@ -6,10 +6,11 @@ use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
 use crate::commands::{
-    billing, config, content, directory, fsck, node, scrub, site, status, temporary, usage, who_holds,
+    billing, card, config, connect, content, directory, fsck, node, origin, scrub, site, status, temporary,
+    usage, who_holds,
 };
 use crate::error::Failure;
-use crate::roles::{self, RoleCommand};
+use crate::roles::{self, OriginArgs, RoleCommand};
 use crate::up::{self, UpOptions};
 
 /// Dozo keeps contents on always-on storage, delivers them from the nearest holder, and bills every delivery once.
@@ -50,6 +51,11 @@ enum Command {
     /// Buckets
     #[command(subcommand)]
     Bucket(directory::BucketCommand),
+    /// Cards of clients, for when they are away from home
+    #[command(subcommand)]
+    Card(card::CardCommand),
+    /// Find the site near here, as a client away from home
+    Connect(connect::ConnectArgs),
     /// Publish a file
     Put(content::PutArgs),
     /// Get a content
@@ -88,6 +94,7 @@ impl Cli {
     /// report, and what the parts of a node say on the way would only mislead: nothing of it is written.
     fn default_filter(&self) -> &'static str {
         match self.command {
+            Command::Role(RoleCommand::Origin(OriginArgs { command: Some(_), .. })) => "warn",
             Command::Role(_) => "info",
             Command::Fsck(_) => "off",
             _ => "warn",
@@ -126,6 +133,9 @@ impl Command {
     async fn run(self) -> Result<(), Failure> {
         match self {
             Self::Up(options) => up::run(options).await,
+            Self::Role(RoleCommand::Origin(OriginArgs { command: Some(command), .. })) => {
+                origin::origin(command).await
+            }
             Self::Role(role) => roles::run(role).await,
             Self::Status(args) => status::status(args).await,
             Self::Node(command) => node::node(command).await,
@@ -134,6 +144,8 @@ impl Command {
             Self::Scrub(args) => scrub::scrub(args).await,
             Self::Client(command) => directory::client(command).await,
             Self::Bucket(command) => directory::bucket(command).await,
+            Self::Card(command) => card::card(command).await,
+            Self::Connect(args) => connect::connect(args).await,
             Self::Put(args) => content::put(args).await,
             Self::Get(args) => content::get(args).await,
             Self::Ls(args) => content::ls(args).await,

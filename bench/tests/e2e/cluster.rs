@@ -70,6 +70,8 @@ pub struct Options {
     pub gateways: usize,
     /// Copies that each site keeps; `None`: as search decides.
     pub replicas: Option<u8>,
+    /// Other servers reach osaka's gateways through this address, where they are processes of their own.
+    pub osaka_through: Option<String>,
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
@@ -87,6 +89,7 @@ impl Default for Options {
             nodes: 2,
             gateways: 1,
             replicas: None,
+            osaka_through: None,
             cache_bytes: 256 << 20,
             temporary_ttl_ms: None,
             chunk_grace_ms: None,
@@ -225,6 +228,7 @@ impl Cluster {
             ("service-billing", &endpoints.service_billing),
             ("content-billing", &endpoints.content_billing),
             ("origin", &endpoints.origin),
+            ("mobile-access", &endpoints.mobile_access),
         ];
         servers.extend(single.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at.clone()?))));
         let added = lock(&self.added);
@@ -265,6 +269,9 @@ impl Cluster {
         match role {
             "gateway" => {
                 flags.push(("--cache-bytes", options.cache_bytes.to_string()));
+                if let Some(address) = options.osaka_through.clone().filter(|_| name.starts_with("osaka.")) {
+                    flags.push(("--advertise", address));
+                }
                 flags.push(("--config", self.path("gateway.toml").display().to_string()));
             }
             "storage-node" => {
@@ -278,10 +285,14 @@ impl Cluster {
                 flags.extend([("--name", "origin".into()), ("--rescan-ms", "1000".into())]);
                 flags.push(("--source", format!("studio,studio,dir:{}", studio.display())));
             }
+            "mobile-access" => {
+                flags.extend([("--name", role.to_owned()), ("--near", SITES[0].to_owned())]);
+                flags.push(("--hear", "127.255.255.255:0".to_owned()));
+            }
             "search" => {}
             _ => flags.push(("--name", role.to_owned())),
         }
-        if role != "gateway" {
+        if !matches!(role, "gateway" | "mobile-access") {
             flags.push(("--data-dir", data_dir.display().to_string()));
         }
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
@@ -466,6 +477,14 @@ impl Cluster {
         })
     }
 
+    /// Most memory that a process has had in use, as the kernel counts it.
+    pub fn peak_memory_kib(&self, name: &str) -> u64 {
+        let pid = lock(&self.processes).get(name).expect("it runs").child.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub fn is_running(&self, name: &str) -> bool {
         let ended = lock(&self.processes).get_mut(name).map(|process| process.child.try_wait());
         matches!(ended, Some(Ok(None)))
@@ -506,6 +525,7 @@ fn planned_endpoints(base: u16, options: &Options) -> Endpoints {
     let endpoints = json!({
         "search": at("search", 0), "origin": at("origin", 1),
         "service_billing": at("service-billing", 2), "content_billing": at("content-billing", 3),
+        "mobile_access": at("mobile-access", 4),
         "admin_token": secret.admin_token(), "sites": sites, "clients": [],
     });
     serde_json::from_value(endpoints).expect("the fields of endpoints.json")

@@ -8,16 +8,20 @@
 
 mod cluster;
 mod http;
+mod link;
 mod probe;
 mod process;
 
 mod accounts;
+mod cards;
+mod collection;
 mod crash;
 mod delivery;
 mod faults;
 mod growth;
 mod harness;
 mod operation;
+mod origin;
 mod publication;
 mod roaming;
 mod topology;

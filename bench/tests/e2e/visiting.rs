@@ -359,6 +359,22 @@ fn what_is_kept_goes_when_its_time_is_over_and_its_space_comes_back() {
     assert!(visiting.get_content(&name).expect(200).body == bytes, "the bytes differ");
 }
 
+#[test]
+fn a_site_that_keeps_nothing_passes_on_what_home_has() {
+    let options = Options { cache_bytes: 0, temporary_ttl_ms: Some(0), ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    let carol = cluster.client("carol");
+    let visiting = carol.at(cluster.gateway(VISITED));
+    let bytes = fresh_bytes(70 << 20);
+    carol.put_content("carol/long", &bytes).expect(201);
+    for _ in 0..2 {
+        assert!(visiting.get_content("carol/long").expect(200).body == bytes, "the bytes differ");
+        assert!(kept(&visiting).is_empty());
+    }
+    assert!(fetched(&cluster, VISITED) >= 2 * bytes.len() as u64, "each time anew");
+    cluster.await_billed(&carol, &[("complete", 2)]);
+}
+
 /// The servers of a site, gateways last.
 fn servers_of(cluster: &Cluster, site: &str) -> Vec<String> {
     let prefix = format!("{site}.");

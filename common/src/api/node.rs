@@ -9,8 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::mobile_access::AnsweredChallenge;
 use crate::api::temporary::{
     BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
     LeaveRequest, ListRequest, TemporaryContent,
@@ -124,7 +126,8 @@ pub enum Precondition {
 }
 
 /// `POST /v1/holdings/hold`, to the owner of the name's slot. Replaces an older version; what is as new or
-/// newer stays and is answered.
+/// newer stays and is answered. A collection is held `Collecting` first; completing one that was given up meanwhile is
+/// a `Conflict`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HoldRequest {
     pub name: ContentName,
@@ -155,6 +158,8 @@ pub struct HoldRequest {
 pub struct HoldAnswer {
     /// The version that the site holds now.
     pub version: Version,
+    /// What the chunks of that version are referenced with: a collection goes on with what another began.
+    pub ref_tag: RefTag,
     /// Hash of the version that was replaced.
     pub replaced: Option<ContentHash>,
     /// Whether search knows.
@@ -687,7 +692,7 @@ macro_rules! posts {
     ($($(#[$doc:meta])* $method:ident, $path:literal, $question:ty => $answer:ty;)*) => {
         $($(#[$doc])*
         pub async fn $method(&self, question: &$question) -> Result<$answer, CallError> {
-            self.server.send_json(Method::POST, &self.base, Role::StorageNode, $path, question, LIMIT).await
+            self.post($path, question).await
         })*
     };
 }
@@ -699,6 +704,14 @@ impl NodeClient {
 
     pub fn base(&self) -> &str {
         &self.base
+    }
+
+    pub(super) async fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        self.server.send_json(Method::POST, &self.base, Role::StorageNode, path, question, LIMIT).await
     }
 
     posts! {
@@ -720,6 +733,8 @@ impl NodeClient {
         /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
+        /// `ChallengeReplayed`.
+        answer_challenge, "/v1/challenges/answer", AnsweredChallenge => ();
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
         keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;

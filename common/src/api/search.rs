@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::node::Quota;
 use crate::auth::Role;
+use crate::card::PublicKey;
 use crate::client::{CallError, ServerClient, encode};
 use crate::cluster::{ClusterMap, MapEpoch};
 use crate::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
@@ -197,6 +198,37 @@ impl ClientLimits {
     pub fn quota(&self) -> Quota {
         Quota { bytes: self.quota_bytes, contents: self.quota_contents }
     }
+}
+
+/// A client gets a card. `POST /v1/cards`, answers [`CardRecord`]; the same again changes nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewCard {
+    pub client: ClientId,
+    pub card: PublicKey,
+}
+
+/// `GET /v1/cards?client=`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardRecord {
+    pub card: PublicKey,
+    pub client: ClientId,
+    pub disabled: bool,
+    pub created: UnixMillis,
+}
+
+/// A card and whose it is. `GET /v1/cards/{card}`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardHolder {
+    pub card: CardRecord,
+    pub client: ClientRecord,
+}
+
+/// Shuts out one card of a client, or all of them. `POST /v1/cards/disable`, answers the [`CardRecord`]s.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DisableCards {
+    pub client: ClientId,
+    #[serde(default)]
+    pub card: Option<PublicKey>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -421,6 +453,26 @@ impl SearchClient {
     /// `hash` is [`crate::auth::token_hash`] of the bearer token.
     pub async fn client_by_token(&self, hash: &str) -> Result<ClientRecord, CallError> {
         self.get(&format!("/v1/clients/by-token/{hash}")).await
+    }
+
+    /// `Conflict` when it is another client's card.
+    pub async fn add_card(&self, new: &NewCard) -> Result<CardRecord, CallError> {
+        self.send(Method::POST, "/v1/cards", new).await
+    }
+
+    /// The cards of one client, or all.
+    pub async fn cards(&self, client: Option<&ClientId>) -> Result<Vec<CardRecord>, CallError> {
+        let query = client.map_or_else(String::new, |client| format!("?client={client}"));
+        self.get(&format!("/v1/cards{query}")).await
+    }
+
+    /// `CardUnknown` when nobody has it.
+    pub async fn card(&self, card: &PublicKey) -> Result<CardHolder, CallError> {
+        self.get(&format!("/v1/cards/{card}")).await
+    }
+
+    pub async fn disable_cards(&self, which: &DisableCards) -> Result<Vec<CardRecord>, CallError> {
+        self.send(Method::POST, "/v1/cards/disable", which).await
     }
 
     /// Makes the bucket, or changes its visibility. `Conflict` when it belongs to another client.

@@ -79,7 +79,13 @@ struct Fill {
     parts: Mutex<Parts>,
     readers: AtomicUsize,
     /// Who may be asked, as it was found a moment ago.
-    ranked: tokio::sync::Mutex<Option<(Instant, Arc<[Candidate]>)>>,
+    ranked: tokio::sync::Mutex<Option<(Instant, Arc<Ranked>)>>,
+}
+
+/// Who has the content, nearest first.
+struct Ranked {
+    info: ContentInfo,
+    candidates: Vec<Candidate>,
 }
 
 #[derive(Default)]
@@ -94,9 +100,11 @@ struct Parts {
 enum Coming {
     #[default]
     Asked,
-    /// Verified; it is being stored.
+    /// Verified; it is being stored, if it is to be.
     Fetched(Bytes),
     Stored,
+    /// No node takes it: it is only passed on.
+    Unstored(Bytes, ApiError),
     Failed(ApiError),
 }
 
@@ -139,7 +147,7 @@ impl Reading {
         let mut coming = fill.coming(&slice.chunk, slice.offset);
         let reached = coming.wait_for(|coming| !matches!(coming, Coming::Asked)).await;
         match reached.map(|coming| coming.clone()) {
-            Ok(Coming::Fetched(bytes)) => Ok(OpenChunk::whole(bytes)),
+            Ok(Coming::Fetched(bytes) | Coming::Unstored(bytes, _)) => Ok(OpenChunk::whole(bytes)),
             Ok(Coming::Failed(error)) => Err(error),
             Ok(Coming::Stored | Coming::Asked) => fill.fills.chunks.open(&slice.chunk).await,
             Err(error) => Err(ApiError::internal(&error)),
@@ -262,7 +270,7 @@ impl Fills {
     }
 
     /// *rank*: who may have a content of that home, nearest first. Home has it, or is collecting it.
-    async fn rank(&self, possession: &Possession) -> Vec<Candidate> {
+    async fn rank(&self, possession: &Possession) -> Ranked {
         let mut info = self.search.lookup(&possession.name).await.unwrap_or_else(|error| {
             tracing::debug!(content = %possession.name, error = chain(&error), "search names no other holders");
             ContentInfo {
@@ -278,7 +286,8 @@ impl Fills {
         if !info.sites.contains(&possession.home) {
             info.sites.push(possession.home.clone());
         }
-        self.sources.rank(&self.site, &info).await
+        let candidates = self.sources.rank(&self.site, &info).await;
+        Ranked { info, candidates }
     }
 }
 
@@ -323,32 +332,31 @@ impl Fill {
 
     async fn bring(self: Arc<Self>, chunk: ChunkRef, offset: u64, tell: watch::Sender<Coming>) {
         let _room = self.fills.room.acquire().await;
-        let outcome = match self.fetch(&chunk, offset).await {
+        let end = match self.fetch(&chunk, offset).await {
             Ok(bytes) => {
                 tell.send_replace(Coming::Fetched(bytes.clone()));
                 self.store(&chunk, bytes).await
             }
-            Err(error) => Err(error),
+            Err(error) => Coming::Failed(error),
         };
         {
             let mut parts = self.parts();
             parts.coming.remove(&chunk.hash);
-            if outcome.is_ok() {
+            if matches!(end, Coming::Stored) {
                 parts.here.insert(chunk.hash);
             }
         }
-        tell.send_replace(match outcome {
-            Ok(()) => Coming::Stored,
-            Err(error) => Coming::Failed(error),
-        });
+        tell.send_replace(end);
     }
 
-    async fn store(&self, chunk: &ChunkRef, bytes: Bytes) -> ApiResult<()> {
-        match self.wanted {
-            Wanted::Whole(tag) | Wanted::Fill(tag) => {
-                self.fills.chunks.write(&chunk.hash, self.name(), tag, bytes).await.map(drop)
-            }
-            Wanted::Unkept => Ok(()),
+    async fn store(&self, chunk: &ChunkRef, bytes: Bytes) -> Coming {
+        let tag = match self.wanted {
+            Wanted::Whole(tag) | Wanted::Fill(tag) => tag,
+            Wanted::Unkept => return Coming::Fetched(bytes),
+        };
+        match self.fills.chunks.write(&chunk.hash, self.name(), tag, bytes.clone()).await {
+            Ok(_) => Coming::Stored,
+            Err(error) => Coming::Unstored(bytes, error),
         }
     }
 
@@ -358,9 +366,10 @@ impl Fill {
         let deadline = Instant::now() + PATIENCE;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         loop {
-            let candidates = self.candidates().await;
-            match self.fills.collector.fetch(self.name(), chunk, offset, &candidates).await {
-                Ok((bytes, _)) => return Ok(bytes),
+            let ranked = self.ranked().await;
+            let Ranked { info, candidates } = &*ranked;
+            match self.fills.collector.fetch_from(info, candidates, chunk, offset).await {
+                Ok(bytes) => return Ok(bytes),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(_) => tokio::time::sleep(backoff.next_delay()).await,
             }
@@ -368,14 +377,14 @@ impl Fill {
         }
     }
 
-    async fn candidates(&self) -> Arc<[Candidate]> {
-        let mut ranked = self.ranked.lock().await;
-        if let Some((_, candidates)) = ranked.as_ref().filter(|(at, _)| at.elapsed() < RANKED_FOR) {
-            return candidates.clone();
+    async fn ranked(&self) -> Arc<Ranked> {
+        let mut known = self.ranked.lock().await;
+        if let Some((_, ranked)) = known.as_ref().filter(|(at, _)| at.elapsed() < RANKED_FOR) {
+            return ranked.clone();
         }
-        let candidates: Arc<[Candidate]> = self.fills.rank(&self.possession).await.into();
-        *ranked = Some((Instant::now(), candidates.clone()));
-        candidates
+        let ranked = Arc::new(self.fills.rank(&self.possession).await);
+        *known = Some((Instant::now(), ranked.clone()));
+        ranked
     }
 
     /// Answers whether all of it is here; not when nobody reads it any more.
@@ -420,9 +429,10 @@ impl Fill {
             return Ok(());
         }
         let mut coming = self.coming(chunk, offset);
-        let end = coming.wait_for(|coming| matches!(coming, Coming::Stored | Coming::Failed(_))).await;
+        let is_over = |coming: &Coming| !matches!(coming, Coming::Asked | Coming::Fetched(_));
+        let end = coming.wait_for(is_over).await;
         match end.map(|end| end.clone()) {
-            Ok(Coming::Failed(error)) => Err(error),
+            Ok(Coming::Failed(error) | Coming::Unstored(_, error)) => Err(error),
             Ok(_) => Ok(()),
             Err(error) => Err(ApiError::internal(&error)),
         }

@@ -1,12 +1,15 @@
 //! What each command does. One file per thing that is worked on.
 
 pub mod billing;
+pub mod card;
 pub mod config;
+pub mod connect;
 pub mod content;
 pub mod directory;
 pub mod fsck;
 pub mod lost;
 pub mod node;
+pub mod origin;
 pub mod scrub;
 pub mod site;
 pub mod status;

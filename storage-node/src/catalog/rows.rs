@@ -16,6 +16,7 @@ use common::possession::Possession;
 use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryStatus, RecordNumber, Source};
 use common::time::UnixMillis;
 use common::version::{HybridTime, Version};
+use common::visit::Nonce;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,7 @@ rows! {
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
     ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1,
     ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1, SyncAttempt => 1,
+    AnsweredChallenge => 1,
 }
 
 impl Row for LibraryValue {
@@ -307,6 +309,13 @@ pub struct FrozenSlot {
     pub to: NodeId,
     pub fence: u64,
     pub since: UnixMillis,
+}
+
+/// Who took the answer to a challenge, and until when that must be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnsweredChallenge {
+    pub attempt: Nonce,
+    pub expires: UnixMillis,
 }
 
 /// The attempt in which the rows of a shard come in.

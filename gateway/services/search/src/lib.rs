@@ -16,13 +16,14 @@
 //! | servers, leases, the map, slots | `servers`, `map`, `slots` |
 //! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
 //! | draining and removing nodes | `nodes` |
-//! | clients and buckets | `clients`, `buckets` |
+//! | clients, their cards, buckets | `clients`, `cards`, `buckets` |
 //! | announcements, lookups, listings, the change feed | `announcements`, `contents`, `listing`, `changes` |
 //!
 //! SQL is written in those topic modules alone, in the dialect that SQLite and PostgreSQL share.
 
 mod announcements;
 mod buckets;
+mod cards;
 mod changes;
 mod clients;
 pub mod config;

@@ -18,10 +18,10 @@ use serde::Deserialize;
 
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
-    AnnounceAnswer, AnnounceBatch, BucketRecord, ChangePage, ClientKeys, ClientLimits, ClientRecord,
-    ContentInfo, ContentPage, Fence, FenceRequest, FollowersChange, HandOver, ListQuery, MissingAt,
-    MissingReport, NewBucket, NewClient, NodeAction, Registered, Registration, SiteSettings, SlotMove,
-    Suspicion, SuspicionAnswer,
+    AnnounceAnswer, AnnounceBatch, BucketRecord, CardHolder, CardRecord, ChangePage, ClientKeys,
+    ClientLimits, ClientRecord, ContentInfo, ContentPage, DisableCards, Fence, FenceRequest, FollowersChange,
+    HandOver, ListQuery, MissingAt, MissingReport, NewBucket, NewCard, NewClient, NodeAction, Registered,
+    Registration, SiteSettings, SlotMove, Suspicion, SuspicionAnswer,
 };
 use common::auth::{Guard, Role, require_server};
 use common::cluster::MapEpoch;
@@ -37,7 +37,8 @@ use crate::metrics::measure;
 use crate::server::App;
 use crate::servers::ServerKey;
 use crate::{
-    announcements, buckets, changes, clients, contents, listing, nodes, servers, shards, slots, suspicion,
+    announcements, buckets, cards, changes, clients, contents, listing, nodes, servers, shards, slots,
+    suspicion,
 };
 
 /// Longest time a caller may wait for a change; it asks again then.
@@ -62,6 +63,9 @@ pub fn service(app: App, guard: Guard) -> Router {
         .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
         .route("/v1/clients/{client}/limits", op("limit_client", post(limit_client)))
         .route("/v1/clients/by-token/{hash}", op("client_by_token", get(client_by_token)))
+        .route("/v1/cards", op("cards", get(list_cards).post(add_card)))
+        .route("/v1/cards/disable", op("disable_cards", post(disable_cards)))
+        .route("/v1/cards/{card}", op("card", get(card_holder)))
         .route("/v1/buckets", op("buckets", get(list_buckets)))
         .route("/v1/buckets/{bucket}", op("bucket", put(put_bucket).get(get_bucket)))
         .route("/v1/contents/lookup", op("lookup", get(lookup)))
@@ -366,6 +370,50 @@ async fn client_by_token(State(app): State<App>, path: PathOf) -> ApiResult<ApiJ
     let hash = path_text(path)?;
     let mut conn = app.db.read().await?;
     Ok(ApiJson(clients::by_token(&mut conn, &hash).await?))
+}
+
+async fn add_card(State(app): State<App>, ApiJson(new): ApiJson<NewCard>) -> ApiResult<ApiJson<CardRecord>> {
+    let record = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let record = cards::add(&mut tx, &new, app.clock.now()).await?;
+        tx.commit().await?;
+        Ok(record)
+    })
+    .await?;
+    Ok(ApiJson(record))
+}
+
+#[derive(Deserialize)]
+struct CardsParams {
+    client: Option<ClientId>,
+}
+
+async fn list_cards(
+    State(app): State<App>,
+    ApiQuery(params): ApiQuery<CardsParams>,
+) -> ApiResult<ApiJson<Vec<CardRecord>>> {
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(cards::list(&mut conn, params.client.as_ref()).await?))
+}
+
+async fn card_holder(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<CardHolder>> {
+    let card = path_text(path)?.parse()?;
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(cards::holder(&mut conn, &card).await?))
+}
+
+async fn disable_cards(
+    State(app): State<App>,
+    ApiJson(which): ApiJson<DisableCards>,
+) -> ApiResult<ApiJson<Vec<CardRecord>>> {
+    let records = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let records = cards::disable(&mut tx, &which).await?;
+        tx.commit().await?;
+        Ok(records)
+    })
+    .await?;
+    Ok(ApiJson(records))
 }
 
 async fn put_bucket(
