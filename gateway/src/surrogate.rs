@@ -32,7 +32,8 @@ use axum::response::Response;
 use common::api::node::{BeginAnswer, Holding, HoldingState, RefTag};
 use common::api::peer::{PeerClient, PossessionAnswer, PossessionRequest};
 use common::api::temporary::{
-    BeginAwayRequest, KeepAnswer, KeepRequest, Kept, ListRequest, TemporaryContent, TemporaryPage,
+    BeginAwayRequest, KeepAnswer, KeepRequest, Kept, LeaveRequest, ListRequest, TemporaryContent,
+    TemporaryPage,
 };
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::id::{ClientId, DeliveryId, SiteId};
@@ -123,6 +124,9 @@ impl Gateway {
                     last = Some(error);
                 }
                 Err(error) => {
+                    if error.code().is_some_and(is_final) {
+                        self.leave(request).await;
+                    }
                     return Err(
                         error.to_api(ErrorCode::SourceUnavailable, "your home site's answer cannot be read")
                     );
@@ -130,6 +134,16 @@ impl Gateway {
             }
         }
         Ok(away(last.as_ref().map(|error| error as &dyn std::error::Error)))
+    }
+
+    /// Home's last word counts: what it refuses is not kept any longer, to be served when home is away.
+    async fn leave(&self, request: &PossessionRequest) {
+        let leave = LeaveRequest { client: request.client.clone(), name: request.name.clone() };
+        let (leave, slot) = (&leave, Slot::of_name(&request.name));
+        let left = self.site.ask_owner(slot, |node| async move { node.leave_temporary(leave).await }).await;
+        if let Err(error) = left {
+            tracing::warn!(content = %request.name, %error, "what home refused stays until it expires");
+        }
     }
 
     /// The gateways of another site that are there.
@@ -187,10 +201,13 @@ impl Gateway {
         }
     }
 
-    /// Notes, durably, that the content is kept for the client. `None` when no node notes it at the moment: then it is
-    /// served all the same, and not kept.
+    /// Notes, durably, that the content is kept for the client. `None` when it is not to be kept, or no node notes it at
+    /// the moment: then it is served all the same.
     async fn keep(&self, answer: &PossessionAnswer) -> Option<KeepAnswer> {
         let PossessionAnswer { possession, manifest, proof } = answer.clone();
+        if possession.expires <= possession.issued {
+            return None;
+        }
         let slot = Slot::of_name(&possession.name);
         let request = KeepRequest { possession, manifest, proof, ref_tag: RefTag::generate() };
         let request = &request;
@@ -285,6 +302,11 @@ impl Gateway {
         let next = last.map(|last| (last.name.clone(), last.client.clone()));
         Ok(TemporaryPage { contents, next })
     }
+}
+
+/// Whether home says that the client may not have the content, now or in a moment.
+fn is_final(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Forbidden | ErrorCode::ContentNotFound | ErrorCode::BucketNotFound)
 }
 
 /// What home confirmed, as the rest of a delivery knows a content.

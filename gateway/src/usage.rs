@@ -78,14 +78,17 @@ impl Gateway {
             error.to_api(ErrorCode::SearchUnavailable, "search, which knows the clients, does not answer")
         })?;
         let at_home = known.into_iter().filter(|client| client.site == self.site.id).map(|c| c.client);
-        let clients: BTreeSet<ClientId> = at_home.chain(sums.clients.keys().cloned()).collect();
+        let at_home: BTreeSet<ClientId> = at_home.collect();
+        let clients: BTreeSet<ClientId> = at_home.iter().chain(sums.clients.keys()).cloned().collect();
         let shares = sums.fair_shares();
         let usages = stream::iter(clients).map(|client| {
-            let (sums, shares) = (&sums, &shares);
+            let (sums, shares, at_home) = (&sums, &shares, &at_home);
             async move {
                 let account = self.account(&client).await?;
                 let tally = sums.clients.get(&client).copied().unwrap_or_default();
-                ApiResult::Ok(usage_of(&client, &account, &tally, shares.get(&client).copied().unwrap_or(0)))
+                let share = shares.get(&client).copied().unwrap_or(0);
+                let usage = usage_of(&client, &account, &tally, share);
+                ApiResult::Ok(ClientUsage { visiting: !at_home.contains(&client), ..usage })
             }
         });
         let clients = usages.buffered(AT_ONCE).try_collect().await?;
@@ -141,6 +144,7 @@ fn usage_of(client: &ClientId, account: &Account, tally: &ClientTally, shared_by
         physical_bytes,
         savings_bytes: account.logical_bytes.saturating_sub(physical_bytes),
         deliveries: account.deliveries,
+        visiting: false,
         service_usage: None,
         content_usage: None,
     }

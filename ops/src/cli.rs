@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
 use crate::commands::{
-    billing, card, config, connect, content, directory, fsck, node, origin, scrub, site, status, usage,
-    who_holds,
+    billing, card, config, connect, content, directory, fsck, node, origin, scrub, site, status, temporary,
+    usage, who_holds,
 };
 use crate::error::Failure;
 use crate::roles::{self, OriginArgs, RoleCommand};
@@ -68,6 +68,9 @@ enum Command {
     Rm(content::RmArgs),
     /// Show where a content is: sites, nodes, clients, shared chunks
     WhoHolds(who_holds::WhoHoldsArgs),
+    /// Contents that sites keep for visiting clients
+    #[command(subcommand)]
+    Temporary(temporary::TemporaryCommand),
     /// Show what a client holds, was delivered and is charged
     Usage(usage::UsageArgs),
     /// Ask the billing servers
@@ -149,6 +152,7 @@ impl Command {
             Self::Library(args) => content::library(args).await,
             Self::Rm(args) => content::rm(args).await,
             Self::WhoHolds(args) => who_holds::who_holds(args).await,
+            Self::Temporary(command) => temporary::temporary(command).await,
             Self::Usage(args) => usage::usage(args).await,
             Self::Billing(command) => billing::billing(command).await,
             Self::Config(command) => config::config(command),

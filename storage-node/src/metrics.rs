@@ -31,6 +31,7 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/library/account", "account"),
     ("POST", "/v1/holdings/check-refs", "check_refs"),
     ("POST", "/v1/temporary/keep", "keep_temporary"),
+    ("POST", "/v1/temporary/leave", "leave_temporary"),
     ("POST", "/v1/temporary/complete", "complete_temporary"),
     ("POST", "/v1/temporary/begin", "begin_away"),
     ("POST", "/v1/temporary/ends", "keep_ends"),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! keep (home confirmed it) ──▶ being fetched ──complete──▶ whole ──┐
-//!   prolongs what is there        │                                │ its time is over: the visitor's row goes,
+//!   prolongs what is there        │                                │ its time is over, or home refuses: the visitor goes,
 //!                                 └────────────────────────────────┴▶ with the last visitor the content
 //! ```
 //! All rows are in the slot of the name. One content serves every visitor that was confirmed the same version; its
@@ -165,6 +165,14 @@ pub fn kept(
         }
     }
     Ok(None)
+}
+
+/// Nothing is kept for a client under a name any more.
+pub fn leave_all(txn: &mut Txn<'_>, name: &ContentName, client: &ClientId) -> ApiResult<()> {
+    for (tag, _) in contents(txn, name)? {
+        leave(txn, name, tag, client)?;
+    }
+    Ok(())
 }
 
 /// A content is no longer kept for a client; with the last one it goes.

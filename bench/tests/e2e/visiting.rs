@@ -198,6 +198,103 @@ fn home_collects_what_it_lacks_and_the_visited_site_passes_it_on_as_it_comes() {
     let before = fetched(&cluster, VISITED);
     visiting.get_content("studio/film.bin").expect(200);
     assert_eq!(fetched(&cluster, VISITED), before, "no bytes came from elsewhere");
+
+    // Many visitors at once cost what one costs.
+    let alice = cluster.new_client("alice", HOME);
+    let name = format!("{}/premiere", cluster.bucket(&alice, "public"));
+    let bytes = fresh_bytes(12 << 20);
+    alice.put_content(&name, &bytes).expect(201);
+    let visitors: Vec<Client> =
+        (0..6).map(|_| cluster.new_client("fan", HOME).at(cluster.gateway(VISITED))).collect();
+    std::thread::scope(|scope| {
+        for visitor in &visitors {
+            let (name, bytes) = (&name, &bytes);
+            scope.spawn(move || assert!(visitor.get_content(name).expect(200).body == *bytes));
+        }
+    });
+    assert_eq!(fetched(&cluster, VISITED) - before, bytes.len() as u64, "each chunk was fetched once");
+    for visitor in &visitors {
+        await_whole(visitor, &name);
+        cluster.await_billed(visitor, &[("complete", 1)]);
+    }
+}
+
+#[test]
+fn a_visited_gateway_that_is_killed_in_the_middle_is_followed_by_another_and_nothing_is_billed_twice() {
+    let options = Options { cache_bytes: 0, gateways: 2, ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    let (alice, carol) = (cluster.client("alice"), cluster.client("carol"));
+    let [first, second] = [0, 1].map(|n| carol.at(&cluster.site(VISITED).gateways[n].http));
+    let bytes = fresh_bytes(48 << 20);
+    carol.put_content("carol/long", &bytes).expect(201);
+    let mut download = first.open("GET", "/v1/contents/carol/long", &[]).unwrap();
+    download.read_exact(1 << 20).unwrap();
+    cluster.kill("tokyo.g1");
+    assert!(download.finish().is_err(), "it broke off");
+    // What came in before is here; the other gateway goes on from there.
+    let got = second.get_content("carol/long").expect(200);
+    assert!(got.body == bytes, "the bytes differ");
+    await_whole(&second, "carol/long");
+    let fetched = cluster.metric("tokyo.g2", "dozo_gateway_collected_bytes_total", "");
+    assert!(fetched < bytes.len() as f64, "{fetched} bytes were fetched anew");
+    // Nobody knows how much of the first went out; it is listed and not billed.
+    cluster.await_billed(&carol, &[("complete", 1), ("recovered", 1)]);
+    cluster.restart("tokyo.g1");
+    cluster.await_ready("tokyo.g1");
+    // What home refuses is gone from here, too.
+    let bucket = cluster.bucket(&alice, "public");
+    let path = format!("/v1/contents/{bucket}/leaflet");
+    alice.send("PUT", &path, &[], &bytes[..5000]).expect(201);
+    second.get(&path).expect(200);
+    await_whole(&second, &format!("{bucket}/leaflet"));
+    alice.send("DELETE", &path, &[], &[]).expect(204);
+    carol.send("DELETE", &format!("/v1/library/{bucket}/leaflet"), &[], &[]).expect(204);
+    eventually("home refuses it", SOON, || {
+        let answer = second.get(&path);
+        if answer.status == 404 { Ok(()) } else { Err(answer.status.to_string()) }
+    });
+    let kept = kept(&second);
+    assert!(kept.iter().all(|content| content.name.as_str() == "carol/long"), "{kept:?}");
+}
+
+#[test]
+fn the_operator_sees_what_is_kept_for_whom_and_until_when() {
+    let cluster = Cluster::shared(Mode::OneProcess);
+    let carol = cluster.new_client("carol", HOME);
+    let visiting = carol.at(cluster.gateway(VISITED));
+    let name = format!("{}/notes", cluster.bucket(&carol, "private"));
+    carol.put_content(&name, &fresh_bytes(300_000)).expect(201);
+    visiting.get_content(&name).expect(200);
+    await_whole(&visiting, &name);
+    let dozo = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(crate::process::dozo());
+        command.args(arguments).env("DOZO_ENDPOINTS", cluster.path("endpoints.json"));
+        let output = command.output().expect("dozo runs");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let table = dozo(&["temporary", "list", "--client", &carol.name]);
+    let line = table.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{table}"));
+    for word in [VISITED, HOME, &carol.name, "whole", "24.0 h"] {
+        assert!(line.contains(word), "no {word} in {table}");
+    }
+    let listed: Value =
+        serde_json::from_str(&dozo(&["temporary", "list", "--site", VISITED, "--json"])).unwrap();
+    let listed = listed.as_array().unwrap();
+    let found = listed.iter().find(|content| content["name"] == name).unwrap();
+    assert_eq!((found["len"].as_u64(), found["complete"].as_bool()), (Some(300_000), Some(true)));
+    let at_home: Value =
+        serde_json::from_str(&dozo(&["temporary", "list", "--site", HOME, "--json"])).unwrap();
+    assert!(at_home.as_array().unwrap().iter().all(|content| content["name"] != name), "{at_home}");
+    eventually("the usage of the site tells of the visitor", SOON, || {
+        let table = dozo(&["usage"]);
+        let visiting = format!("{} (visiting)", carol.name);
+        if table.contains(&visiting) { Ok(()) } else { Err(table) }
+    });
+    eventually("the status tells of it", SOON, || {
+        let status = dozo(&["status"]);
+        if status.contains("for visitors") { Ok(()) } else { Err(status) }
+    });
 }
 
 #[test]
@@ -260,6 +357,22 @@ fn what_is_kept_goes_when_its_time_is_over_and_its_space_comes_back() {
     });
     // And it may come again.
     assert!(visiting.get_content(&name).expect(200).body == bytes, "the bytes differ");
+}
+
+#[test]
+fn a_site_that_keeps_nothing_passes_on_what_home_has() {
+    let options = Options { cache_bytes: 0, temporary_ttl_ms: Some(0), ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    let carol = cluster.client("carol");
+    let visiting = carol.at(cluster.gateway(VISITED));
+    let bytes = fresh_bytes(70 << 20);
+    carol.put_content("carol/long", &bytes).expect(201);
+    for _ in 0..2 {
+        assert!(visiting.get_content("carol/long").expect(200).body == bytes, "the bytes differ");
+        assert!(kept(&visiting).is_empty());
+    }
+    assert!(fetched(&cluster, VISITED) >= 2 * bytes.len() as u64, "each time anew");
+    cluster.await_billed(&carol, &[("complete", 2)]);
 }
 
 /// The servers of a site, gateways last.

@@ -71,6 +71,9 @@ pub struct ClientUsage {
     pub savings_bytes: u64,
     /// Deliveries of the contents in the library.
     pub deliveries: u64,
+    /// The client is at home at another site: what it takes here is kept for it for a while.
+    #[serde(default)]
+    pub visiting: bool,
     /// This month's charges as the billing servers have them; `None` while one does not answer, and in lists.
     pub service_usage: Option<crate::api::billing::Usage>,
     pub content_usage: Option<crate::api::billing::Usage>,
@@ -86,6 +89,6 @@ pub struct SiteUsage {
     pub unique_bytes: u64,
     /// Those that several hold.
     pub shared_bytes: u64,
-    /// In the order of their ids. Their physical bytes add up to those of the site.
+    /// In the order of their ids, visitors among them. Their physical bytes add up to those of the site.
     pub clients: Vec<ClientUsage>,
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::mobile_access::AnsweredChallenge;
 use crate::api::temporary::{
     BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
-    ListRequest, TemporaryContent,
+    LeaveRequest, ListRequest, TemporaryContent,
 };
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
@@ -634,7 +634,7 @@ pub struct NodeStatus {
     /// Records, announcements and releases of the node's shard that are not yet settled with others.
     #[serde(default)]
     pub unsettled: u64,
-    /// Contents that the node's shard keeps for visitors for a while, and their bytes.
+    /// Contents that the shards which the node serves keep for visitors, and their bytes.
     #[serde(default)]
     pub temporary_contents: u64,
     #[serde(default)]
@@ -738,6 +738,7 @@ impl NodeClient {
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
         keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;
+        leave_temporary, "/v1/temporary/leave", LeaveRequest => ();
         complete_temporary, "/v1/temporary/complete", CompleteRequest => CompleteAnswer;
         begin_away, "/v1/temporary/begin", BeginAwayRequest => BeginAnswer;
         keep_ends, "/v1/temporary/ends", KeepEndsRequest => ();

@@ -60,6 +60,14 @@ pub struct Kept {
     pub complete: bool,
 }
 
+/// A content is no longer kept for a client: its home says that it may not have it.
+/// `POST /v1/temporary/leave`, to the owner of the name's slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LeaveRequest {
+    pub client: ClientId,
+    pub name: ContentName,
+}
+
 /// Records a delivery of what is kept for a client, durably, while its home is away: as a reference, for home confirmed
 /// that the client holds it. `ContentNotFound` when it is not kept whole, or no longer.
 /// `POST /v1/temporary/begin`, to the owner of the name's slot.

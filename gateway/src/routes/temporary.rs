@@ -9,7 +9,7 @@ use common::api::extract::ApiQuery;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::ClientId;
 use common::name::ContentName;
-use http::HeaderMap;
+use http::request::Parts;
 use serde::Deserialize;
 
 use super::counted;
@@ -50,14 +50,14 @@ impl TemporaryQuery {
     }
 }
 
-/// What is kept for the client that asks.
+/// What is kept for the client that asks, by its token or as the visitor that it is.
 pub async fn own(
     State(gateway): State<Arc<Gateway>>,
     query: Result<ApiQuery<TemporaryQuery>, ApiError>,
-    headers: HeaderMap,
+    parts: Parts,
 ) -> Response {
     counted(&gateway, Op::Library, async {
-        let client = gateway.authenticate(&headers).await?.client;
+        let client = gateway.identify(&parts).await?.client.client;
         let ApiQuery(query) = query?;
         if query.client.as_ref().is_some_and(|asked| *asked != client) {
             let message = "a client sees what is kept for itself alone";

@@ -100,9 +100,11 @@ struct Parts {
 enum Coming {
     #[default]
     Asked,
-    /// Verified; it is being stored.
+    /// Verified; it is being stored, if it is to be.
     Fetched(Bytes),
     Stored,
+    /// No node takes it: it is only passed on.
+    Unstored(Bytes, ApiError),
     Failed(ApiError),
 }
 
@@ -145,7 +147,7 @@ impl Reading {
         let mut coming = fill.coming(&slice.chunk, slice.offset);
         let reached = coming.wait_for(|coming| !matches!(coming, Coming::Asked)).await;
         match reached.map(|coming| coming.clone()) {
-            Ok(Coming::Fetched(bytes)) => Ok(OpenChunk::whole(bytes)),
+            Ok(Coming::Fetched(bytes) | Coming::Unstored(bytes, _)) => Ok(OpenChunk::whole(bytes)),
             Ok(Coming::Failed(error)) => Err(error),
             Ok(Coming::Stored | Coming::Asked) => fill.fills.chunks.open(&slice.chunk).await,
             Err(error) => Err(ApiError::internal(&error)),
@@ -330,32 +332,31 @@ impl Fill {
 
     async fn bring(self: Arc<Self>, chunk: ChunkRef, offset: u64, tell: watch::Sender<Coming>) {
         let _room = self.fills.room.acquire().await;
-        let outcome = match self.fetch(&chunk, offset).await {
+        let end = match self.fetch(&chunk, offset).await {
             Ok(bytes) => {
                 tell.send_replace(Coming::Fetched(bytes.clone()));
                 self.store(&chunk, bytes).await
             }
-            Err(error) => Err(error),
+            Err(error) => Coming::Failed(error),
         };
         {
             let mut parts = self.parts();
             parts.coming.remove(&chunk.hash);
-            if outcome.is_ok() {
+            if matches!(end, Coming::Stored) {
                 parts.here.insert(chunk.hash);
             }
         }
-        tell.send_replace(match outcome {
-            Ok(()) => Coming::Stored,
-            Err(error) => Coming::Failed(error),
-        });
+        tell.send_replace(end);
     }
 
-    async fn store(&self, chunk: &ChunkRef, bytes: Bytes) -> ApiResult<()> {
-        match self.wanted {
-            Wanted::Whole(tag) | Wanted::Fill(tag) => {
-                self.fills.chunks.write(&chunk.hash, self.name(), tag, bytes).await.map(drop)
-            }
-            Wanted::Unkept => Ok(()),
+    async fn store(&self, chunk: &ChunkRef, bytes: Bytes) -> Coming {
+        let tag = match self.wanted {
+            Wanted::Whole(tag) | Wanted::Fill(tag) => tag,
+            Wanted::Unkept => return Coming::Fetched(bytes),
+        };
+        match self.fills.chunks.write(&chunk.hash, self.name(), tag, bytes.clone()).await {
+            Ok(_) => Coming::Stored,
+            Err(error) => Coming::Unstored(bytes, error),
         }
     }
 
@@ -428,9 +429,10 @@ impl Fill {
             return Ok(());
         }
         let mut coming = self.coming(chunk, offset);
-        let end = coming.wait_for(|coming| matches!(coming, Coming::Stored | Coming::Failed(_))).await;
+        let is_over = |coming: &Coming| !matches!(coming, Coming::Asked | Coming::Fetched(_));
+        let end = coming.wait_for(is_over).await;
         match end.map(|end| end.clone()) {
-            Ok(Coming::Failed(error)) => Err(error),
+            Ok(Coming::Failed(error) | Coming::Unstored(_, error)) => Err(error),
             Ok(_) => Ok(()),
             Err(error) => Err(ApiError::internal(&error)),
         }

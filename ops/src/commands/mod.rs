@@ -13,5 +13,6 @@ pub mod origin;
 pub mod scrub;
 pub mod site;
 pub mod status;
+pub mod temporary;
 pub mod usage;
 pub mod who_holds;

@@ -72,6 +72,9 @@ struct NodeLine {
     moves_eta_s: Option<u64>,
     /// What the node's shard has still to tell others.
     unsettled: Option<u64>,
+    /// Contents that the shards it serves keep for visitors, and their bytes.
+    temporary_contents: Option<u64>,
+    temporary_bytes: Option<u64>,
     /// Why the node's own figures are missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
@@ -155,6 +158,8 @@ async fn ask(server: &ServerClient, site: &SiteEntry, node: &NodeEntry) -> NodeL
         moves_rate_bytes_per_s: own.as_ref().map(|o| o.moves_rate_bytes_per_s),
         moves_eta_s: own.as_ref().and_then(moves_eta_s),
         unsettled: own.as_ref().map(|o| o.unsettled),
+        temporary_contents: own.as_ref().map(|o| o.temporary_contents),
+        temporary_bytes: own.as_ref().map(|o| o.temporary_bytes),
         store: own.map(|o| o.store),
         problem,
     }
@@ -254,8 +259,14 @@ fn summary(nodes: &[NodeLine]) -> String {
     let (used, capacity) = (sum(|n| n.used_bytes), sum(|n| n.capacity_bytes));
     let (logical, chunks) = (sum(|n| n.logical_bytes), sum(|n| n.chunks));
     let ratio = (used > 0).then(|| logical as f64 / used as f64);
+    let kept = match sum(|n| n.temporary_contents) {
+        0 => String::new(),
+        contents => {
+            format!(", {contents} contents of {} for visitors", show_bytes(sum(|n| n.temporary_bytes)))
+        }
+    };
     format!(
-        "  in all: {} of {} used, {chunks} chunks, dedup {}\n\n",
+        "  in all: {} of {} used, {chunks} chunks, dedup {}{kept}\n\n",
         show_bytes(used),
         show_bytes(capacity),
         show_ratio(ratio)

@@ -73,7 +73,9 @@ async fn all(args: &UsageArgs) -> Result<(), Failure> {
     ]);
     for site in &sites {
         for client in &site.clients {
-            table.row(Figures::of(client).row(&site.site, client.client.as_str()));
+            let visiting = if client.visiting { " (visiting)" } else { "" };
+            let name = format!("{}{visiting}", client.client);
+            table.row(Figures::of(client).row(&site.site, &name));
         }
         table.row(Figures::of_site(site).row(&site.site, "(all)"));
     }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
-use common::api::node::{Holding, HoldingState, RefTag};
+use common::api::node::{BeginAnswer, EndRequest, Holding, HoldingState, RefTag};
 use common::api::search::Announcement;
-use common::hash::{ChunkHash, ContentHash, RecordDigest};
+use common::hash::{ChunkHash, ContentHash, PossessionProof, RecordDigest};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use common::manifest::{ChunkList, ChunkRef, Manifest};
 use common::name::ContentName;
 use common::placement::Slot;
+use common::possession::Possession;
 use common::record::{
     ChainedRecord, DeliveryClass, DeliveryPath, DeliveryRecord, DeliveryStatus, RecordNumber, Source,
 };
@@ -20,8 +21,8 @@ use common::version::{HybridTime, Version};
 use super::key;
 use super::redo;
 use super::rows::{
-    AnnouncementHead, ChainHead, ChangeCursor, ChunkValue, FrozenSlot, LibraryValue, OpenDelivery, ReapValue,
-    Row, Since,
+    AnnouncementHead, ChainHead, ChangeCursor, ChunkValue, FrozenSlot, HomeEnd, LibraryValue, OpenDelivery,
+    ReapValue, Row, Since, TallyHolding, TemporaryValue, VisitorValue,
 };
 use super::txn::Overlay;
 use crate::fuzz::{ROUNDS, Target, corpus, fuzz};
@@ -216,6 +217,49 @@ fn what_the_site_is_told_is_read_as_it_was_written() {
     run_rows("frozen-slot", &[FrozenSlot { to, fence: 5, since: TIME }]);
 }
 
+#[test]
+fn what_is_kept_for_visitors_is_read_as_it_was_written() {
+    let manifest = Manifest {
+        hash: ContentHash::of(b"song"),
+        len: 210_000,
+        media_type: "audio/wav".into(),
+        metadata: BTreeMap::new(),
+        chunks: chunk_list(),
+    };
+    let content = |complete| TemporaryValue {
+        version: version(),
+        manifest: manifest.clone(),
+        provider: client(),
+        complete,
+        since: TIME,
+    };
+    run_rows("temporary", &[content(true), content(false)]);
+    let shard = NodeId::new("osaka.n1").unwrap();
+    let begin = BeginAnswer { delivery: delivery(1), class: DeliveryClass::Purchase, shard: shard.clone() };
+    let visitor = |begin, newest| VisitorValue {
+        possession: Possession {
+            home: SiteId::new("osaka").unwrap(),
+            surrogate: SiteId::new("tokyo").unwrap(),
+            mobile_access: Some(ServerName::new("m1").unwrap()),
+            client: client(),
+            name: name(),
+            version: version(),
+            provider: client(),
+            begin,
+            issued: TIME,
+            expires: UnixMillis(TIME.0 + 86_400_000),
+        },
+        proof: PossessionProof::of(b"home said so"),
+        since: TIME,
+        newest,
+    };
+    run_rows("visitor", &[visitor(Some(begin), Some((delivery(2), shard))), visitor(None, None)]);
+    let end = EndRequest { delivery: delivery(1), request: delivery(2), bytes_sent: 300 };
+    run_rows("home-end", &[HomeEnd { end, since: TIME }]);
+    let gone = |is_temporary| TallyHolding { gone: Some(chunk_list()), after: Some(client()), is_temporary };
+    run_rows("tally-holding", &[gone(true), gone(false), TallyHolding::default()]);
+}
+
 /// Keys that another node sends, or that are on the disk.
 fn any_key(bytes: &[u8]) {
     let hash = key::chunk_hash(bytes);
@@ -239,6 +283,8 @@ fn a_key_is_in_one_slot() {
         key::Key::UnreferencedChunk(&hash).encode(),
         key::Key::Announcement(5).encode(),
         key::Key::FrozenSlot(Slot(3)).encode(),
+        key::Key::Temporary(&name(), RefTag(7)).encode(),
+        key::Key::Visitor(&name(), RefTag(7), &client()).encode(),
     ];
     run("key", ROUNDS, any_key, &keys);
 }

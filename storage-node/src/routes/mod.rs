@@ -54,6 +54,7 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library/row", get(library::row))
         .route("/v1/library/account", get(library::account))
         .route("/v1/temporary/keep", post(temporary::keep))
+        .route("/v1/temporary/leave", post(temporary::leave))
         .route("/v1/temporary/complete", post(temporary::complete))
         .route("/v1/temporary/kept", get(temporary::kept))
         .route("/v1/temporary/begin", post(temporary::begin))

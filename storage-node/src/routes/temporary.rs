@@ -7,14 +7,15 @@ use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::BeginAnswer;
 use common::api::temporary::{
     BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
-    ListRequest, TemporaryContent,
+    LeaveRequest, ListRequest, TemporaryContent,
 };
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::ClientId;
 use common::name::ContentName;
 use common::placement::Slot;
 
-use crate::catalog::txn::Txn;
+use crate::catalog::key;
+use crate::catalog::txn::{Rows, Txn};
 use crate::node::Node;
 use crate::{outbox, temporary};
 
@@ -38,6 +39,19 @@ pub async fn keep(
     shard.signals.reap_queued.notify_one();
     shard.signals.tally_queued.notify_one();
     Ok(ApiJson(kept))
+}
+
+pub async fn leave(State(node): Shared, ApiJson(request): ApiJson<LeaveRequest>) -> ApiResult<ApiJson<()>> {
+    let slot = Slot::of_name(&request.name);
+    let shard = node.shard_with(slot)?;
+    // Mostly there is nothing: of most that home refuses nothing was ever kept.
+    if shard.read_in(slot, |rows| rows.is_empty(&key::visitors_of(&request.name)))? {
+        return Ok(ApiJson(()));
+    }
+    shard.commit_in(slot, move |txn| temporary::leave_all(txn, &request.name, &request.client)).await?;
+    shard.signals.reap_queued.notify_one();
+    shard.signals.tally_queued.notify_one();
+    Ok(ApiJson(()))
 }
 
 pub async fn complete(

@@ -152,6 +152,7 @@ enum Op {
     Complete { version: u8 },
     Begin { client: u8 },
     Pass { ms: u64 },
+    Leave { client: u8 },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -160,6 +161,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2u8).prop_map(|version| Op::Complete { version }),
         2 => (0..3u8).prop_map(|client| Op::Begin { client }),
         3 => (1..40u64).prop_map(|ms| Op::Pass { ms }),
+        1 => (0..3u8).prop_map(|client| Op::Leave { client }),
     ]
 }
 
@@ -212,6 +214,11 @@ async fn run(ops: Vec<Op>) {
                 let tag = kept.as_ref().map_or(RefTag(0), |kept| kept.ref_tag);
                 let begun = fixture.begin(away(n, client, tag, 0), now).await;
                 assert_eq!(begun.is_ok(), kept.is_some_and(|kept| kept.complete), "{begun:?}");
+            }
+            Op::Leave { client: who } => {
+                fixture.catalog.commit(move |txn| leave_all(txn, &name(), &client(who))).await.unwrap();
+                model.visitors.remove(&who);
+                model.tidy();
             }
             Op::Pass { ms } => {
                 now += ms;
