@@ -27,7 +27,7 @@ fn colour(model: Model) -> &'static str {
 
 /// Draws the report; with a sweep two panels more.
 pub fn svg(report: &TrafficReport) -> String {
-    let height = if report.sweep.is_some() { 730.0 } else { 420.0 };
+    let height = if report.sweep.is_some() { 700.0 } else { 400.0 };
     let mut picture = Picture::new(height);
     let trace = &report.trace;
     picture.text(LEFT[0], 42.0, "What delivering costs the network", "start", 22.0, TEXT, "600");
@@ -52,8 +52,8 @@ pub fn svg(report: &TrafficReport) -> String {
     if let Some(sweep) = &report.sweep {
         let percent = |value: f64| format!("{:.0} %", value * 100.0);
         let plain = |value: f64| format!("{value:.1}");
-        lines(&mut picture, LEFT[0], "by the time that clients are on", &sweep.availability, percent);
-        lines(&mut picture, LEFT[1], "by the slope of popularity (Zipf alpha)", &sweep.zipf_alpha, plain);
+        lines(&mut picture, LEFT[0], "By the time that clients are on", &sweep.availability, percent);
+        lines(&mut picture, LEFT[1], "By the slope of popularity (Zipf alpha)", &sweep.zipf_alpha, plain);
     }
     picture.end()
 }
@@ -63,7 +63,7 @@ fn costs(picture: &mut Picture, report: &TrafficReport) {
     let (x, y) = (LEFT[0], TOP[0]);
     picture.title(x, y, "Traffic");
     let figures: [(&str, fn(&Outcome) -> u64); 2] =
-        [("bytes x hops", |o| o.byte_hops), ("bytes from the origin", |o| o.origin_bytes)];
+        [("bytes × hops", |o| o.byte_hops), ("bytes from the origin", |o| o.origin_bytes)];
     let server = report.model(Model::ClientServer);
     for (group, (name, figure)) in figures.into_iter().enumerate() {
         let top = y + 20.0 + group as f64 * 118.0;
@@ -92,14 +92,14 @@ fn senders(picture: &mut Picture, models: &[Outcome]) {
     ];
     for (i, outcome) in models.iter().enumerate() {
         let top = y + 40.0 + i as f64 * 46.0;
-        picture.text(x, top - 4.0, outcome.model.as_str(), "start", 12.0, FAINT, "400");
+        picture.text(x, top - 6.0, outcome.model.as_str(), "start", 12.0, FAINT, "400");
         let mut left = x;
         for (_, strength, count) in kinds {
             let share = count(outcome) as f64 / (outcome.requests as f64).max(1.0);
             let width = share * PANEL_WIDTH;
             picture.shade(left, top, width, 22.0, colour(outcome.model), strength);
             if width > 40.0 {
-                let ink = if strength > 0.5 { "#ffffff" } else { TEXT };
+                let ink = if strength > 0.9 { "#ffffff" } else { TEXT };
                 let label = format!("{:.0} %", share * 100.0);
                 picture.text(left + width / 2.0, top + 15.5, &label, "middle", 12.0, ink, "400");
             }
@@ -116,9 +116,10 @@ fn senders(picture: &mut Picture, models: &[Outcome]) {
 /// Lines: bytes x hops as a share of the server's, over a parameter.
 fn lines(picture: &mut Picture, x: f64, by: &str, points: &[SweepPoint], show: impl Fn(f64) -> String) {
     let y = TOP[1];
-    picture.title(x, y, &format!("Bytes x hops relative to client-server, {by}"));
+    picture.title(x, y, by);
+    picture.text(x, y + 18.0, "bytes × hops, relative to client-server", "start", 12.0, FAINT, "400");
     let (left, width) = (x + 46.0, PANEL_WIDTH - 60.0);
-    let (top, height) = (y + 22.0, PANEL_HEIGHT - 46.0);
+    let (top, height) = (y + 38.0, PANEL_HEIGHT - 62.0);
     let values = points.iter().flat_map(|point| Model::ALL.map(|model| point.relative(model)));
     let most = (values.fold(1.0, f64::max) * 4.0).ceil() / 4.0;
     let at_y = |value: f64| top + height * (1.0 - value / most);
