@@ -33,6 +33,8 @@ pub struct Endpoints {
     pub service_billing: Option<ServerAddress>,
     #[serde(default)]
     pub content_billing: Option<ServerAddress>,
+    #[serde(default)]
+    pub mobile_access: Option<ServerAddress>,
     pub admin_token: String,
     pub sites: Vec<Site>,
     pub clients: Vec<Client>,
@@ -143,6 +145,7 @@ fn watched(endpoints: &Endpoints) -> Vec<Watched> {
         ("origin", &endpoints.origin),
         ("service-billing", &endpoints.service_billing),
         ("content-billing", &endpoints.content_billing),
+        ("mobile-access", &endpoints.mobile_access),
     ];
     for (name, address) in single {
         servers.extend(address.as_ref().map(|a| (name.to_owned(), a.http.as_str())));

@@ -16,6 +16,7 @@ use http::header::AUTHORIZATION;
 
 use crate::error::{ApiError, ErrorCode};
 use crate::hash::{parse_hex, write_hex};
+use crate::possession::PossessionKeys;
 use crate::time::{Clock, UnixMillis};
 
 /// How far the clocks of two servers may differ, and how long a token lives.
@@ -78,10 +79,20 @@ impl fmt::Display for Role {
     }
 }
 
+/// What a seal of the cluster is good for. Numbers are part of what is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seal {
+    /// A question that a home site puts to a card.
+    Challenge = 1,
+    /// What a home site says of a client to the site that it visits.
+    VisitorToken = 2,
+}
+
 /// The secret that the servers of one cluster share. Has no `Debug` and no `Display`.
 #[derive(Clone)]
 pub struct ClusterSecret {
     call_key: [u8; 32],
+    seal_key: [u8; 32],
     admin_token: Arc<str>,
     nonces: Arc<Nonces>,
 }
@@ -127,16 +138,28 @@ impl ClusterSecret {
             return Err(WeakSecret { len: text.len() });
         }
         let call_key = blake3::derive_key("dozo server call token v1", text.as_bytes());
+        let seal_key = blake3::derive_key("dozo seal v1", text.as_bytes());
         let admin_token = hex(&blake3::derive_key("dozo admin token v1", text.as_bytes())).into();
         let mut start = [0u8; 8];
         fill_random(&mut start);
         let nonces = Arc::new(Nonces { start: u64::from_le_bytes(start), count: AtomicU64::new(0) });
-        Ok(Self { call_key, admin_token, nonces })
+        Ok(Self { call_key, seal_key, admin_token, nonces })
     }
 
     /// The operator's bearer token: derived from the secret, so that every server knows it.
     pub fn admin_token(&self) -> &str {
         &self.admin_token
+    }
+
+    /// What home sites confirm possession with.
+    pub fn possession_keys(&self) -> PossessionKeys {
+        PossessionKeys::new(blake3::derive_key("dozo possession keys v1", &self.call_key))
+    }
+
+    /// A keyed hash over `bytes` that only servers of the cluster can make, worth nothing for another purpose.
+    /// Comparing two of them takes the same time wherever they differ.
+    pub fn seal(&self, seal: Seal, bytes: &[u8]) -> blake3::Hash {
+        blake3::Hasher::new_keyed(&self.seal_key).update(&[seal as u8]).update(bytes).finalize()
     }
 
     /// The `Authorization` header of one call.

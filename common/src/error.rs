@@ -37,10 +37,28 @@ codes! {
     ContentMismatch => "content_mismatch", BAD_REQUEST;
     Unauthenticated => "unauthenticated", UNAUTHORIZED;
     Forbidden => "forbidden", FORBIDDEN;
+    /// The home site knows no such card of such a client. Said alike whether or not there is that client: only the
+    /// holder of a known card learns more.
+    CardUnknown => "card_unknown", UNAUTHORIZED;
+    CardDisabled => "card_disabled", FORBIDDEN;
+    ClientDisabled => "client_disabled", FORBIDDEN;
+    /// A challenge that the home site did not make, or not for this.
+    ChallengeInvalid => "challenge_invalid", UNAUTHORIZED;
+    ChallengeExpired => "challenge_expired", UNAUTHORIZED;
+    /// The challenge was answered before; each is good once.
+    ChallengeReplayed => "challenge_replayed", UNAUTHORIZED;
+    /// The signature is not that of the card, or of the session, over what was sent.
+    SignatureInvalid => "signature_invalid", UNAUTHORIZED;
+    /// A visitor token that no home site made, or that is for another site.
+    VisitInvalid => "visit_invalid", UNAUTHORIZED;
+    VisitExpired => "visit_expired", UNAUTHORIZED;
+    /// A visitor's signed request came again, or too late.
+    RequestReplayed => "request_replayed", UNAUTHORIZED;
     ContentNotFound => "content_not_found", NOT_FOUND;
     BucketNotFound => "bucket_not_found", NOT_FOUND;
     ClientNotFound => "client_not_found", NOT_FOUND;
     ChunkNotFound => "chunk_not_found", NOT_FOUND;
+    SiteNotFound => "site_not_found", NOT_FOUND;
     NotFound => "not_found", NOT_FOUND;
     MethodNotAllowed => "method_not_allowed", METHOD_NOT_ALLOWED;
     /// The thing exists with other properties, or was changed by somebody else meanwhile.
@@ -66,6 +84,8 @@ codes! {
     /// The original is no longer what was registered; it is read again, and its new version is announced.
     OriginalChanged => "original_changed", SERVICE_UNAVAILABLE;
     BillingUnavailable => "billing_unavailable", SERVICE_UNAVAILABLE;
+    /// No gateway of a roaming client's home site answers.
+    HomeUnreachable => "home_unreachable", SERVICE_UNAVAILABLE;
     /// The server is stopping; ask another.
     Draining => "draining", SERVICE_UNAVAILABLE;
     /// The slot is moving to another node; ask again in a moment.
@@ -88,6 +108,7 @@ impl ErrorCode {
                 | Self::OriginBusy
                 | Self::OriginalChanged
                 | Self::BillingUnavailable
+                | Self::HomeUnreachable
                 | Self::Draining
                 | Self::SlotMoving
                 | Self::TooManyRequests

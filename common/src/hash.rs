@@ -114,6 +114,10 @@ hash_type!(
     /// BLAKE3 over a delivery record and the digest before it: a link of the record chain.
     RecordDigest, "record digest"
 );
+hash_type!(
+    /// BLAKE3 keyed hash by which a home site proves that it confirmed a possession.
+    PossessionProof, "possession proof"
+);
 
 impl RecordDigest {
     /// What the first record of a chain is linked to.

@@ -12,15 +12,18 @@
 //! | what a content is made of | [`manifest`], [`chunker`], [`version`] |
 //! | which node holds what | [`cluster`], [`placement`] |
 //! | the facts that are billed | [`record`], [`money`] |
+//! | what a home site confirms to a visited one | [`possession`] |
 //! | what servers say to each other | [`api`] |
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
 //! | who may call whom | [`auth`] |
+//! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
 pub mod api;
 pub mod auth;
 pub mod backoff;
+pub mod card;
 pub mod chunker;
 pub mod client;
 pub mod cluster;
@@ -32,6 +35,7 @@ pub mod manifest;
 pub mod money;
 pub mod name;
 pub mod placement;
+pub mod possession;
 pub mod range;
 pub mod record;
 pub mod s3;
@@ -39,3 +43,4 @@ pub mod server;
 pub mod telemetry;
 pub mod time;
 pub mod version;
+pub mod visit;

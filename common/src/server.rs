@@ -14,7 +14,7 @@ use axum::extract::{Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::Layer;
 
 use crate::auth::Role;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
@@ -156,6 +157,11 @@ impl Server {
         url_of(&self.http)
     }
 
+    /// The same as it was bound, port known.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.local_addr().ok()
+    }
+
     pub fn admin_url(&self) -> String {
         url_of(&self.admin)
     }
@@ -277,8 +283,8 @@ pub async fn accept_loop(listener: TcpListener, routes: Router, stop: Cancellati
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: those in flight give some back.
                 tracing::warn!(%error, "accept failed");
@@ -289,7 +295,7 @@ pub async fn accept_loop(listener: TcpListener, routes: Router, stop: Cancellati
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "set_nodelay");
         }
-        let service = TowerToHyperService::new(routes.clone());
+        let service = TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone()));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -329,6 +335,10 @@ struct RequestIds {
     prefix: Arc<str>,
     next: Arc<AtomicU64>,
 }
+
+/// Who is at the other end of the connection; an extension of every request.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
 
 /// Id of the request being answered; an extension of every request.
 #[derive(Clone, Debug)]

@@ -10,10 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use common::api::node::RefTag;
-use common::api::peer::PeerClient;
 use common::error::{ApiError, ErrorCode};
-use common::hash::ChunkHash;
-use common::id::SiteId;
 use common::manifest::ChunkSlice;
 use common::name::ContentName;
 use futures_util::FutureExt;
@@ -21,9 +18,10 @@ use futures_util::future::BoxFuture;
 
 use crate::chunks::{Chunks, OpenChunk};
 use crate::collect::Collector;
-use crate::collect::collection::Collection;
+use crate::collect::collection::Reader;
 use crate::ends::EndGuard;
 use crate::limits::Pace;
+use crate::surrogate::fill::Reading;
 
 /// Attempts at one chunk before an answer is broken off.
 const ATTEMPTS_MAX: u32 = 4;
@@ -35,15 +33,16 @@ pub enum Supply {
     /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
     Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName, ref_tag: RefTag },
     /// A collection at work: a chunk as soon as it is there.
-    Collection { collection: Arc<Collection>, chunks: Arc<Chunks> },
-    /// A gateway of the client's home site, for what this site does not hold.
-    Home { home: SiteId, peer: Arc<PeerClient>, chunks: Arc<Chunks>, name: ContentName },
+    Collection { collection: Reader, chunks: Arc<Chunks> },
+    /// What is kept for a visitor, or on its way.
+    Visited(Arc<Reading>),
 }
 
 impl Supply {
     fn open_cached(&self, slice: &ChunkSlice) -> Option<OpenChunk> {
         match self {
-            Self::Site { chunks, .. } | Self::Home { chunks, .. } => chunks.open_cached(&slice.chunk),
+            Self::Site { chunks, .. } => chunks.open_cached(&slice.chunk),
+            Self::Visited(reading) => reading.open_cached(&slice.chunk),
             Self::Collection { .. } => None,
         }
     }
@@ -61,21 +60,7 @@ impl Supply {
                 Some(bytes) => Ok(OpenChunk::whole(bytes)),
                 None => chunks.open(&slice.chunk).await,
             },
-            Self::Home { peer, chunks, name, .. } => {
-                if let Ok(open) = chunks.open(&slice.chunk).await {
-                    return Ok(open);
-                }
-                let bytes = peer.chunk(name, &slice.chunk, slice.offset).await.map_err(|error| {
-                    error.to_api(ErrorCode::SourceUnavailable, "the client's home site does not answer")
-                })?;
-                if ChunkHash::of(&bytes) != slice.chunk.hash {
-                    return Err(ApiError::new(
-                        ErrorCode::Damaged,
-                        "the home site sent bytes that are not the chunk's",
-                    ));
-                }
-                Ok(OpenChunk::whole(bytes))
-            }
+            Self::Visited(reading) => reading.open(slice).await,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Configuration of a gateway.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use common::id::{ServerName, SiteId};
@@ -13,12 +14,21 @@ pub struct Config {
     /// Health, metrics and map; keep it off public networks.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
+    /// Base address under which clients and other servers reach it; that of `listen` if absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
     /// Short name, unique among the site's gateways.
     pub name: ServerName,
     pub site: SiteId,
     /// Where the site is; a tie-break when two sources are equally near.
     #[serde(default)]
     pub zone: Option<String>,
+    /// How far sites, zones and origins are, by name, in any unit: the nearer of two equally near sources is taken.
+    #[serde(default)]
+    pub distances: BTreeMap<String, u32>,
+    /// Round trips are measured by ICMP echo as well as by calls.
+    #[serde(default)]
+    pub icmp_probes: bool,
     /// Address of search, `http://host:port`.
     pub search: String,
     /// Memory for hot chunks, in bytes; 0 keeps none.
@@ -31,6 +41,14 @@ pub struct Config {
     /// takes to find that a node is lost and to let another serve in its place.
     #[serde(default = "node_patience_ms")]
     pub node_patience_ms: u64,
+    /// How long a content is kept for a client of another site after it was asked for. The client's home site may allow
+    /// less: this is also the most that it allows other sites for clients of its own.
+    #[serde(default = "temporary_ttl_ms")]
+    pub temporary_ttl_ms: u64,
+    /// How long a client of this site may visit another on one answer of its card, in milliseconds; also the longest that
+    /// a visit goes on after its card was disabled while search is away.
+    #[serde(default = "visit_ms")]
+    pub visit_ms: u64,
 }
 
 fn loopback() -> SocketAddr {
@@ -45,6 +63,14 @@ fn content_bytes_max() -> u64 {
     100 << 30
 }
 
+fn visit_ms() -> u64 {
+    u64::try_from(common::visit::VISIT_LIFE.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn node_patience_ms() -> u64 {
     15_000
+}
+
+fn temporary_ttl_ms() -> u64 {
+    24 * 3_600_000
 }

@@ -3,14 +3,15 @@
 //! Fresh answers are used for [`FRESH`]; when search does not answer, older ones serve up to [`STALE_MAX`], so a
 //! site goes on delivering to the clients it knows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::api::search::{BucketRecord, ClientRecord, SearchClient, Visibility};
+use common::api::search::{BucketRecord, CardHolder, ClientRecord, SearchClient, Visibility};
 use common::auth::{bearer, token_hash};
+use common::card::PublicKey;
 use common::client::CallError;
 use common::error::{ApiError, ErrorCode};
 use common::id::{BucketName, ClientId};
@@ -58,9 +59,19 @@ impl<K: Hash + Eq + Clone, V: Clone> Known<K, V> {
         missing: ErrorCode,
         ask: impl Future<Output = Result<V, CallError>>,
     ) -> Result<Option<V>, ApiError> {
-        if let Some(value) = self.get(key, FRESH) {
-            return Ok(Some(value));
+        match self.get(key, FRESH) {
+            Some(value) => Ok(Some(value)),
+            None => self.ask(key, missing, ask).await,
         }
+    }
+
+    /// `ask`'s answer, or the stale one while search is away.
+    async fn ask(
+        &self,
+        key: &K,
+        missing: ErrorCode,
+        ask: impl Future<Output = Result<V, CallError>>,
+    ) -> Result<Option<V>, ApiError> {
         match ask.await {
             Ok(value) => {
                 self.put(key.clone(), value.clone());
@@ -86,11 +97,20 @@ pub struct Directory {
     pub search: SearchClient,
     clients: Arc<Known<String, ClientRecord>>,
     buckets: Arc<Known<BucketName, BucketRecord>>,
+    cards: Arc<Known<PublicKey, CardHolder>>,
+    /// Cards that are being looked up behind the requests of their visitors.
+    looked_up: Arc<Mutex<HashSet<PublicKey>>>,
 }
 
 impl Directory {
     pub fn new(search: SearchClient) -> Self {
-        Self { search, clients: Arc::new(Known::new()), buckets: Arc::new(Known::new()) }
+        Self {
+            search,
+            clients: Arc::new(Known::new()),
+            buckets: Arc::new(Known::new()),
+            cards: Arc::new(Known::new()),
+            looked_up: Arc::default(),
+        }
     }
 
     /// The client whose bearer token the request carries.
@@ -117,6 +137,39 @@ impl Directory {
             .fetch(bucket, ErrorCode::BucketNotFound, ask)
             .await?
             .ok_or_else(|| ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {bucket}")))
+    }
+
+    /// Whose card it is, `None` if nobody's. Always asked, so a card that was disabled a moment ago is not taken for good;
+    /// only while search is away an answer from before does.
+    pub async fn card(&self, card: &PublicKey) -> Result<Option<CardHolder>, ApiError> {
+        self.cards.ask(card, ErrorCode::CardUnknown, self.search.card(card)).await
+    }
+
+    /// The same, as far as it is known here, for a client that has shown its visitor token: waits for nobody. What is not
+    /// fresh is looked up behind the request, for the next one.
+    pub fn card_of_visitor(&self, card: &PublicKey) -> Option<CardHolder> {
+        if let Some(holder) = self.cards.get(card, FRESH) {
+            return Some(holder);
+        }
+        let known = self.cards.get(card, STALE_MAX);
+        if self.looked_up().insert(*card) {
+            let (this, card) = (self.clone(), *card);
+            tokio::spawn(async move {
+                if let Err(error) = this.card(&card).await {
+                    tracing::debug!(
+                        card = card.short(),
+                        error = common::error::chain(&error),
+                        "a visitor's card cannot be looked up"
+                    );
+                }
+                this.looked_up().remove(&card);
+            });
+        }
+        known
+    }
+
+    fn looked_up(&self) -> MutexGuard<'_, HashSet<PublicKey>> {
+        self.looked_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was just made or changed through this gateway holds at once here.

@@ -1,5 +1,8 @@
 //! Reports how deliveries ended to the nodes that recorded them: batched, behind the answer, again until taken.
 //!
+//! A visitor's deliveries end at its home; what home does not take at once is handed to a storage node of this site, which
+//! keeps it until home is back.
+//!
 //! Losing an end (this process is killed) loses no delivery: the node finds the begun record without an end and
 //! closes it as *recovered*.
 
@@ -9,6 +12,7 @@ use std::time::Duration;
 
 use common::api::node::{BeginAnswer, EndBatch, EndRequest};
 use common::api::peer::{PeerClient, PeerEnds};
+use common::api::temporary::KeepEndsRequest;
 use common::backoff::Backoff;
 use common::client::{CallError, ServerClient};
 use common::id::{DeliveryId, NodeId, SiteId};
@@ -23,6 +27,8 @@ const PENDING_MAX: usize = 65_536;
 const BATCH_MAX: usize = 512;
 /// How long ends are gathered before a batch goes out.
 const GATHER: Duration = Duration::from_millis(20);
+/// How long a home site may take before its ends are left to a storage node here: others wait behind them.
+const HOME_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a stopping gateway tries to hand over its last ends.
 const LAST_TRY: Duration = Duration::from_secs(5);
 
@@ -189,16 +195,40 @@ impl Worker {
             let call = primary.client.end(&batch);
             return self.site.unless_down(&primary.node, primary.client.base(), call).await;
         }
+        if shard.site() == self.site.id.as_str() {
+            let source = "the node is not in the cluster map".into();
+            return Err(CallError::Unreachable { url: shard.to_string(), source });
+        }
         // Recorded at another site: for a client of that site, served here.
-        let peer = self.home_gateway(shard).ok_or_else(|| CallError::Unreachable {
+        let Some(peer) = self.home_gateway(shard) else { return self.keep(shard, ends).await };
+        let told = PeerEnds { shard: shard.clone(), ends: ends.to_vec() };
+        match tokio::time::timeout(HOME_PATIENCE, peer.ends(&told)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if !error.is_retryable() => Err(error),
+            Ok(Err(_)) | Err(_) => self.keep(shard, ends).await,
+        }
+    }
+
+    /// Leaves ends for home to a storage node of this site, the first that takes them.
+    async fn keep(&self, shard: &NodeId, ends: &[EndRequest]) -> Result<(), CallError> {
+        let mut outcome = Err(CallError::Unreachable {
             url: shard.to_string(),
-            source: "the node is not in the cluster map, and its site has no gateway".into(),
-        })?;
-        peer.ends(&PeerEnds { shard: shard.clone(), ends: ends.to_vec() }).await
+            source: "the site has no storage node".into(),
+        });
+        for (keeper, _) in self.site.nodes() {
+            let Some(primary) = self.site.shard_primary(&keeper) else { continue };
+            let request = KeepEndsRequest { keeper, shard: shard.clone(), ends: ends.to_vec() };
+            let call = primary.client.keep_ends(&request);
+            outcome = self.site.unless_down(&primary.node, primary.client.base(), call).await;
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
     }
 
     fn home_gateway(&self, shard: &NodeId) -> Option<PeerClient> {
-        let site = SiteId::new(shard.site()).ok().filter(|s| s != &self.site.id)?;
+        let site = SiteId::new(shard.site()).ok()?;
         let map = self.site.map();
         let gateway = map.site(&site)?.gateways.iter().find(|g| g.alive)?;
         Some(PeerClient::gateway(self.server.clone(), &gateway.http))

@@ -23,7 +23,8 @@
 //!
 //! [`wish`] what is asked for, [`head`] what an answer says · [`site`] the site's nodes and who owns what ·
 //! [`chunks`] reading and writing chunks, as many copies as the site keeps · [`publish`] a client's own content ·
-//! [`collect`] what the site lacks · [`surrogate`] clients of other sites · [`usage`], [`limits`] what a
+//! [`collect`] what the site lacks · [`surrogate`] clients of other sites, [`visitors`] those that come with a card,
+//! [`authentication`] this site's own that are elsewhere · [`usage`], [`limits`] what a
 //! client holds and may take · [`routes`] HTTP.
 //!
 //! # Invariants
@@ -32,6 +33,7 @@
 //! - A chunk from outside the site is verified before it is stored or sent.
 //! - Who pays is who authenticated; no field of a request can name somebody else.
 
+pub mod authentication;
 pub mod body;
 pub mod chunks;
 pub mod collect;
@@ -48,6 +50,7 @@ pub mod server;
 pub mod site;
 pub mod surrogate;
 pub mod usage;
+pub mod visitors;
 pub mod wish;
 
 pub use config::Config;

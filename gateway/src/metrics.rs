@@ -7,6 +7,8 @@ use common::record::DeliveryPath;
 use common::telemetry::MetricsRegistry;
 use metrics::{Counter, Gauge, Histogram};
 
+use crate::collect::sources::figures::SourceFigures;
+
 /// What a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -46,6 +48,11 @@ pub struct Metrics {
     collected_bytes: [Counter; 2],
     collections: [Counter; 2],
     pub collections_failed: Counter,
+    pub collections_stopped: Counter,
+    pub collections_followed: Counter,
+    pub collections_taken_over: Counter,
+    pub collections_spared_bytes: Counter,
+    pub hedged_fetches: Counter,
     pub collections_inflight: Gauge,
     pub coalesced: Counter,
     pub sent_bytes: Counter,
@@ -61,6 +68,11 @@ pub struct Metrics {
     pub hedged_reads: Counter,
     pub chunk_copies_short: Counter,
     pub map_epoch: Gauge,
+    pub sources: SourceFigures,
+    /// Deliveries to clients of other sites whose home confirmed them.
+    pub visited_confirmed: Counter,
+    /// Of what was kept, while their home was away.
+    pub visited_away: Counter,
 }
 
 fn path_index(path: DeliveryPath) -> usize {
@@ -87,6 +99,11 @@ impl Metrics {
                 collections: ["peer", "origin"]
                     .map(|s| metrics::counter!("dozo_gateway_collections_total", "from" => s)),
                 collections_failed: metrics::counter!("dozo_gateway_collections_failed_total"),
+                collections_stopped: metrics::counter!("dozo_gateway_collections_stopped_total"),
+                collections_followed: metrics::counter!("dozo_gateway_collections_followed_total"),
+                collections_taken_over: metrics::counter!("dozo_gateway_collections_taken_over_total"),
+                collections_spared_bytes: metrics::counter!("dozo_gateway_collections_spared_bytes_total"),
+                hedged_fetches: metrics::counter!("dozo_gateway_hedged_fetches_total"),
                 collections_inflight: metrics::gauge!("dozo_gateway_collections_inflight"),
                 coalesced: metrics::counter!("dozo_gateway_coalesced_requests_total"),
                 sent_bytes: metrics::counter!("dozo_gateway_sent_bytes_total"),
@@ -102,6 +119,9 @@ impl Metrics {
                 hedged_reads: metrics::counter!("dozo_gateway_hedged_reads_total"),
                 chunk_copies_short: metrics::counter!("dozo_gateway_chunk_copies_short_total"),
                 map_epoch: metrics::gauge!("dozo_gateway_map_epoch"),
+                sources: SourceFigures::new(registry),
+                visited_confirmed: metrics::counter!("dozo_gateway_visited_deliveries_total", "home" => "confirmed"),
+                visited_away: metrics::counter!("dozo_gateway_visited_deliveries_total", "home" => "away"),
             }
         })
     }
@@ -117,6 +137,12 @@ impl Metrics {
         let counter = self.registry.scope(make);
         counter.increment(1);
         self.requests.write().unwrap_or_else(PoisonError::into_inner).insert(key, counter);
+    }
+
+    /// A card's answer: `granted`, or the code of the refusal.
+    pub fn authentication(&self, result: &'static str) {
+        let make = || metrics::counter!("dozo_gateway_authentications_total", "result" => result);
+        self.registry.scope(make).increment(1);
     }
 
     pub fn delivery(&self, path: DeliveryPath) {
@@ -140,11 +166,29 @@ impl Metrics {
 fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
     counter!("dozo_gateway_requests_total", "Requests answered, by operation and HTTP status.");
+    counter!("dozo_gateway_authentications_total", "Answers of cards of the site's clients, by result.");
     counter!("dozo_gateway_deliveries_total", "Deliveries begun, by where the site had the bytes from.");
     histogram!("dozo_gateway_time_to_first_byte_seconds", "From request to first byte, record durable.");
     counter!("dozo_gateway_collections_total", "Collections begun, by kind of source.");
     counter!("dozo_gateway_collected_bytes_total", "Bytes fetched from other sites and origins.");
     counter!("dozo_gateway_collections_failed_total", "Collections that found no source to finish with.");
+    counter!(
+        "dozo_gateway_collections_stopped_total",
+        "Collections stopped early, as nobody waited for them."
+    );
+    counter!("dozo_gateway_collections_followed_total", "Collections that another gateway carried out.");
+    counter!(
+        "dozo_gateway_collections_taken_over_total",
+        "Collections gone on with in place of a lost gateway."
+    );
+    counter!(
+        "dozo_gateway_collections_spared_bytes_total",
+        "Bytes of collected contents that the site had already."
+    );
+    counter!(
+        "dozo_gateway_hedged_fetches_total",
+        "Times another source was asked because the first was late."
+    );
     gauge!("dozo_gateway_collections_inflight", "Collections at work.");
     counter!("dozo_gateway_coalesced_requests_total", "Requests that joined a collection at work.");
     counter!("dozo_gateway_sent_bytes_total", "Content bytes sent to clients.");
@@ -169,4 +213,8 @@ fn describe() {
         "Chunks stored with fewer copies than the site keeps; nodes make up for them."
     );
     gauge!("dozo_gateway_map_epoch", "Epoch of the cluster map in use.");
+    counter!(
+        "dozo_gateway_visited_deliveries_total",
+        "Deliveries to clients of other sites, by whether their home confirmed them or was away."
+    );
 }

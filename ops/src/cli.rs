@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
 use crate::commands::{
-    billing, config, content, directory, fsck, node, origin, scrub, site, status, usage, who_holds,
+    billing, card, config, connect, content, directory, fsck, node, origin, scrub, site, status, usage,
+    who_holds,
 };
 use crate::error::Failure;
 use crate::roles::{self, OriginArgs, RoleCommand};
@@ -50,6 +51,11 @@ enum Command {
     /// Buckets
     #[command(subcommand)]
     Bucket(directory::BucketCommand),
+    /// Cards of clients, for when they are away from home
+    #[command(subcommand)]
+    Card(card::CardCommand),
+    /// Find the site near here, as a client away from home
+    Connect(connect::ConnectArgs),
     /// Publish a file
     Put(content::PutArgs),
     /// Get a content
@@ -135,6 +141,8 @@ impl Command {
             Self::Scrub(args) => scrub::scrub(args).await,
             Self::Client(command) => directory::client(command).await,
             Self::Bucket(command) => directory::bucket(command).await,
+            Self::Card(command) => card::card(command).await,
+            Self::Connect(args) => connect::connect(args).await,
             Self::Put(args) => content::put(args).await,
             Self::Get(args) => content::get(args).await,
             Self::Ls(args) => content::ls(args).await,

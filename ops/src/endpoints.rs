@@ -19,6 +19,7 @@ pub struct Endpoints {
     pub origin: Endpoint,
     pub service_billing: Endpoint,
     pub content_billing: Endpoint,
+    pub mobile_access: MobileAccessEndpoint,
     /// The operator's bearer token.
     pub admin_token: String,
     pub sites: Vec<SiteEndpoints>,
@@ -30,6 +31,14 @@ pub struct Endpoints {
 pub struct Endpoint {
     pub http: String,
     pub admin: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MobileAccessEndpoint {
+    pub http: String,
+    pub admin: String,
+    /// Where it hears broadcasts, `HOST:PORT`.
+    pub hear: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +177,11 @@ mod tests {
             origin: endpoint(8001),
             service_billing: endpoint(8002),
             content_billing: endpoint(8003),
+            mobile_access: MobileAccessEndpoint {
+                http: "http://127.0.0.1:8004".into(),
+                admin: "http://127.0.0.1:8054".into(),
+                hear: "127.255.255.255:8004".into(),
+            },
             admin_token: "X".into(),
             sites: vec![SiteEndpoints {
                 name: SiteId::new("tokyo").unwrap(),
@@ -190,6 +204,8 @@ mod tests {
             "origin": {"http": "http://127.0.0.1:8001", "admin": "http://127.0.0.1:8051"},
             "service_billing": {"http": "http://127.0.0.1:8002", "admin": "http://127.0.0.1:8052"},
             "content_billing": {"http": "http://127.0.0.1:8003", "admin": "http://127.0.0.1:8053"},
+            "mobile_access": {"http": "http://127.0.0.1:8004", "admin": "http://127.0.0.1:8054",
+                "hear": "127.255.255.255:8004"},
             "admin_token": "X",
             "sites": [{"name": "tokyo",
                 "gateways": [{"name": "g1", "http": "http://127.0.0.1:8010", "admin": "http://127.0.0.1:8060"}],

@@ -109,6 +109,17 @@ fn next_step(code: ErrorCode) -> Option<&'static str> {
     Some(match code {
         ErrorCode::Unauthenticated => "the token is not known here: see the clients in endpoints.json",
         ErrorCode::Forbidden => "ask as a client that may (`--as CLIENT`), or have the bucket made public",
+        ErrorCode::CardUnknown => "look at the card's client and home; the home site's operator makes cards",
+        ErrorCode::CardDisabled | ErrorCode::ClientDisabled => "ask the home site's operator, who did that",
+        ErrorCode::ChallengeInvalid
+        | ErrorCode::ChallengeExpired
+        | ErrorCode::ChallengeReplayed
+        | ErrorCode::VisitInvalid
+        | ErrorCode::VisitExpired
+        | ErrorCode::RequestReplayed => "`dozo connect --card FILE` begins anew",
+        ErrorCode::SignatureInvalid => "look whether the card's file or token is the right one",
+        ErrorCode::SiteNotFound => "look at the card's home: this cluster has no such site",
+        ErrorCode::HomeUnreachable => "the client's home site is down or cut off; try again later",
         ErrorCode::ContentNotFound => "`dozo ls BUCKET --as CLIENT` shows what there is",
         ErrorCode::BucketNotFound => "`dozo bucket list` shows the buckets, `dozo bucket add` makes one",
         ErrorCode::ClientNotFound => "`dozo client list` shows the clients",

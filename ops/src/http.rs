@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
 use crate::error::Failure;
+use crate::visit::OpenVisit;
 
 /// Longest time between two pieces of an answer, and to its head when nothing is uploaded.
 pub const STALL_MAX: Duration = Duration::from_secs(60);
@@ -41,16 +42,42 @@ pub struct GatewayClient {
     pool: Client<HttpConnector, Body>,
     /// Base addresses, tried in order.
     bases: Vec<String>,
-    token: String,
+    credentials: Credentials,
+}
+
+/// Who asks.
+enum Credentials {
+    /// A client by its token.
+    Token(String),
+    /// A client away from home, by its card.
+    Visit(Box<OpenVisit>),
+}
+
+impl Credentials {
+    fn authorization(&self, base: &str, method: &Method, path: &str) -> String {
+        match self {
+            Self::Token(token) => format!("Bearer {token}"),
+            Self::Visit(visit) => visit.authorization(base, method.as_str(), path),
+        }
+    }
 }
 
 impl GatewayClient {
     pub fn new(bases: Vec<String>, token: &str) -> Self {
+        Self::with(bases, Credentials::Token(token.to_owned()))
+    }
+
+    /// A client at the site that it visits.
+    pub fn of_visit(visit: OpenVisit) -> Self {
+        Self::with(visit.bases(), Credentials::Visit(Box::new(visit)))
+    }
+
+    fn with(bases: Vec<String>, credentials: Credentials) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(2)));
         let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Self { pool, bases, token: token.to_owned() }
+        Self { pool, bases, credentials }
     }
 
     /// Sends a request without a body. Answers other than 2xx are failures.
@@ -79,7 +106,7 @@ impl GatewayClient {
             let mut request = Request::builder()
                 .method(method.clone())
                 .uri(&url)
-                .header(AUTHORIZATION, format!("Bearer {}", self.token));
+                .header(AUTHORIZATION, self.credentials.authorization(base, &method, path));
             if let Some(all) = request.headers_mut() {
                 all.extend(headers.clone());
             }

@@ -7,10 +7,13 @@
 //! | one server alone | [`roles`] |
 //! | what commands do | [`commands`] |
 //! | what adding or draining a node moves | `plan` |
+//! | a client away from home | [`card`], `token`, `broadcast`, `visit` |
 //! | where servers and keys are found | [`endpoints`], [`secret`], [`session`] |
 //!
 //! This crate only starts servers and asks them; what they do is in their own crates.
 
+mod broadcast;
+pub mod card;
 pub mod cli;
 pub mod commands;
 pub mod demo;
@@ -25,4 +28,7 @@ pub mod roles;
 pub mod secret;
 pub mod session;
 mod signals;
+#[cfg(feature = "pkcs11")]
+mod token;
 pub mod up;
+mod visit;

@@ -53,6 +53,9 @@ pub struct SiteArgs {
     /// Where the site is: breaks ties between sources that are equally near
     #[arg(long)]
     pub zone: Option<String>,
+    /// Base address under which other servers reach it, if that is not the one it listens at
+    #[arg(long, value_name = "URL")]
+    pub advertise: Option<String>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -66,6 +69,19 @@ pub struct GatewayArgs {
     /// Memory for hot chunks, as in 256MiB
     #[arg(long, value_name = "BYTES", value_parser = config::parse_bytes)]
     cache_bytes: Option<u64>,
+    /// How far a site, a zone or an origin is, as in osaka=2: breaks ties between sources that are equally near and
+    /// in no zone of ours; may be repeated
+    #[arg(long = "distance", value_name = "NAME=N", value_parser = distance)]
+    distances: Vec<(String, u32)>,
+    /// Measure round trips by ICMP echo too; without the right to do so calls alone are measured
+    #[arg(long)]
+    icmp_probes: bool,
+}
+
+fn distance(text: &str) -> Result<(String, u32), String> {
+    let (name, number) = text.split_once('=').ok_or("a distance is NAME=N")?;
+    let number = number.parse().map_err(|_| format!("{number:?} is not a number from 0 to {}", u32::MAX))?;
+    Ok((name.to_owned(), number))
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -91,9 +107,15 @@ pub struct StorageNodeArgs {
 pub struct SearchArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Folder for the directory's database
+    /// Folder for the directory's database, an SQLite file
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// A PostgreSQL database instead: postgres://USER@HOST/NAME
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// File with the password for the database
+    #[arg(long, value_name = "FILE")]
+    database_password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -150,6 +172,26 @@ pub struct BillingArgs {
     tariff_file: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, clap::Args)]
+pub struct MobileAccessArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    member: MemberArgs,
+    /// Where broadcasts are heard: 0.0.0.0:PORT for those of every network that this machine is in
+    #[arg(long, value_name = "HOST:PORT")]
+    hear: Option<SocketAddr>,
+    /// Where clients reach this server, if that is not where it listens
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// A site near here; may be repeated
+    #[arg(long = "near", value_name = "SITE")]
+    sites: Vec<String>,
+    /// Where the server is: without --near the sites of this zone are near
+    #[arg(long)]
+    zone: Option<String>,
+}
+
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum RoleCommand {
     /// Run a gateway: it takes clients' requests, delivers what the site holds and collects the rest
@@ -164,6 +206,8 @@ pub enum RoleCommand {
     ServiceBilling(BillingArgs),
     /// Run the billing server for the content fee
     ContentBilling(BillingArgs),
+    /// Run mobile access: it brings clients that are away from home to the site near them
+    MobileAccess(MobileAccessArgs),
 }
 
 /// Settings as keys and values; what is not given is not in it.
@@ -197,10 +241,25 @@ impl Flags {
     fn site(&mut self, args: &SiteArgs) {
         self.set("site", args.site.as_ref());
         self.set("zone", args.zone.as_ref());
+        self.set("advertise", args.advertise.as_ref());
+    }
+
+    fn distances(&mut self, distances: &[(String, u32)]) {
+        if !distances.is_empty() {
+            let numbers = distances.iter().map(|(name, n)| (name.clone(), Value::Integer(i64::from(*n))));
+            self.0.push(("distances".to_owned(), Value::Table(numbers.collect())));
+        }
     }
 
     fn folder(&mut self, data_dir: Option<&PathBuf>) {
         self.set("data_dir", data_dir.map(|d| d.display()));
+    }
+
+    fn sites(&mut self, sites: &[String]) {
+        if !sites.is_empty() {
+            let sites = sites.iter().cloned().map(Value::String).collect();
+            self.0.push(("sites".to_owned(), Value::Array(sites)));
+        }
     }
 
     fn sources(&mut self, sources: &[SourceArg]) {
@@ -228,6 +287,7 @@ impl RoleCommand {
             Self::Origin(_) => Role::Origin,
             Self::ServiceBilling(_) => Role::ServiceBilling,
             Self::ContentBilling(_) => Role::ContentBilling,
+            Self::MobileAccess(_) => Role::MobileAccess,
         }
     }
 
@@ -238,6 +298,7 @@ impl RoleCommand {
             Self::Search(args) => &args.server,
             Self::Origin(args) => &args.server,
             Self::ServiceBilling(args) | Self::ContentBilling(args) => &args.server,
+            Self::MobileAccess(args) => &args.server,
         }
     }
 
@@ -249,6 +310,8 @@ impl RoleCommand {
                 flags.member(&args.member);
                 flags.site(&args.site);
                 flags.set_number("cache_bytes", args.cache_bytes);
+                flags.distances(&args.distances);
+                flags.set_true("icmp_probes", args.icmp_probes);
             }
             Self::StorageNode(args) => {
                 flags.member(&args.member);
@@ -257,7 +320,12 @@ impl RoleCommand {
                 flags.folder(args.data_dir.as_ref());
                 flags.set_true("force", args.force);
             }
-            Self::Search(args) => flags.folder(args.data_dir.as_ref()),
+            Self::Search(args) => {
+                flags.folder(args.data_dir.as_ref());
+                flags.set("database", args.database.as_ref());
+                flags
+                    .set("database_password_file", args.database_password_file.as_ref().map(|f| f.display()));
+            }
             Self::Origin(args) => {
                 flags.member(&args.member);
                 flags.folder(args.data_dir.as_ref());
@@ -268,6 +336,13 @@ impl RoleCommand {
                 flags.member(&args.member);
                 flags.folder(args.data_dir.as_ref());
                 flags.set("tariff_file", args.tariff_file.as_ref().map(|f| f.display()));
+            }
+            Self::MobileAccess(args) => {
+                flags.member(&args.member);
+                flags.set("hear", args.hear);
+                flags.set("advertise", args.advertise.as_ref());
+                flags.set("zone", args.zone.as_ref());
+                flags.sites(&args.sites);
             }
         }
         flags
@@ -343,7 +418,7 @@ impl Settings {
             Role::Search => self.parse::<search::Config>().map(drop),
             Role::Origin => self.parse::<origin::Config>().map(drop),
             Role::ServiceBilling | Role::ContentBilling => self.parse::<billing::Config>().map(drop),
-            Role::MobileAccess => Err(no_mobile_access()),
+            Role::MobileAccess => self.parse::<mobile_access::Config>().map(drop),
         }
     }
 
@@ -355,7 +430,7 @@ impl Settings {
             Role::Search => search::start(self.parse()?, secret).await?,
             Role::Origin => origin::start(self.parse()?, secret).await?,
             Role::ServiceBilling | Role::ContentBilling => billing::start(self.parse()?, secret).await?,
-            Role::MobileAccess => return Err(no_mobile_access().into()),
+            Role::MobileAccess => mobile_access::start(self.parse()?, secret).await?,
         })
     }
 
@@ -370,10 +445,6 @@ impl Settings {
         table.extend(fee.map(|fee| ("role".to_owned(), Value::String(fee.to_owned()))));
         config::load(None, [], table)
     }
-}
-
-fn no_mobile_access() -> ConfigError {
-    ConfigError::Invalid("this build has no mobile access server".to_owned())
 }
 
 /// What a failed server may take for its requests in flight.

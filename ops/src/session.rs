@@ -14,6 +14,7 @@ use crate::endpoints::{ClientEndpoint, ENDPOINTS_FILE, Endpoints};
 use crate::error::Failure;
 use crate::http::GatewayClient;
 use crate::secret::{SECRET_FILE, SecretArgs};
+use crate::visit::OpenVisit;
 
 /// Where things are.
 #[derive(Debug, Clone, clap::Args)]
@@ -55,6 +56,35 @@ impl ClientArgs {
         let endpoints = self.endpoints.read()?;
         let client = known_client(&endpoints, &self.client)?;
         gateway_client(&endpoints, client, self.site.as_ref())
+    }
+}
+
+/// For commands of a client that may be away from home.
+#[derive(Debug, Clone, clap::Args)]
+#[group(id = "reader", required = true, multiple = false, args = ["client", "visit"])]
+pub struct ReaderArgs {
+    /// The client to act as
+    #[arg(long = "as", id = "client", value_name = "CLIENT")]
+    client: Option<ClientId>,
+    /// Act as the client of this visit, at the site that it visits: a file written by `dozo connect`
+    #[arg(long, value_name = "FILE")]
+    visit: Option<PathBuf>,
+    /// Ask this site's gateways instead of the home site's
+    #[arg(long, value_name = "SITE", conflicts_with = "visit")]
+    site: Option<SiteId>,
+    #[command(flatten)]
+    endpoints: EndpointsArgs,
+}
+
+impl ReaderArgs {
+    pub fn connect(self) -> Result<GatewayClient, Failure> {
+        match (self.client, self.visit) {
+            (_, Some(visit)) => Ok(GatewayClient::of_visit(OpenVisit::read(&visit)?)),
+            (Some(client), None) => {
+                ClientArgs { client, site: self.site, endpoints: self.endpoints }.connect()
+            }
+            (None, None) => Err(Failure::usage("who asks is not said: give --as CLIENT or --visit FILE")),
+        }
     }
 }
 

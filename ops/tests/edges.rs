@@ -12,7 +12,8 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("search", &["common"], &[]),
     ("origin", &["common"], &["search"]),
     ("billing", &["common"], &[]),
-    ("ops", &["common", "storage-node", "gateway", "search", "origin", "billing"], &[]),
+    ("mobile-access", &["common"], &[]),
+    ("ops", &["common", "storage-node", "gateway", "search", "origin", "billing", "mobile-access"], &[]),
     ("bench", &["common", "ops", "storage-node"], &[]),
 ];
 

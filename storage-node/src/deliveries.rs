@@ -31,6 +31,7 @@ use crate::library;
 #[derive(Debug, Clone)]
 pub struct Recorder {
     pub node: NodeId,
+    /// The clients' home, unless the delivery says another.
     pub home: SiteId,
 }
 
@@ -116,6 +117,7 @@ pub fn begin(
         in_flight: vec![request.delivery],
         ended: Vec::new(),
         outcome: None,
+        home: None,
     };
     txn.put(Key::OpenDelivery(&request.delivery), &open);
     Ok(Beginning::Begun(Begun { delivery: request.delivery, class, opened: true }))
@@ -360,7 +362,7 @@ fn number(
         provider: open.provider,
         class: open.class,
         path: open.path,
-        home: recorder.home.clone(),
+        home: open.home.unwrap_or_else(|| recorder.home.clone()),
         source: open.source,
         searched: open.searched,
         surrogate: open.surrogate,

@@ -10,9 +10,12 @@
 //! | rows, group commit, index | [`catalog`] |
 //! | what a node decides for, and who serves it | [`shard`], [`shards`] |
 //! | what a request does to rows | [`holdings`], [`library`], [`deliveries`], [`open`], [`chunks`] |
+//! | challenges that cards answered | [`challenges`] |
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
+//! | which gateway collects a content | [`leases`]; collections that nobody carries on: [`given_up`] |
+//! | contents kept for visitors | [`temporary`] |
 //! | giving back space | [`reaper`], [`recount`]; closing silent deliveries: [`closing`] |
 //! | who holds which bytes | [`tally`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
@@ -25,14 +28,17 @@
 
 pub mod audit;
 pub mod catalog;
+pub mod challenges;
 pub mod chunks;
 pub mod closing;
 pub mod config;
 pub mod deliveries;
 pub mod feed;
 pub mod fsck;
+pub mod given_up;
 pub mod holdings;
 pub mod io;
+pub mod leases;
 pub mod library;
 pub mod log;
 pub mod map_watch;
@@ -52,6 +58,7 @@ pub mod slot_moves;
 pub mod slots;
 pub mod store;
 pub mod tally;
+pub mod temporary;
 pub mod view;
 
 pub use config::Config;

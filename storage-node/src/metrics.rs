@@ -30,6 +30,12 @@ const OPERATIONS: &[(&str, &str, &str)] = &[
     ("GET", "/v1/library/row", "library_row"),
     ("GET", "/v1/library/account", "account"),
     ("POST", "/v1/holdings/check-refs", "check_refs"),
+    ("POST", "/v1/temporary/keep", "keep_temporary"),
+    ("POST", "/v1/temporary/complete", "complete_temporary"),
+    ("POST", "/v1/temporary/begin", "begin_away"),
+    ("POST", "/v1/temporary/ends", "keep_ends"),
+    ("POST", "/v1/temporary/list", "list_temporary"),
+    ("GET", "/v1/temporary/kept", "kept_temporary"),
     ("POST", "/v1/tally", "tally"),
     ("POST", "/v1/tally/sums", "tally_sums"),
     ("POST", "/v1/slots/export", "export"),
@@ -69,6 +75,7 @@ pub struct Metrics {
     service: OutboxMetrics,
     content: OutboxMetrics,
     pub scrub: ScrubMetrics,
+    pub temporary: TemporaryMetrics,
     logical: AtomicU64,
     open: AtomicI64,
 }
@@ -113,6 +120,25 @@ impl MoveMetrics {
     }
 }
 
+/// Figures of what the node's shards keep for visitors.
+pub struct TemporaryMetrics {
+    pub contents: Gauge,
+    /// Their lengths, whatever of it the site has for others too.
+    pub bytes: Gauge,
+    /// Visitors whose time was over.
+    pub expired: Counter,
+}
+
+impl TemporaryMetrics {
+    fn new() -> Self {
+        Self {
+            contents: gauge!("dozo_node_temporary_contents"),
+            bytes: gauge!("dozo_node_temporary_bytes"),
+            expired: counter!("dozo_node_temporary_expired_total"),
+        }
+    }
+}
+
 /// Figures of the scrub.
 pub struct ScrubMetrics {
     /// Of the round under way; 1 while there is none.
@@ -151,6 +177,7 @@ impl Metrics {
                 service: OutboxMetrics::new(Fee::Service),
                 content: OutboxMetrics::new(Fee::Content),
                 scrub: ScrubMetrics::new(),
+                temporary: TemporaryMetrics::new(),
                 logical: AtomicU64::new(0),
                 open: AtomicI64::new(0),
             };

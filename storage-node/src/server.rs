@@ -16,6 +16,7 @@ use crate::catalog::Catalog;
 use crate::catalog::key::Fee;
 use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
+use crate::leases::Leases;
 use crate::map_watch::{self, Identity};
 use crate::metrics::Metrics;
 use crate::mover::{self, Moves};
@@ -24,7 +25,7 @@ use crate::scrub::{self, Scrub};
 use crate::shards::{self, Shards};
 use crate::store::{self, StoreUrl};
 use crate::view::Maps;
-use crate::{reaper, recount, routes};
+use crate::{reaper, recount, routes, temporary};
 
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,6 +68,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         catalog: catalog.clone(),
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
+        leases: Leases::default(),
         scrub: Scrub::new(config.scrub_bytes_per_s, Duration::from_millis(config.scrub_interval_ms)),
         moves: Moves::new(config.moves_bytes_per_s),
         search: SearchClient::new(client.clone(), &config.search),
@@ -148,6 +150,9 @@ async fn show_figures(node: Arc<Node>) {
         }
         let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
         node.metrics.announcements_pending.set(announcements as f64);
+        let (contents, bytes) = temporary::figures(&shards);
+        node.metrics.temporary.contents.set(contents as f64);
+        node.metrics.temporary.bytes.set(bytes as f64);
     }
 }
 

@@ -23,6 +23,7 @@ use crate::deliveries::{Ended, Recorder};
 use crate::node::Node;
 use crate::outbox;
 use crate::slots::Slots;
+use crate::temporary;
 
 /// How far search has heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +42,7 @@ pub struct Signals {
     pub announcement_queued: Notify,
     pub reap_queued: Notify,
     pub tally_queued: Notify,
+    pub end_kept: Notify,
     pub slot_frozen: Notify,
     pub feed_rewound: Notify,
 }
@@ -53,6 +55,7 @@ impl Default for Signals {
             announcement_queued: Notify::new(),
             reap_queued: Notify::new(),
             tally_queued: Notify::new(),
+            end_kept: Notify::new(),
             slot_frozen: Notify::new(),
             feed_rewound: Notify::new(),
         }
@@ -116,6 +119,7 @@ pub struct Shard {
     pub stream: Arc<Stream>,
     pub signals: Signals,
     pub pending: Pending,
+    pub temporary: temporary::Figures,
     /// Held while the followers that count are brought in line with a map.
     pub membership: Mutex<()>,
     open_deliveries: AtomicI64,
@@ -125,9 +129,9 @@ impl Shard {
     /// `catalog` sees the shard's rows and changes them through `stream`.
     pub fn new(id: NodeId, node: Arc<Node>, catalog: Catalog, stream: Arc<Stream>) -> Self {
         let slots = Arc::new(Slots::new(id.clone(), node.maps.clone()));
-        let (signals, pending) = (Signals::default(), Pending::default());
+        let (signals, pending, temporary) = Default::default();
         let (membership, open_deliveries) = (Mutex::default(), AtomicI64::new(0));
-        Self { id, node, catalog, slots, stream, signals, pending, membership, open_deliveries }
+        Self { id, node, catalog, slots, stream, signals, pending, temporary, membership, open_deliveries }
     }
 
     /// Brings back what is kept beside the rows for speed.
@@ -141,9 +145,9 @@ impl Shard {
     }
 
     /// What is still to be settled with others before the shard may be forgotten: deliveries without their record,
-    /// records that a billing server has not booked, announcements, references to be released.
+    /// records that a billing server has not booked, announcements, references to be released, ends for other sites.
     pub fn unsettled(&self) -> ApiResult<u64> {
-        let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap];
+        let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap, Tag::HomeEnd];
         let records = outbox::billing::pending(self)?;
         self.catalog.read(|rows| {
             waiting.into_iter().try_fold(records, |sum, tag| Ok(sum + rows.count(&key::all(tag))?))

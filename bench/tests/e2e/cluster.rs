@@ -70,9 +70,15 @@ pub struct Options {
     pub gateways: usize,
     /// Copies that each site keeps; `None`: as search decides.
     pub replicas: Option<u8>,
+    /// Other servers reach osaka's gateways through this address, where they are processes of their own.
+    pub osaka_through: Option<String>,
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
+    /// How long a content is kept for a visitor, and a chunk that nothing refers to, where servers are processes of their
+    /// own; `None`: as usual.
+    pub temporary_ttl_ms: Option<u64>,
+    pub chunk_grace_ms: Option<u64>,
 }
 
 impl Default for Options {
@@ -83,7 +89,10 @@ impl Default for Options {
             nodes: 2,
             gateways: 1,
             replicas: None,
+            osaka_through: None,
             cache_bytes: 256 << 20,
+            temporary_ttl_ms: None,
+            chunk_grace_ms: None,
         }
     }
 }
@@ -163,14 +172,17 @@ impl Cluster {
 
     fn start_servers(&mut self) {
         self.write_studio();
-        let config = self.path("node.toml");
         let open_max_ms = self.options.join_window_ms * 2;
         let window = self.options.join_window_ms;
-        fs::write(
-            &config,
-            format!("delivery_join_window_ms = {window}\ndelivery_open_max_ms = {open_max_ms}\n"),
-        )
-        .expect("the folder is ours");
+        let mut node = format!("delivery_join_window_ms = {window}\ndelivery_open_max_ms = {open_max_ms}\n");
+        if let Some(grace) = self.options.chunk_grace_ms {
+            node.push_str(&format!("chunk_grace_ms = {grace}\n"));
+        }
+        let ttl = self.options.temporary_ttl_ms;
+        let gateway = ttl.map_or_else(String::new, |ttl| format!("temporary_ttl_ms = {ttl}\n"));
+        for (file, text) in [("node.toml", node), ("gateway.toml", gateway)] {
+            fs::write(self.path(file), text).expect("the folder is ours");
+        }
         let servers = self.servers();
         // Search first: the others register with it.
         for (name, _) in &servers {
@@ -216,6 +228,7 @@ impl Cluster {
             ("service-billing", &endpoints.service_billing),
             ("content-billing", &endpoints.content_billing),
             ("origin", &endpoints.origin),
+            ("mobile-access", &endpoints.mobile_access),
         ];
         servers.extend(single.into_iter().filter_map(|(name, at)| Some((name.to_owned(), at.clone()?))));
         let added = lock(&self.added);
@@ -254,7 +267,13 @@ impl Cluster {
             None => name,
         };
         match role {
-            "gateway" => flags.push(("--cache-bytes", options.cache_bytes.to_string())),
+            "gateway" => {
+                flags.push(("--cache-bytes", options.cache_bytes.to_string()));
+                if let Some(address) = options.osaka_through.clone().filter(|_| name.starts_with("osaka.")) {
+                    flags.push(("--advertise", address));
+                }
+                flags.push(("--config", self.path("gateway.toml").display().to_string()));
+            }
             "storage-node" => {
                 fs::create_dir_all(&data_dir).expect("the folder is ours");
                 let store = data_dir.join("store");
@@ -266,10 +285,14 @@ impl Cluster {
                 flags.extend([("--name", "origin".into()), ("--rescan-ms", "1000".into())]);
                 flags.push(("--source", format!("studio,studio,dir:{}", studio.display())));
             }
+            "mobile-access" => {
+                flags.extend([("--name", role.to_owned()), ("--near", SITES[0].to_owned())]);
+                flags.push(("--hear", "127.255.255.255:0".to_owned()));
+            }
             "search" => {}
             _ => flags.push(("--name", role.to_owned())),
         }
-        if role != "gateway" {
+        if !matches!(role, "gateway" | "mobile-access") {
             flags.push(("--data-dir", data_dir.display().to_string()));
         }
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
@@ -502,6 +525,7 @@ fn planned_endpoints(base: u16, options: &Options) -> Endpoints {
     let endpoints = json!({
         "search": at("search", 0), "origin": at("origin", 1),
         "service_billing": at("service-billing", 2), "content_billing": at("content-billing", 3),
+        "mobile_access": at("mobile-access", 4),
         "admin_token": secret.admin_token(), "sites": sites, "clients": [],
     });
     serde_json::from_value(endpoints).expect("the fields of endpoints.json")

@@ -8,10 +8,13 @@
 
 mod cluster;
 mod http;
+mod link;
 mod probe;
 mod process;
 
 mod accounts;
+mod cards;
+mod collection;
 mod crash;
 mod delivery;
 mod faults;
@@ -22,6 +25,7 @@ mod origin;
 mod publication;
 mod roaming;
 mod topology;
+mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.
 #[macro_export]

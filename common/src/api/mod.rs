@@ -2,9 +2,12 @@
 //! client. Bodies are JSON; chunk bytes travel raw.
 
 pub mod billing;
+pub mod collect;
 pub mod extract;
 pub mod gateway;
+pub mod mobile_access;
 pub mod node;
 pub mod origin;
 pub mod peer;
 pub mod search;
+pub mod temporary;

@@ -9,8 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::mobile_access::AnsweredChallenge;
+use crate::api::temporary::{
+    BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
+    ListRequest, TemporaryContent,
+};
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::cluster::MapEpoch;
@@ -120,7 +126,8 @@ pub enum Precondition {
 }
 
 /// `POST /v1/holdings/hold`, to the owner of the name's slot. Replaces an older version; what is as new or
-/// newer stays and is answered.
+/// newer stays and is answered. A collection is held `Collecting` first; completing one that was given up meanwhile is
+/// a `Conflict`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HoldRequest {
     pub name: ContentName,
@@ -151,6 +158,8 @@ pub struct HoldRequest {
 pub struct HoldAnswer {
     /// The version that the site holds now.
     pub version: Version,
+    /// What the chunks of that version are referenced with: a collection goes on with what another began.
+    pub ref_tag: RefTag,
     /// Hash of the version that was replaced.
     pub replaced: Option<ContentHash>,
     /// Whether search knows.
@@ -219,7 +228,7 @@ pub struct BeginRequest {
     pub quota: Quota,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeginAnswer {
     /// The delivery that the bytes belong to: the request's, or the one that it joined.
     pub delivery: DeliveryId,
@@ -625,6 +634,11 @@ pub struct NodeStatus {
     /// Records, announcements and releases of the node's shard that are not yet settled with others.
     #[serde(default)]
     pub unsettled: u64,
+    /// Contents that the node's shard keeps for visitors for a while, and their bytes.
+    #[serde(default)]
+    pub temporary_contents: u64,
+    #[serde(default)]
+    pub temporary_bytes: u64,
     pub epoch: MapEpoch,
 }
 
@@ -678,7 +692,7 @@ macro_rules! posts {
     ($($(#[$doc:meta])* $method:ident, $path:literal, $question:ty => $answer:ty;)*) => {
         $($(#[$doc])*
         pub async fn $method(&self, question: &$question) -> Result<$answer, CallError> {
-            self.server.send_json(Method::POST, &self.base, Role::StorageNode, $path, question, LIMIT).await
+            self.post($path, question).await
         })*
     };
 }
@@ -690,6 +704,14 @@ impl NodeClient {
 
     pub fn base(&self) -> &str {
         &self.base
+    }
+
+    pub(super) async fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        self.server.send_json(Method::POST, &self.base, Role::StorageNode, path, question, LIMIT).await
     }
 
     posts! {
@@ -711,8 +733,15 @@ impl NodeClient {
         /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
+        /// `ChallengeReplayed`.
+        answer_challenge, "/v1/challenges/answer", AnsweredChallenge => ();
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
+        keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;
+        complete_temporary, "/v1/temporary/complete", CompleteRequest => CompleteAnswer;
+        begin_away, "/v1/temporary/begin", BeginAwayRequest => BeginAnswer;
+        keep_ends, "/v1/temporary/ends", KeepEndsRequest => ();
+        list_temporary, "/v1/temporary/list", ListRequest => Vec<TemporaryContent>;
         tally, "/v1/tally", TallyRequest => ();
         tally_sums, "/v1/tally/sums", TallySumsRequest => TallySums;
     }
@@ -796,6 +825,12 @@ impl NodeClient {
         name: &ContentName,
     ) -> Result<Option<LibraryRow>, CallError> {
         let path = format!("/v1/library/row?client={client}&name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    /// What is kept for a visiting client under a name.
+    pub async fn kept(&self, client: &ClientId, name: &ContentName) -> Result<Option<Kept>, CallError> {
+        let path = format!("/v1/temporary/kept?client={client}&name={}", encode(name.as_str()));
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
     }
 

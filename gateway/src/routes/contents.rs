@@ -19,6 +19,7 @@ use super::{content_name, counted};
 use crate::metrics::Op;
 use crate::publish::Publication;
 use crate::server::Gateway;
+use crate::visitors::Asker;
 use crate::wish::{Wish, text, wish_of};
 
 /// All bytes of a content's own metadata, names and values.
@@ -40,7 +41,10 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
         }
     };
     counted(&gateway, op, async {
-        let client = gateway.authenticate(&parts.headers).await?;
+        let Asker { client, mobile_access } = match op {
+            Op::Get | Op::Head => gateway.identify(&parts).await?,
+            _ => Asker { client: gateway.authenticate(&parts.headers).await?, mobile_access: None },
+        };
         let name = content_name(&parts.uri)?;
         match op {
             Op::Put => {
@@ -62,7 +66,7 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
             _ => {
                 let wish = wish_of(client.client.clone(), name, op == Op::Head, &parts.headers)?;
                 let (quota, pace) = (client.limits.quota(), gateway.limits.pace(&client));
-                let wish = Wish { quota, pace, ..wish };
+                let wish = Wish { mobile_access, quota, pace, ..wish };
                 let response = if client.site == gateway.site.id {
                     Box::pin(gateway.deliver(wish)).await?
                 } else {

@@ -1,10 +1,14 @@
 //! HTTP: which path does what, and what every request has alike (a name, a client, a counted answer).
 
+mod authentication;
 mod buckets;
+mod collecting;
 mod contents;
 mod library;
 mod listing;
 mod peer;
+mod ranking;
+mod temporary;
 
 use std::sync::Arc;
 
@@ -30,12 +34,20 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
     let peer = Router::new()
         .route("/v1/peer/ping", get(peer::ping))
         .route("/v1/peer/holding", get(peer::holding))
+        .route("/v1/peer/open", get(collecting::open))
         .route("/v1/peer/chunks/{hash}", get(peer::chunk))
+        .route("/v1/peer/collection", get(collecting::collection))
+        .route("/v1/peer/collection/progress", get(collecting::progress))
+        .route("/v1/peer/collection/want", get(collecting::want))
+        .route("/v1/peer/ranking", get(ranking::ranking))
         .route("/v1/peer/possession", post(peer::possession))
         .route("/v1/peer/ends", post(peer::ends))
+        .route("/v1/peer/challenge", post(authentication::challenge))
+        .route("/v1/peer/answer", post(authentication::answer))
         .route("/v1/peer/who-holds", get(peer::who_holds))
         .route("/v1/peer/usage", get(peer::usage))
         .route("/v1/peer/usages", get(peer::usages))
+        .route("/v1/peer/temporary", get(temporary::all))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
         .layer(from_fn_with_state(guard, require_server));
     let client = Router::new()
@@ -46,6 +58,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/library", get(library::list))
         .route("/v1/library/{bucket}/{*key}", get(library::row).delete(library::drop))
         .route("/v1/usage", get(library::usage))
+        .route("/v1/temporary", get(temporary::own))
         .route("/v1/buckets/{bucket}", get(buckets::get).put(buckets::put))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     peer.merge(client).with_state(gateway)

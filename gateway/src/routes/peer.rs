@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::body::Body;
@@ -12,7 +13,7 @@ use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
     ChunkRefsRequest, EndBatch, HoldingClient, HoldingState, NodeClient, ResolveRequest,
 };
-use common::api::peer::{Holder, NodeShare, PeerEnds, PossessionAnswer, PossessionRequest, SiteHolders};
+use common::api::peer::{Holder, NodeShare, PeerEnds, PeerLoad, PossessionRequest, SiteHolders};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::ClientId;
@@ -26,10 +27,8 @@ use serde::Deserialize;
 
 use super::counted;
 use crate::chunks::OpenChunk;
-use crate::limits::Pace;
 use crate::metrics::Op;
 use crate::server::Gateway;
-use crate::wish::{Conditions, Wish};
 
 /// Holders of a content on one page.
 const HOLDERS_DEFAULT: u32 = 100;
@@ -37,13 +36,38 @@ const HOLDERS_MAX: u32 = 1000;
 /// Libraries that are asked at once.
 const HISTORIES_AT_ONCE: usize = 16;
 
-pub async fn ping() -> Json<()> {
-    Json(())
+pub async fn ping(State(gateway): State<Arc<Gateway>>) -> Json<PeerLoad> {
+    Json(PeerLoad { outstanding_bytes: gateway.owed.load(Ordering::Relaxed) })
+}
+
+/// Bytes of a chunk that a peer asked for, until they are sent or given up.
+struct Owed {
+    gateway: Arc<Gateway>,
+    bytes: u64,
+}
+
+impl Owed {
+    fn new(gateway: &Arc<Gateway>, bytes: u64) -> Self {
+        gateway.owed.fetch_add(bytes, Ordering::Relaxed);
+        Self { gateway: gateway.clone(), bytes }
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.gateway.owed.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.sent(self.bytes);
+    }
 }
 
 #[derive(Debug, Deserialize)]
 pub struct NameQuery {
-    name: ContentName,
+    pub name: ContentName,
 }
 
 pub async fn holding(
@@ -81,10 +105,12 @@ pub async fn chunk(
     counted(&gateway, Op::Peer, async {
         let ApiQuery(ChunkQuery { name, offset, len }) = query?;
         let chunk = ChunkRef { hash: hash.parse()?, len };
+        let owed = Owed::new(&gateway, u64::from(len));
         let open = open_chunk(&gateway, &name, chunk, offset).await?;
-        let stream = stream::unfold(open, |mut open| async move {
+        let stream = stream::unfold((open, owed), |(mut open, mut owed)| async move {
             let piece = open.next().await?;
-            Some((piece, open))
+            owed.sent(piece.as_ref().map_or(0, |bytes| bytes.len() as u64));
+            Some((piece, (open, owed)))
         });
         Ok(([(CONTENT_LENGTH, len.to_string())], Body::from_stream(stream)).into_response())
     })
@@ -98,17 +124,12 @@ async fn open_chunk(
     chunk: ChunkRef,
     offset: u64,
 ) -> ApiResult<OpenChunk> {
-    if let Some(collection) = gateway.collector.at_work(name) {
-        let mut at = 0u64;
-        for (index, known) in collection.chunks.iter().enumerate() {
-            if at == offset && known.hash == chunk.hash {
-                if let Some(bytes) = collection.chunk(index).await? {
-                    return Ok(OpenChunk::whole(bytes));
-                }
-                break;
-            }
-            at += u64::from(known.len);
-        }
+    if let Some(collection) = gateway.collector.at_work(name)
+        && let Some(place) = collection.place_at(offset)
+        && collection.chunks[place].hash == chunk.hash
+        && let Some(bytes) = collection.chunk(place).await?
+    {
+        return Ok(OpenChunk::whole(bytes));
     }
     gateway.chunks.open(&chunk).await
 }
@@ -119,20 +140,7 @@ pub async fn possession(
 ) -> Response {
     counted(&gateway, Op::Peer, async {
         let ApiJson(request) = body?;
-        let wish = Wish {
-            client: request.client,
-            name: request.name,
-            head_only: request.head_only,
-            conditions: Conditions { if_none_match: request.if_none_match, ..Conditions::default() },
-            range: request.range,
-            surrogate: Some(request.surrogate),
-            mobile_access: request.mobile_access,
-            quota: request.quota,
-            // The visited site, which sends the bytes, keeps to the pace.
-            pace: Pace::default(),
-        };
-        let (holding, begin) = gateway.begin_for_visited_site(&wish, request.delivery).await?;
-        Ok(Json(PossessionAnswer { holding, begin }).into_response())
+        Ok(Json(gateway.confirm(request).await?).into_response())
     })
     .await
 }

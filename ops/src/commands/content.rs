@@ -23,10 +23,10 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 
 use crate::error::Failure;
-use crate::http::{Body, STALL_MAX, read_json};
+use crate::http::{Body, GatewayClient, STALL_MAX, read_json};
 use crate::output::{self, JsonArray, OutputArgs};
 use crate::progress::Progress;
-use crate::session::ClientArgs;
+use crate::session::{ClientArgs, ReaderArgs};
 
 /// Bytes read from or written to a file at a time.
 const BLOCK_LEN: usize = 256 << 10;
@@ -53,7 +53,7 @@ pub struct GetArgs {
     /// Where to write it: by default the last part of the key, here; `-` is standard output
     pub file: Option<PathBuf>,
     #[command(flatten)]
-    pub client: ClientArgs,
+    pub client: ReaderArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -196,21 +196,30 @@ fn media_type(file: &Path) -> &'static str {
 }
 
 pub async fn get(args: GetArgs) -> Result<(), Failure> {
-    let target = match &args.file {
-        Some(file) => file.clone(),
-        None => file_name_of(&args.name)?,
+    fetch(args.client.connect()?, &args.name, args.file, true).await
+}
+
+/// Gets a content into a file, by default one named as the key ends, and says so if `tell`.
+pub async fn fetch(
+    gateway: GatewayClient,
+    name: &ContentName,
+    file: Option<PathBuf>,
+    tell: bool,
+) -> Result<(), Failure> {
+    let target = match file {
+        Some(file) => file,
+        None => file_name_of(name)?,
     };
-    let gateway = args.client.connect()?;
-    let response = gateway.send(Method::GET, &content_path(&args.name)).await?;
+    let response = gateway.send(Method::GET, &content_path(name)).await?;
     if target.as_os_str() == "-" {
-        receive(response, &args.name, &mut tokio::io::stdout()).await?;
+        receive(response, name, &mut tokio::io::stdout()).await?;
         return Ok(());
     }
     let facts = delivery_facts(response.headers());
     let mut part = target.clone().into_os_string();
     part.push(".part");
     let part = PathBuf::from(part);
-    let received = receive_file(response, &args.name, &part).await;
+    let received = receive_file(response, name, &part).await;
     let len = match received {
         Ok(len) => len,
         Err(failure) => {
@@ -220,7 +229,10 @@ pub async fn get(args: GetArgs) -> Result<(), Failure> {
         }
     };
     tokio::fs::rename(&part, &target).await.map_err(|e| Failure::file("writing", &target, &e))?;
-    output::text_block(&format!("{} -> {} ({})\n{facts}", args.name, target.display(), show_bytes(len)))
+    if !tell {
+        return Ok(());
+    }
+    output::text_block(&format!("{name} -> {} ({})\n{facts}", target.display(), show_bytes(len)))
 }
 
 /// The last part of the key, if that is fit for a file name.

@@ -1,10 +1,14 @@
 //! What `dozo up --demo` enters into search before clients come: its clients and their buckets. Each step looks first
 //! whether it was done, so a second run, or one after a crash, changes nothing.
 
-use common::api::search::{NewBucket, NewClient, SearchClient, Visibility};
+use std::path::{Path, PathBuf};
+
+use common::api::search::{NewBucket, NewCard, NewClient, SearchClient, Visibility};
+use common::card::PrivateKey;
 use common::error::ErrorCode;
 use common::id::{BucketName, ClientId, SiteId};
 
+use crate::card::CardFile;
 use crate::endpoints::{ClientEndpoint, Keyring};
 use crate::error::Failure;
 
@@ -15,6 +19,24 @@ pub const STUDIO: &str = "studio";
 const CLIENTS: [(&str, usize); 4] = [("alice", 0), ("bob", 0), ("carol", 1), (STUDIO, 0)];
 /// Public buckets; each belongs to the client of its name.
 const BUCKETS: [&str; 3] = ["alice", "carol", STUDIO];
+
+/// The client that travels, and so has a card.
+pub const TRAVELLER: &str = "carol";
+
+/// Makes the traveller's card unless it is there, and makes it known; a card that is known already stays as it is.
+pub async fn enter_card(search: &SearchClient, ring: &Keyring, folder: &Path) -> Result<PathBuf, Failure> {
+    let client = ClientId::new(TRAVELLER)?;
+    let home = ring.get(&client).map(|client| client.site.clone());
+    let home = home.ok_or_else(|| Failure::new(format!("client {client} has no home")))?;
+    std::fs::create_dir_all(folder).map_err(|e| Failure::file("making", folder, &e))?;
+    let path = folder.join(format!("{client}.card"));
+    if !path.exists() {
+        CardFile::with_key(client, home, &PrivateKey::generate()).write_new(&path)?;
+    }
+    let card = CardFile::read(&path)?;
+    search.add_card(&NewCard { client: card.client, card: card.public_key }).await?;
+    Ok(path)
+}
 
 /// Makes the demo's clients and buckets. Keys of new clients go to the key ring before the next one is made.
 pub async fn enter_clients(

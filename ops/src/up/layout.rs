@@ -7,11 +7,12 @@
 //! | P+1 | origin |
 //! | P+2 | service billing |
 //! | P+3 | content billing |
+//! | P+4 | mobile access: HTTP, and UDP for broadcasts |
 //! | P+10, P+20, P+30, P+40 | gateway of the first, second, third, fourth site |
 //! | P+12…P+19, P+22…P+29, … | storage nodes of that site |
 //! | each of these + 50 | its admin listener |
 //!
-//! P+11, P+21, … are kept free for a gateway's second front, P+4 and P+5 for servers to come.
+//! P+11, P+21, … are kept free for a gateway's second front, P+5 for servers to come.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,10 @@ impl Ports {
         self.at(3)
     }
 
+    pub fn mobile_access(self) -> Listeners {
+        self.at(4)
+    }
+
     /// `site` counts from 0.
     pub fn gateway(self, site: usize) -> Listeners {
         self.at(10 * (site + 1))
@@ -116,6 +121,11 @@ impl Folders {
         self.root.join("sites").join(site.as_str()).join("nodes").join(node.as_str())
     }
 
+    /// Cards of the demo's clients.
+    pub fn cards(&self) -> PathBuf {
+        self.root.join("cards")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }
@@ -134,6 +144,7 @@ mod tests {
     fn every_listener_has_a_port_of_its_own_within_the_span() {
         let ports = Ports { base: 8000 };
         let mut all = vec![ports.search(), ports.origin(), ports.service_billing(), ports.content_billing()];
+        all.push(ports.mobile_access());
         for site in 0..SITES_MAX {
             all.push(ports.gateway(site));
             all.extend((0..NODES_MAX).map(|node| ports.node(site, node)));

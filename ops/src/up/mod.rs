@@ -23,7 +23,8 @@ use toml::{Table, Value};
 
 use crate::demo;
 use crate::endpoints::{
-    ENDPOINTS_FILE, Endpoint, Endpoints, GatewayEndpoint, Keyring, NodeEndpoint, SiteEndpoints,
+    ENDPOINTS_FILE, Endpoint, Endpoints, GatewayEndpoint, Keyring, MobileAccessEndpoint, NodeEndpoint,
+    SiteEndpoints,
 };
 use crate::error::Failure;
 use crate::output;
@@ -34,6 +35,10 @@ use layout::{Folders, Listeners, NODES_MAX, PORT_SPAN, Ports, SITES_MAX};
 
 /// Name of each site's gateway.
 const GATEWAY: &str = "g1";
+/// Name of mobile access.
+const MOBILE_ACCESS: &str = "mobile-access";
+/// Where this machine's own broadcasts go.
+const BROADCASTS: &str = "127.255.255.255";
 /// A file put into the samples' folder is found within this time.
 const RESCAN_MS: i64 = 5_000;
 /// Longest time from start to ready. A debug build hashes the sample contents for seconds.
@@ -166,16 +171,18 @@ struct Servers {
     nodes: Vec<Running>,
     origin: Option<Running>,
     gateways: Vec<Running>,
+    mobile_access: Option<Running>,
 }
 
 impl Servers {
     fn all(&self) -> impl Iterator<Item = &Running> {
-        let single = self.search.iter().chain(&self.origin);
+        let single = self.search.iter().chain(&self.origin).chain(&self.mobile_access);
         single.chain(&self.billing).chain(&self.nodes).chain(&self.gateways)
     }
 
     /// Those that ask stop before those that are asked, so that nothing in flight fails.
     async fn stop(self) {
+        join_all(self.mobile_access.into_iter().map(Running::stop)).await;
         join_all(self.gateways.into_iter().map(Running::stop)).await;
         join_all(self.origin.into_iter().map(Running::stop)).await;
         join_all(self.nodes.into_iter().map(Running::stop)).await;
@@ -225,6 +232,7 @@ impl Starter<'_> {
         let mut ring = Keyring::open(&self.folders.root)?;
         if self.options.demo {
             directory::enter_clients(&search, &mut ring, &sites).await?;
+            directory::enter_card(&search, &ring, &self.folders.cards()).await?;
         }
         if let Some(samples) = samples {
             let made = samples.await.map_err(|e| Failure::new(format!("making the sample contents: {e}")))?;
@@ -232,6 +240,7 @@ impl Starter<'_> {
         }
         self.start_origin().await?;
         self.start_gateways(&sites).await?;
+        self.start_mobile_access(&sites).await?;
         ready::wait_for_all(self.servers.all()).await;
         if self.options.demo {
             ready::wait_for_samples(&search, &studio).await?;
@@ -320,6 +329,16 @@ impl Starter<'_> {
         keep_started(&mut self.servers.gateways, launched)
     }
 
+    /// Mobile access stands near the first site, so that clients of the others have somewhere to go.
+    async fn start_mobile_access(&mut self, sites: &[SiteId]) -> Result<(), Failure> {
+        let mut table = self.member(MOBILE_ACCESS, self.ports.mobile_access());
+        let near = sites.iter().take(1).map(|site| Value::String(site.to_string())).collect();
+        table.insert("sites".into(), Value::Array(near));
+        table.insert("hear".into(), Value::String(format!("{BROADCASTS}:0")));
+        self.servers.mobile_access = Some(self.launch(Role::MobileAccess, table).await?);
+        Ok(())
+    }
+
     async fn start_origin(&mut self) -> Result<(), Failure> {
         let member = self.member("origin", self.ports.origin());
         let mut table = with_folder(member, &self.folders.origin_state())?;
@@ -335,9 +354,12 @@ impl Starter<'_> {
     }
 
     fn endpoints(&self, sites: &[SiteId], ring: &Keyring) -> Result<Endpoints, Failure> {
-        let (Some(search), Some(origin), [service, content]) =
-            (&self.servers.search, &self.servers.origin, self.servers.billing.as_slice())
-        else {
+        let (Some(search), Some(origin), [service, content], Some(mobile_access)) = (
+            &self.servers.search,
+            &self.servers.origin,
+            self.servers.billing.as_slice(),
+            &self.servers.mobile_access,
+        ) else {
             return Err(Failure::new("not every server was started"));
         };
         let site = |(s, name): (usize, &SiteId)| -> Result<SiteEndpoints, Failure> {
@@ -363,6 +385,12 @@ impl Starter<'_> {
             origin: endpoint(origin),
             service_billing: endpoint(service),
             content_billing: endpoint(content),
+            mobile_access: MobileAccessEndpoint {
+                http: mobile_access.http.clone(),
+                admin: mobile_access.admin.clone(),
+                // The port of its service, see [`mobile_access::Config::hear`].
+                hear: mobile_access.http.replace("http://127.0.0.1", BROADCASTS),
+            },
             admin_token: self.secret.admin_token().to_owned(),
             sites: sites.iter().enumerate().map(site).collect::<Result<_, _>>()?,
             clients: ring.clients().to_vec(),

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use common::api::mobile_access::REQUEST_PORT;
+
+use super::directory::TRAVELLER;
 use super::{Up, UpOptions};
-use crate::endpoints::{Endpoints, SiteEndpoints};
+use crate::endpoints::{Endpoints, MobileAccessEndpoint, SiteEndpoints};
 
 /// The whole text.
 pub fn ready(up: &Up, options: &UpOptions, took: Duration) -> String {
@@ -21,6 +24,8 @@ pub fn ready(up: &Up, options: &UpOptions, took: Duration) -> String {
     ] {
         text.push_str(&line(name, &server.http, &server.admin));
     }
+    let MobileAccessEndpoint { http, admin, .. } = &endpoints.mobile_access;
+    text.push_str(&line("mobile access", http, admin));
     for site in &endpoints.sites {
         text.push_str(&format!("  site {}\n", site.name));
         for gateway in &site.gateways {
@@ -56,9 +61,25 @@ fn examples(endpoints: &Endpoints, options: &UpOptions, up: &Up) -> String {
              dozo ls studio --as bob\n  \
              dozo get studio/pictures/storehouse.png --as carol\n"
         ));
+        text.push_str(&travelling(endpoints, options));
     }
     text.push_str("  dozo status\n");
     text
+}
+
+/// The demo's traveller, on its way near the first site.
+fn travelling(endpoints: &Endpoints, options: &UpOptions) -> String {
+    let folder = options.data_dir.join("cards");
+    let (folder, hear) = (folder.display(), &endpoints.mobile_access.hear);
+    let elsewhere = if hear.ends_with(&format!(":{REQUEST_PORT}")) {
+        String::new()
+    } else {
+        format!(" --address {hear}")
+    };
+    format!(
+        "  dozo connect --card {folder}/{TRAVELLER}.card{elsewhere}\n  \
+         dozo get studio/README.md --visit {folder}/{TRAVELLER}.visit\n"
+    )
 }
 
 fn first_gateway(site: &SiteEndpoints) -> Option<&str> {

@@ -166,6 +166,7 @@ fn deliveries_and_records_are_read_as_they_were_written() {
         in_flight: vec![delivery(1), delivery(2)],
         ended: vec![delivery(3)],
         outcome: Some(DeliveryStatus::Partial),
+        home: Some(SiteId::new("kobe").unwrap()),
     };
     run_rows("open-delivery", std::slice::from_ref(&open));
     let record = DeliveryRecord {

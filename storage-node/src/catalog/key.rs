@@ -10,6 +10,7 @@ use common::id::{ClientId, DeliveryId, NodeId};
 use common::name::ContentName;
 use common::placement::Slot;
 use common::record::RecordNumber;
+use common::visit::Nonce;
 
 /// The two receivers of delivery records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -37,10 +38,14 @@ pub enum Tag {
     TallyHolding = 0x14,
     TallyClient = 0x15,
     TallyBuilt = 0x16,
+    Collecting = 0x17,
     ChunkHolder = 0x18,
     ChunkTally = 0x19,
     ClientTally = 0x1a,
     SlotTally = 0x1b,
+    Temporary = 0x1d,
+    Visitor = 0x1e,
+    AnsweredChallenge = 0x1f,
     Chunk = 0x20,
     ChunkRef = 0x21,
     UnreferencedChunk = 0x22,
@@ -53,6 +58,7 @@ pub enum Tag {
     Announcement = 0x40,
     AnnouncementHead = 0x41,
     ChangeCursor = 0x42,
+    HomeEnd = 0x43,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
     ShardPosition = 0x52,
@@ -63,7 +69,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 34] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -71,10 +77,14 @@ impl Tag {
         Self::TallyHolding,
         Self::TallyClient,
         Self::TallyBuilt,
+        Self::Collecting,
         Self::ChunkHolder,
         Self::ChunkTally,
         Self::ClientTally,
         Self::SlotTally,
+        Self::Temporary,
+        Self::Visitor,
+        Self::AnsweredChallenge,
         Self::Chunk,
         Self::ChunkRef,
         Self::UnreferencedChunk,
@@ -87,6 +97,7 @@ impl Tag {
         Self::Announcement,
         Self::AnnouncementHead,
         Self::ChangeCursor,
+        Self::HomeEnd,
         Self::NewestTime,
         Self::FrozenSlot,
         Self::ShardPosition,
@@ -133,7 +144,7 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 11] = [
+pub const SLOT_TAGS: [Tag; 15] = [
     Tag::Holding,
     Tag::HoldingClient,
     Tag::Library,
@@ -141,10 +152,14 @@ pub const SLOT_TAGS: [Tag; 11] = [
     Tag::TallyHolding,
     Tag::TallyClient,
     Tag::TallyBuilt,
+    Tag::Collecting,
     Tag::ChunkHolder,
     Tag::ChunkTally,
     Tag::ClientTally,
     Tag::SlotTally,
+    Tag::Temporary,
+    Tag::Visitor,
+    Tag::AnsweredChallenge,
 ];
 
 /// Every kind of row.
@@ -167,6 +182,8 @@ pub enum Key<'a> {
     TallyClient(&'a ContentName, RefTag, &'a ClientId),
     /// Empty. Every holding of the slot is, or is queued to be, counted at its chunks.
     TallyBuilt(Slot),
+    /// [`super::rows::Since`]. A holding that is being collected, since when.
+    Collecting(&'a ContentName),
     /// Empty. A client that holds the chunk through the holding.
     ChunkHolder(&'a ChunkHash, &'a ClientId, RefTag, &'a ContentName),
     /// [`super::rows::ChunkTally`]. A chunk that clients hold; gone with the last of them.
@@ -175,6 +192,13 @@ pub enum Key<'a> {
     ClientTally(Slot, &'a ClientId),
     /// [`super::rows::SlotTally`]. What all clients hold of the slot's chunks.
     SlotTally(Slot),
+    /// [`super::rows::TemporaryValue`]. A content that is kept for visitors; gone with the last of them.
+    Temporary(&'a ContentName, RefTag),
+    /// [`super::rows::VisitorValue`]. A client of another site that the content is kept for, until that expires.
+    Visitor(&'a ContentName, RefTag, &'a ClientId),
+    /// [`super::rows::AnsweredChallenge`]. A challenge that a card of the client answered, until nobody would take it any
+    /// more; deleted with the client's next one.
+    AnsweredChallenge(&'a ClientId, &'a Nonce),
     /// [`super::rows::ChunkValue`]. A chunk that is, or is being, stored on this node.
     Chunk(&'a ChunkHash),
     /// Empty. A holding (or an upload that is to become one) that needs the chunk.
@@ -200,6 +224,9 @@ pub enum Key<'a> {
     AnnouncementHead,
     /// [`super::rows::ChangeCursor`]. Last change of search's feed that was applied.
     ChangeCursor,
+    /// [`super::rows::HomeEnd`]. How a request of a visitor's delivery ended that a shard of another site, its home,
+    /// recorded; until that has it.
+    HomeEnd(&'a NodeId, &'a DeliveryId),
     /// [`common::version::HybridTime`]. Not before any version that this node gave.
     NewestTime,
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
@@ -243,6 +270,11 @@ impl Key<'_> {
                 key
             }
             Self::TallyBuilt(slot) => slot_rows(Tag::TallyBuilt, *slot),
+            Self::Collecting(name) => {
+                let mut key = slot_rows(Tag::Collecting, Slot::of_name(name));
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
             Self::ChunkHolder(hash, client, tag, name) => {
                 let mut key = chunk_holders_of(hash, client);
                 key.extend_from_slice(&tag.0.to_be_bytes());
@@ -260,6 +292,21 @@ impl Key<'_> {
                 key
             }
             Self::SlotTally(slot) => slot_rows(Tag::SlotTally, *slot),
+            Self::Temporary(name, tag) => {
+                let mut key = temporaries(name);
+                key.extend_from_slice(&tag.0.to_be_bytes());
+                key
+            }
+            Self::Visitor(name, tag, client) => {
+                let mut key = visitors(name, *tag);
+                key.extend_from_slice(client.as_str().as_bytes());
+                key
+            }
+            Self::AnsweredChallenge(client, nonce) => {
+                let mut key = answered_challenges(client);
+                key.extend_from_slice(&nonce.0);
+                key
+            }
             Self::Chunk(hash) => tagged(Tag::Chunk, hash.as_bytes()),
             Self::ChunkRef(hash, tag, name) => {
                 let mut key = chunk_refs(hash);
@@ -290,6 +337,11 @@ impl Key<'_> {
             Self::Announcement(seq) => tagged(Tag::Announcement, &seq.to_be_bytes()),
             Self::AnnouncementHead => all(Tag::AnnouncementHead),
             Self::ChangeCursor => all(Tag::ChangeCursor),
+            Self::HomeEnd(shard, request) => {
+                let mut key = home_ends(shard);
+                key.extend_from_slice(request.as_bytes());
+                key
+            }
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
             Self::ShardPosition => all(Tag::ShardPosition),
@@ -336,6 +388,14 @@ pub fn library(client: &ClientId, prefix: &str) -> Vec<u8> {
     key
 }
 
+/// Prefix of a client's [`Key::AnsweredChallenge`]; the nonce follows.
+pub fn answered_challenges(client: &ClientId) -> Vec<u8> {
+    let mut key = slot_rows(Tag::AnsweredChallenge, Slot::of_client(client));
+    key.extend_from_slice(client.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
 /// Prefix of a name's [`Key::TallyHolding`]; the reference tag follows.
 pub fn tally_holdings(name: &ContentName) -> Vec<u8> {
     let mut key = slot_rows(Tag::TallyHolding, Slot::of_name(name));
@@ -353,13 +413,42 @@ pub fn tally_clients(name: &ContentName, tag: RefTag) -> Vec<u8> {
     key
 }
 
-/// What an encoded [`Key::TallyHolding`] or [`Key::TallyClient`] is about; the client's id is empty in the former.
+/// Prefix of a name's [`Key::Temporary`]; the reference tag follows.
+pub fn temporaries(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Temporary, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// Prefix of a temporary content's [`Key::Visitor`]; the client's id follows.
+pub fn visitors(name: &ContentName, tag: RefTag) -> Vec<u8> {
+    let mut key = visitors_of(name);
+    key.extend_from_slice(&tag.0.to_be_bytes());
+    key
+}
+
+/// Prefix of a name's [`Key::Visitor`], of all its temporary contents; the reference tag follows.
+pub fn visitors_of(name: &ContentName) -> Vec<u8> {
+    let mut key = slot_rows(Tag::Visitor, Slot::of_name(name));
+    key.extend_from_slice(name.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// What an encoded key is about that has a name, a tag and perhaps a client: [`Key::TallyHolding`], [`Key::Temporary`],
+/// [`Key::TallyClient`], [`Key::Visitor`]. The client's id is empty in the first two.
 pub fn tally_of(key: &[u8]) -> Option<(ContentName, RefTag, &str)> {
     let rest = key.get(3..)?;
     let end = rest.iter().position(|byte| *byte == 0)?;
     let (tag, client) = rest.get(end + 1..)?.split_first_chunk::<8>()?;
     let name = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
     Some((name, RefTag(u64::from_be_bytes(*tag)), std::str::from_utf8(client).ok()?))
+}
+
+/// The name of an encoded [`Key::Collecting`].
+pub fn collecting(key: &[u8]) -> Option<ContentName> {
+    std::str::from_utf8(key.get(3..)?).ok()?.parse().ok()
 }
 
 /// Prefix of a chunk's holders.
@@ -397,6 +486,20 @@ pub fn chunk_refs(hash: &ChunkHash) -> Vec<u8> {
     key.push(Tag::ChunkRef as u8);
     key.extend_from_slice(hash.as_bytes());
     key
+}
+
+/// Prefix of the ends for a shard of another site.
+pub fn home_ends(shard: &NodeId) -> Vec<u8> {
+    let mut key = tagged(Tag::HomeEnd, shard.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// The shard of an encoded [`Key::HomeEnd`].
+pub fn home_shard(key: &[u8]) -> Option<NodeId> {
+    let rest = key.get(1..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    NodeId::new(std::str::from_utf8(&rest[..end]).ok()?).ok()
 }
 
 /// Prefix of an epoch's records.
@@ -439,13 +542,18 @@ mod tests {
         let slot = format!("{:04x}", Slot::of_client(&bob).0);
         assert_eq!(hex(Key::Library(&bob, &name)), format!("12{slot}626f6200616c6963652f736f6e67"));
         assert_eq!(hex(Key::Account(&bob)), format!("13{slot}626f62"));
+        let nonce = Nonce([3; 16]);
+        assert_eq!(hex(Key::AnsweredChallenge(&bob, &nonce)), format!("1f{slot}626f6200{}", "03".repeat(16)));
         assert_eq!(hex(Key::ClientTally(Slot(258), &bob)), "1a0102626f62");
         assert_eq!(hex(Key::SlotTally(Slot(258))), "1b0102");
         assert_eq!(hex(Key::TallyBuilt(Slot(258))), "160102");
         let slot = format!("{:04x}", Slot::of_name(&name).0);
+        assert_eq!(hex(Key::Collecting(&name)), format!("17{slot}616c6963652f736f6e67"));
         let due = format!("{slot}616c6963652f736f6e67000000000000000001");
         assert_eq!(hex(Key::TallyHolding(&name, RefTag(1))), format!("14{due}"));
         assert_eq!(hex(Key::TallyClient(&name, RefTag(1), &bob)), format!("15{due}626f62"));
+        assert_eq!(hex(Key::Temporary(&name, RefTag(1))), format!("1d{due}"));
+        assert_eq!(hex(Key::Visitor(&name, RefTag(1), &bob)), format!("1e{due}626f62"));
         let hash = ChunkHash::from_bytes([2; 32]);
         let (slot, chunk) = ("0202", "02".repeat(32));
         assert_eq!(hex(Key::ChunkTally(&hash)), format!("19{slot}{chunk}"));
@@ -463,6 +571,9 @@ mod tests {
         let key = Key::ChunkRef(&chunk, RefTag(7), &name).encode();
         assert_eq!(chunk_ref(&key), Some((chunk, RefTag(7), name)));
         let shard = NodeId::new("tokyo.n1").unwrap();
+        let end = Key::HomeEnd(&shard, &DeliveryId::from_bytes([3; 16])).encode();
+        assert_eq!(end, [&b"\x43tokyo.n1\0"[..], &[3; 16]].concat());
+        assert_eq!(home_shard(&end), Some(shard.clone()));
         assert_eq!(shard_prefix(&shard), b"\x7ftokyo.n1\0");
         assert_eq!(followed_shard(b"\x7ftokyo.n1\0rest"), Some(shard));
         assert_eq!(followed_shard(b"\x10tokyo.n1\0"), None);
@@ -475,6 +586,7 @@ mod tests {
         let (bob, hash, tag) = (ClientId::new("bob").unwrap(), ChunkHash::of(b"x"), RefTag(7));
         assert_eq!(tally_of(&Key::TallyHolding(&name, tag).encode()), Some((name.clone(), tag, "")));
         assert_eq!(tally_of(&Key::TallyClient(&name, tag, &bob).encode()), Some((name.clone(), tag, "bob")));
+        assert_eq!(collecting(&Key::Collecting(&name).encode()), Some(name.clone()));
         assert_eq!(chunk_holder(&Key::ChunkHolder(&hash, &bob, tag, &name).encode()), Some(bob));
         assert_eq!(chunk_ref(&Key::SuspectRef(&hash, tag, &name).encode()), Some((hash, tag, name)));
         assert!(is_in_slot(&Key::SlotTally(Slot(3)).encode(), Slot(3)));

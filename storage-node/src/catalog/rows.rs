@@ -3,16 +3,20 @@
 //! A type that is stored may change only with its version, and the older version must still be read.
 
 pub use common::api::node::ShardPosition;
-use common::api::node::{Account, ClientTally, Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound};
+use common::api::node::{
+    Account, ClientTally, EndRequest, Holding, LibraryRow, RefTag, ScrubCounts, ScrubRound,
+};
 use common::api::search::Announcement;
 use common::error::ApiError;
-use common::hash::{ChunkHash, ContentHash, RecordDigest};
+use common::hash::{ChunkHash, ContentHash, PossessionProof, RecordDigest};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
-use common::manifest::ChunkList;
+use common::manifest::{ChunkList, Manifest};
 use common::name::ContentName;
+use common::possession::Possession;
 use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryStatus, RecordNumber, Source};
 use common::time::UnixMillis;
-use common::version::HybridTime;
+use common::version::{HybridTime, Version};
+use common::visit::Nonce;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -69,16 +73,35 @@ macro_rules! rows {
 }
 
 rows! {
-    Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, OpenDelivery => 1,
+    HomeEnd => 1, Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, TemporaryValue => 1, VisitorValue => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1, TallyHolding => 1,
+    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1,
     ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1, SyncAttempt => 1,
+    AnsweredChallenge => 1,
 }
 
 impl Row for LibraryValue {
     const VERSION: u8 = 2;
 
     /// Version 1 ended before [`LibraryValue::newest_shard`]; `None` is encoded as 0.
+    fn upgrade(version: u8, encoded: &[u8]) -> Option<Vec<u8>> {
+        (version == 1).then(|| [encoded, &[0]].concat())
+    }
+}
+
+impl Row for OpenDelivery {
+    const VERSION: u8 = 2;
+
+    /// Version 1 ended before [`OpenDelivery::home`].
+    fn upgrade(version: u8, encoded: &[u8]) -> Option<Vec<u8>> {
+        (version == 1).then(|| [encoded, &[0]].concat())
+    }
+}
+
+impl Row for TallyHolding {
+    const VERSION: u8 = 2;
+
+    /// Version 1 ended before [`TallyHolding::is_temporary`].
     fn upgrade(version: u8, encoded: &[u8]) -> Option<Vec<u8>> {
         (version == 1).then(|| [encoded, &[0]].concat())
     }
@@ -124,13 +147,15 @@ impl LibraryValue {
     }
 }
 
-/// A holding whose clients are to be counted at its chunks.
+/// A holding, or a temporary content, whose clients are to be counted at its chunks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TallyHolding {
     /// What it was made of, if it went.
     pub gone: Option<ChunkList>,
     /// The clients up to this one are counted; they come in the order of their ids.
     pub after: Option<ClientId>,
+    /// It was a temporary content, and its clients were visitors.
+    pub is_temporary: bool,
 }
 
 /// A chunk that clients hold.
@@ -150,6 +175,35 @@ pub struct SlotTally {
     pub shared_bytes: u64,
     /// Of the others, each chunk as often as there are clients that hold it.
     pub shared_held_bytes: u64,
+}
+
+/// A content that is kept for visitors; name and reference tag are in the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemporaryValue {
+    pub version: Version,
+    pub manifest: Manifest,
+    pub provider: ClientId,
+    /// Every chunk is at the site.
+    pub complete: bool,
+    pub since: UnixMillis,
+}
+
+/// A client that a temporary content is kept for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisitorValue {
+    /// What its home confirmed last; the row goes when that expires.
+    pub possession: Possession,
+    pub proof: PossessionProof,
+    pub since: UnixMillis,
+    /// The newest delivery that was recorded here, for want of home, and the shard that has it: where later ranges join.
+    pub newest: Option<(DeliveryId, NodeId)>,
+}
+
+/// How a request of a visitor's delivery ended; the shard that is to know is in the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomeEnd {
+    pub end: EndRequest,
+    pub since: UnixMillis,
 }
 
 /// A chunk of this node.
@@ -191,6 +245,8 @@ pub struct OpenDelivery {
     pub ended: Vec<DeliveryId>,
     /// Set when the outcome is decided but the node has no record epoch yet.
     pub outcome: Option<DeliveryStatus>,
+    /// The client's home, if that is another site which was away at the begin.
+    pub home: Option<SiteId>,
 }
 
 impl OpenDelivery {
@@ -253,6 +309,13 @@ pub struct FrozenSlot {
     pub to: NodeId,
     pub fence: u64,
     pub since: UnixMillis,
+}
+
+/// Who took the answer to a challenge, and until when that must be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnsweredChallenge {
+    pub attempt: Nonce,
+    pub expires: UnixMillis,
 }
 
 /// The attempt in which the rows of a shard come in.

@@ -95,7 +95,7 @@ async fn join_elsewhere(node: &Node, join: &JoinRequest) -> Option<BeginAnswer> 
     }
 }
 
-fn answer_begun(shard: &Shard, begun: Begun) -> BeginAnswer {
+pub(super) fn answer_begun(shard: &Shard, begun: Begun) -> BeginAnswer {
     if begun.opened {
         shard.add_open_deliveries(1);
     }

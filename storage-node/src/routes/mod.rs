@@ -2,7 +2,9 @@
 //! commit, and answers when it is durable.
 
 mod audit;
+mod challenges;
 mod chunks;
+mod collections;
 mod deliveries;
 mod holdings;
 mod library;
@@ -11,6 +13,7 @@ mod shards;
 mod slots;
 mod status;
 mod tally;
+mod temporary;
 
 use std::sync::Arc;
 
@@ -35,6 +38,8 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/holdings/release", post(holdings::release))
         .route("/v1/holdings/clients", get(holdings::clients))
         .route("/v1/holdings/check-refs", post(holdings::check_refs))
+        .route("/v1/collections/lease", post(collections::lease))
+        .route("/v1/collections/release", post(collections::release))
         .route("/v1/chunks/claim", post(chunks::claim))
         .route("/v1/chunks/refs", post(chunks::refs))
         .route("/v1/chunks/adopt", post(chunks::adopt))
@@ -48,6 +53,13 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/library", get(library::page))
         .route("/v1/library/row", get(library::row))
         .route("/v1/library/account", get(library::account))
+        .route("/v1/temporary/keep", post(temporary::keep))
+        .route("/v1/temporary/complete", post(temporary::complete))
+        .route("/v1/temporary/kept", get(temporary::kept))
+        .route("/v1/temporary/begin", post(temporary::begin))
+        .route("/v1/temporary/ends", post(temporary::keep_ends))
+        .route("/v1/temporary/list", post(temporary::list))
+        .route("/v1/challenges/answer", post(challenges::answer))
         .route("/v1/tally", post(tally::apply))
         .route("/v1/tally/sums", post(tally::sums))
         .route("/v1/slots/export", post(slots::export))

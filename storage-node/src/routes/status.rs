@@ -9,6 +9,7 @@ use common::api::node::NodeStatus;
 use common::error::ApiResult;
 
 use crate::node::Node;
+use crate::temporary;
 
 pub async fn map(State(node): State<Arc<Node>>) -> Response {
     axum::Json(&node.maps.view().map).into_response()
@@ -21,6 +22,7 @@ pub async fn node(State(node): State<Arc<Node>>) -> ApiResult<ApiJson<NodeStatus
         _ => "joining",
     };
     let unsettled = node.shards.get(&node.id).map_or(Ok(0), |shard| shard.unsettled())?;
+    let (temporary_contents, temporary_bytes) = temporary::figures(&node.shards.all());
     Ok(ApiJson(NodeStatus {
         node: node.id.clone(),
         state: state.to_owned(),
@@ -33,6 +35,8 @@ pub async fn node(State(node): State<Arc<Node>>) -> ApiResult<ApiJson<NodeStatus
         moves_rate_bytes_per_s: node.moves.rate_bytes_per_s(),
         moves_limit_bytes_per_s: node.moves.limit_bytes_per_s(),
         unsettled,
+        temporary_contents,
+        temporary_bytes,
         epoch: view.map.epoch,
     }))
 }

@@ -12,7 +12,7 @@ use common::name::ContentName;
 use common::placement::Slot;
 
 use crate::catalog::key::{self, Key, Tag};
-use crate::catalog::rows::{Row, TallyHolding};
+use crate::catalog::rows::{Row, TallyHolding, TemporaryValue};
 use crate::catalog::txn::{RawRows, Rows, Txn};
 
 /// Whether clients hold what a holding is made of: not while it is being collected.
@@ -20,7 +20,8 @@ fn is_counted(holding: &Holding) -> bool {
     holding.state != HoldingState::Collecting
 }
 
-/// A holding is no longer being collected: all clients of the name hold its chunks.
+/// A holding is no longer being collected: all clients of the name hold its chunks. Or a temporary content is whole: all
+/// its visitors do.
 pub fn completed(txn: &mut Txn<'_>, name: &ContentName, tag: RefTag) {
     txn.put(Key::TallyHolding(name, tag), &TallyHolding::default());
 }
@@ -28,8 +29,8 @@ pub fn completed(txn: &mut Txn<'_>, name: &ContentName, tag: RefTag) {
 /// A holding went: nobody holds its chunks through it any more.
 pub fn gone(txn: &mut Txn<'_>, holding: &Holding) {
     if is_counted(holding) {
-        let gone = Some(holding.manifest.chunks.clone());
-        txn.put(Key::TallyHolding(&holding.name, holding.ref_tag), &TallyHolding { gone, after: None });
+        let gone = TallyHolding { gone: Some(holding.manifest.chunks.clone()), ..TallyHolding::default() };
+        txn.put(Key::TallyHolding(&holding.name, holding.ref_tag), &gone);
     }
 }
 
@@ -45,6 +46,17 @@ pub fn client_changed(txn: &mut Txn<'_>, name: &ContentName, client: &ClientId) 
     })?;
     tags.into_iter().for_each(|tag| txn.put_empty(Key::TallyClient(name, tag, client)));
     Ok(())
+}
+
+/// A whole temporary content went.
+pub fn temporary_gone(txn: &mut Txn<'_>, name: &ContentName, tag: RefTag, chunks: &ChunkList) {
+    let gone = TallyHolding { gone: Some(chunks.clone()), after: None, is_temporary: true };
+    txn.put(Key::TallyHolding(name, tag), &gone);
+}
+
+/// A visitor came to hold a whole temporary content, or does no longer.
+pub fn visitor_changed(txn: &mut Txn<'_>, name: &ContentName, tag: RefTag, client: &ClientId) {
+    txn.put_empty(Key::TallyClient(name, tag, client));
 }
 
 /// Clients to be counted at the chunks of a holding, as things were when it was made.
@@ -107,21 +119,22 @@ pub fn job(
 ) -> ApiResult<Option<Job>> {
     let Some((name, ref_tag, client)) = key::tally_of(key) else { return Ok(None) };
     let (key, value) = (key.to_vec(), value.to_vec());
-    let current = current(rows, &name, ref_tag)?;
-    let (stands, chunks) = match current {
-        Some(holding) => (true, Some(holding.manifest.chunks)),
-        None => (false, gone_chunks(rows, &name, ref_tag)?),
-    };
-    let Some(chunks) = chunks else { return Ok(None) };
+    let Some(counted) = counted(rows, &name, ref_tag)? else { return Ok(None) };
+    let Counted { stands, chunks, is_temporary } = counted;
     if !client.is_empty() {
         let client = ClientId::new(client)?;
-        let held = stands && rows.has(Key::HoldingClient(&name, &client))?;
+        let holder = match is_temporary {
+            true => Key::Visitor(&name, ref_tag, &client),
+            false => Key::HoldingClient(&name, &client),
+        };
+        let held = stands && rows.has(holder)?;
         let clients = vec![client];
         return Ok(Some(Job { key, value, name, ref_tag, held, clients, chunks, more: false }));
     }
     let after = TallyHolding::decode(&value)?.after;
     let clients_max = (weight_max / chunk_count(&chunks).max(1)).max(1);
-    let (clients, more) = clients_after(rows, &name, after.as_ref(), clients_max)?;
+    let holders = if is_temporary { key::visitors(&name, ref_tag) } else { key::holding_clients(&name) };
+    let (clients, more) = clients_after(rows, holders, after.as_ref(), clients_max)?;
     Ok(Some(Job { key, value, name, ref_tag, held: stands, clients, chunks, more }))
 }
 
@@ -131,18 +144,38 @@ fn current(rows: &(impl Rows + ?Sized), name: &ContentName, tag: RefTag) -> ApiR
     Ok(holding.filter(|holding| holding.ref_tag == tag && is_counted(holding)))
 }
 
-fn gone_chunks(rows: &(impl Rows + ?Sized), name: &ContentName, tag: RefTag) -> ApiResult<Option<ChunkList>> {
-    Ok(rows.get::<TallyHolding>(Key::TallyHolding(name, tag))?.and_then(|row| row.gone))
+/// What clients hold, or held, under a tag.
+struct Counted {
+    /// It is there.
+    stands: bool,
+    chunks: ChunkList,
+    is_temporary: bool,
 }
 
-/// Up to `max` clients of a name behind `after`, and whether there are more.
+fn counted(rows: &(impl Rows + ?Sized), name: &ContentName, tag: RefTag) -> ApiResult<Option<Counted>> {
+    if let Some(holding) = current(rows, name, tag)? {
+        let chunks = holding.manifest.chunks;
+        return Ok(Some(Counted { stands: true, chunks, is_temporary: false }));
+    }
+    let temporary = rows.get::<TemporaryValue>(Key::Temporary(name, tag))?;
+    if let Some(temporary) = temporary.filter(|temporary| temporary.complete) {
+        let chunks = temporary.manifest.chunks;
+        return Ok(Some(Counted { stands: true, chunks, is_temporary: true }));
+    }
+    let gone = rows.get::<TallyHolding>(Key::TallyHolding(name, tag))?;
+    Ok(gone.and_then(|row| {
+        let chunks = row.gone?;
+        Some(Counted { stands: false, chunks, is_temporary: row.is_temporary })
+    }))
+}
+
+/// Up to `max` clients whose rows begin with `prefix`, behind `after`, and whether there are more.
 fn clients_after(
     rows: &(impl Rows + ?Sized),
-    name: &ContentName,
+    prefix: Vec<u8>,
     after: Option<&ClientId>,
     max: usize,
 ) -> ApiResult<(Vec<ClientId>, bool)> {
-    let prefix = key::holding_clients(name);
     let mut from = prefix.clone();
     from.extend_from_slice(after.map_or("", |client| client.as_str()).as_bytes());
     let (mut clients, mut more) = (Vec::new(), false);

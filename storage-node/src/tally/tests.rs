@@ -5,21 +5,23 @@ use common::api::node::{
     Account, AddRequest, BeginRequest, DropRequest, EndRequest, HoldRequest, HoldingState, Precondition,
     Quota, ReleaseRequest,
 };
-use common::hash::ContentHash;
+use common::api::temporary::{CompleteRequest, KeepRequest};
+use common::hash::{ContentHash, PossessionProof};
 use common::id::{DeliveryId, NodeId, SiteId};
 use common::manifest::{ChunkList, Manifest};
 use common::placement::SLOT_COUNT;
+use common::possession::Possession;
 use common::record::DeliveryPath;
 use common::telemetry::MetricsRegistry;
 use common::time::UnixMillis;
-use common::version::HybridTime;
+use common::version::{HybridTime, Version};
 use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::Catalog;
-use crate::catalog::rows::LibraryValue;
+use crate::catalog::rows::{LibraryValue, TemporaryValue};
 use crate::deliveries::{self, Joining, Recorder};
-use crate::{holdings, library, store};
+use crate::{holdings, library, store, temporary};
 
 const CLIENTS: u8 = 3;
 const NAMES: u8 = 3;
@@ -65,6 +67,18 @@ enum Op {
     Withdraw {
         name: u8,
     },
+    /// A visitor's home confirmed it a content of these chunks.
+    Keep {
+        name: u8,
+        client: u8,
+        chunks: Vec<u8>,
+    },
+    /// All temporary contents of the name are whole.
+    CompleteKept {
+        name: u8,
+    },
+    /// What was kept for visitors until now goes.
+    Expire,
     /// Everything that is due is sent.
     Drain,
     /// What is due is sent, after a change that came meanwhile, or with the answer lost.
@@ -83,6 +97,9 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..NAMES, 1..CLIENTS, any::<bool>()).prop_map(|(name, client, void)| Op::Get { name, client, void }),
         3 => (0..NAMES, 0..CLIENTS).prop_map(|(name, client)| Op::Drop { name, client }),
         1 => (0..NAMES).prop_map(|name| Op::Withdraw { name }),
+        3 => (0..NAMES, 0..CLIENTS, chunks()).prop_map(|(name, client, chunks)| Op::Keep { name, client, chunks }),
+        2 => (0..NAMES).prop_map(|name| Op::CompleteKept { name }),
+        1 => Just(Op::Expire),
         1 => Just(Op::Drain),
     ];
     let simple = simple.boxed();
@@ -165,6 +182,22 @@ impl Site {
                 })
                 .await;
             }
+            Op::Keep { name, client, chunks } => self.keep(name, client, &chunks).await,
+            Op::CompleteKept { name: n } => {
+                for (tag, _) in self.kept(n) {
+                    let request = CompleteRequest { name: name(n), ref_tag: tag };
+                    self.commit(move |txn| temporary::complete(txn, &request)).await;
+                }
+            }
+            Op::Expire => {
+                for n in 0..NAMES {
+                    for (tag, _) in self.kept(n) {
+                        for c in 0..CLIENTS {
+                            self.commit(move |txn| temporary::leave(txn, &name(n), tag, &client(c))).await;
+                        }
+                    }
+                }
+            }
             Op::Drain => self.drain().await,
             Op::SendLate { lost, meanwhile } => {
                 let jobs = self.jobs();
@@ -198,6 +231,34 @@ impl Site {
             precondition: Precondition::None,
             announce_wait_ms: 0,
         }
+    }
+
+    async fn keep(&self, n: u8, who: u8, chunks: &[u8]) {
+        let hold = self.hold(n, chunks, HoldingState::Complete, None);
+        // Equal chunks are the same version, so that visitors share it.
+        let hash = ContentHash::of(chunks);
+        let manifest = Manifest { hash, ..hold.manifest };
+        let possession = Possession {
+            home: SiteId::new("osaka").unwrap(),
+            surrogate: SiteId::new("tokyo").unwrap(),
+            mobile_access: None,
+            client: client(who),
+            name: name(n),
+            version: Version { time: HybridTime(1), hash },
+            provider: client(0),
+            begin: None,
+            issued: UnixMillis(0),
+            expires: UnixMillis(u64::MAX),
+        };
+        let proof = PossessionProof::of(b"home");
+        let keep = KeepRequest { possession, manifest, proof, ref_tag: hold.ref_tag };
+        let now = UnixMillis(self.now);
+        self.commit(move |txn| temporary::keep(txn, &keep, now)).await;
+    }
+
+    /// Temporary contents of a name.
+    fn kept(&self, n: u8) -> Vec<(RefTag, TemporaryValue)> {
+        self.catalog.read(|rows| temporary::contents(rows, &name(n))).unwrap()
     }
 
     async fn get(&self, n: u8, who: u8, void: bool) {
@@ -303,6 +364,20 @@ impl Site {
     /// Slow and obvious: which client holds which chunks.
     fn held(&self) -> BTreeMap<ClientId, BTreeSet<(ChunkHash, u32)>> {
         let mut held: BTreeMap<ClientId, BTreeSet<_>> = BTreeMap::new();
+        for (n, (tag, content)) in
+            (0..NAMES).flat_map(|n| self.kept(n).into_iter().map(move |kept| (n, kept)))
+        {
+            let ChunkList::Inline(chunks) = content.manifest.chunks else {
+                panic!("all lists are inline here")
+            };
+            for visitor in (0..CLIENTS).map(client).filter(|_| content.complete) {
+                if self.catalog.read(|rows| rows.has(Key::Visitor(&name(n), tag, &visitor))).unwrap() {
+                    held.entry(visitor)
+                        .or_default()
+                        .extend(chunks.iter().map(|chunk| (chunk.hash, chunk.len)));
+                }
+            }
+        }
         for n in 0..NAMES {
             let Some(holding) = self.holding(n).filter(|h| h.state != HoldingState::Collecting) else {
                 continue;

@@ -1,5 +1,6 @@
 //! The HTTP resources of an origin: what collecting gateways ask of a source, and what the operator does with sources.
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use axum::Router;
@@ -10,9 +11,11 @@ use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use bytes::Bytes;
+use futures_util::stream;
 use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 
+use common::api::collect::{OpenHead, encode_open};
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::Holding;
 use common::api::origin::{OriginStatus, Rescan, ScanProgress, Source, SourceState, SourceStatus};
@@ -21,6 +24,7 @@ use common::chunker::CHUNK_LEN_MAX;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::BucketName;
+use common::manifest::ChunkList;
 use common::name::ContentName;
 use common::server::bad_request;
 
@@ -38,6 +42,7 @@ pub fn service(app: App, guard: Guard) -> Router {
     let op = |name, route: MethodRouter<App>| route.layer(from_fn_with_state(app.metrics.op(name), count));
     Router::new()
         .route("/v1/peer/holding", op("holding", get(holding)))
+        .route("/v1/peer/open", op("open", get(open)))
         .route("/v1/peer/chunks/{hash}", op("chunk", get(chunk)))
         .route("/v1/peer/ping", op("ping", get(ping)))
         .route("/v1/status", op("status", get(status)))
@@ -70,6 +75,38 @@ async fn holding(
         .ok_or_else(|| ApiError::new(ErrorCode::ContentNotFound, format!("this origin does not have {name}")))
 }
 
+/// The beginning of a content: holding, stored chunk list, first chunk.
+async fn open(State(app): State<App>, ApiQuery(params): ApiQuery<NameParams>) -> ApiResult<Response> {
+    let name: ContentName = params.name.parse()?;
+    let mut conn = app.db.read().await?;
+    let holding = registry::holding(&mut conn, &name).await?;
+    let known = registry::find(&mut conn, &name).await?.filter(|k| !k.gone);
+    drop(conn);
+    let missing = || ApiError::new(ErrorCode::ContentNotFound, format!("this origin does not have {name}"));
+    let (Some(holding), Some(known)) = (holding, known) else { return Err(missing()) };
+    if holding.version != known.version {
+        // It was registered anew between the two looks.
+        return Err(Failure::from(SourceError::Changed).into());
+    }
+    let list = matches!(holding.manifest.chunks, ChunkList::Stored { .. })
+        .then(|| Bytes::from(known.chunks.clone()));
+    let chunks = ChunkList::decode(&known.chunks).map_err(|error| ApiError::internal(&error))?;
+    let first = match chunks.first() {
+        Some(first) => read_chunk(&app, &name, &first.hash, &known, 0, u64::from(first.len)).await?,
+        None => Bytes::new(),
+    };
+    app.metrics.sent_bytes.increment(first.len() as u64);
+    let head = OpenHead {
+        holding,
+        list_len: list.as_ref().map_or(0, |list| list.len() as u32),
+        first_len: first.len() as u32,
+        collection: None,
+    };
+    let parts = [encode_open(&head, list.as_ref()), first];
+    let body = Body::from_stream(stream::iter(parts.map(Ok::<_, Infallible>)));
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], body).into_response())
+}
+
 #[derive(Deserialize)]
 struct ChunkParams {
     name: String,
@@ -96,7 +133,7 @@ async fn chunk(
     let bytes = if registry::stored_list(&known.chunks).is_some_and(|list| list.hash == hash) {
         known.chunks.into()
     } else {
-        read_chunk(&app, &name, &hash, &known, &params).await?
+        read_chunk(&app, &name, &hash, &known, params.offset, params.len).await?
     };
     app.metrics.sent_bytes.increment(bytes.len() as u64);
     Ok(([(CONTENT_TYPE, "application/octet-stream")], Body::from(bytes)).into_response())
@@ -107,9 +144,10 @@ async fn read_chunk(
     name: &ContentName,
     hash: &ChunkHash,
     known: &Known,
-    params: &ChunkParams,
+    offset: u64,
+    len: u64,
 ) -> ApiResult<Bytes> {
-    let end = params.offset.checked_add(params.len).filter(|end| *end <= known.len);
+    let end = offset.checked_add(len).filter(|end| *end <= known.len);
     let end = end.ok_or_else(|| not_here(name, hash))?;
     let open = app.sources.get(name.bucket()).ok_or_else(|| {
         ApiError::new(
@@ -121,7 +159,7 @@ async fn read_chunk(
         app.metrics.busy_reads.increment(1);
         Failure::from(busy)
     })?;
-    let read = read_verified(&open, hash, known, params.offset..end).await;
+    let read = read_verified(&open, hash, known, offset..end).await;
     drop(turn);
     open.show_reads();
     if let Ok(Some(bytes)) = read {
@@ -137,7 +175,7 @@ async fn read_chunk(
             .is_some_and(|now| now.same_object(&known.facts)),
     };
     if is_changed {
-        tracing::warn!(%name, offset = params.offset, "the object changed since it was registered; it is read again");
+        tracing::warn!(%name, offset, "the object changed since it was registered; it is read again");
         app.metrics.changed_reads.increment(1);
         // A full queue means that the next scan will find it.
         let _full = open.reread.try_send(known.facts.location.clone());

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod announcements;
+mod cards;
 mod harness;
 mod http;
 mod listing;
@@ -11,3 +12,8 @@ mod nodes;
 mod servers;
 mod shards;
 mod suspicion;
+
+/// SQLite in the folder; these tests run on PostgreSQL as well, see `tests/postgres`.
+fn database(_dir: &std::path::Path) -> Option<String> {
+    None
+}

@@ -140,6 +140,8 @@ impl Telling {
             moves_rate_bytes_per_s: 0,
             moves_limit_bytes_per_s: 0,
             unsettled: 0,
+            temporary_contents: 0,
+            temporary_bytes: 0,
             epoch: MapEpoch(1),
         }));
         let told = status.clone();
