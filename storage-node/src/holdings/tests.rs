@@ -97,6 +97,7 @@ impl Fixture {
                 Announcement::Hold { .. } => "hold",
                 Announcement::Release { .. } => "release",
                 Announcement::Withdraw { .. } => "withdraw",
+                Announcement::SnapshotBegin | Announcement::SnapshotEnd { .. } => "snapshot",
             });
         });
         kinds
