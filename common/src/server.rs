@@ -157,7 +157,7 @@ impl Server {
         url_of(&self.http)
     }
 
-    /// The same as it was bound, port known.
+    /// Where the service listener is bound.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http.local_addr().ok()
     }

@@ -201,6 +201,8 @@ both_ways! {
             begun.elapsed()
         );
         assert!(std::fs::read(cluster.path("film.out")).unwrap() == bytes, "the bytes differ");
+        let piped = run(cluster, &["connect", "--card", &card, "--address", &hears, "--get", &name, "-"], &[]);
+        assert!(piped.status.success() && piped.stdout == bytes, "the bytes differ");
         let delivery = told.lines().find_map(|line| line.trim().strip_prefix("delivery ")).unwrap().trim();
         let home_delivery = carol.get_content(&name).expect(200).header("dozo-delivery").unwrap().to_owned();
         for service in [true, false] {

@@ -48,7 +48,8 @@ pub struct ConnectArgs {
     /// Where to keep the visit; by default beside the card, ending in .visit
     #[arg(long, value_name = "FILE")]
     visit: Option<PathBuf>,
-    /// Get a content at once, and write it to the file: by default the last part of the key, here
+    /// Get a content at once, and write it to the file: by default the last part of the key, here; to `-`, standard
+    /// output, which then has nothing else
     #[arg(long, num_args = 1..=2, value_names = ["BUCKET/KEY", "FILE"])]
     get: Vec<String>,
     #[command(flatten)]
@@ -84,7 +85,10 @@ pub async fn connect(args: ConnectArgs) -> Result<(), Failure> {
     let visit = find_and_connect(&args, &card).await?;
     visit.write(&file)?;
     let took = begun.elapsed();
-    if args.output.json {
+    let is_piped = matches!(&get, Some((_, Some(target))) if target.as_os_str() == "-");
+    if is_piped {
+        // Standard output is the content's.
+    } else if args.output.json {
         output::json(&Connected {
             client: visit.client(),
             home: visit.home(),
