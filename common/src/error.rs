@@ -61,6 +61,10 @@ codes! {
     SearchUnavailable => "search_unavailable", SERVICE_UNAVAILABLE;
     NodeUnavailable => "node_unavailable", SERVICE_UNAVAILABLE;
     SourceUnavailable => "source_unavailable", SERVICE_UNAVAILABLE;
+    /// The origin reads as much at once as it may, and as many wait as may; ask again in a moment.
+    OriginBusy => "origin_busy", SERVICE_UNAVAILABLE;
+    /// The original is no longer what was registered; it is read again, and its new version is announced.
+    OriginalChanged => "original_changed", SERVICE_UNAVAILABLE;
     BillingUnavailable => "billing_unavailable", SERVICE_UNAVAILABLE;
     /// The server is stopping; ask another.
     Draining => "draining", SERVICE_UNAVAILABLE;
@@ -81,6 +85,8 @@ impl ErrorCode {
                 | Self::SearchUnavailable
                 | Self::NodeUnavailable
                 | Self::SourceUnavailable
+                | Self::OriginBusy
+                | Self::OriginalChanged
                 | Self::BillingUnavailable
                 | Self::Draining
                 | Self::SlotMoving
@@ -147,8 +153,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = ErrorBody { code: self.code, message: self.message.clone(), request_id: String::new() };
         let mut response = (self.code.status(), Json(body)).into_response();
-        if self.code == ErrorCode::TooManyRequests {
-            // Rates are of requests a second: there is room again within one.
+        let is_over_soon = [ErrorCode::TooManyRequests, ErrorCode::OriginBusy, ErrorCode::OriginalChanged];
+        if is_over_soon.contains(&self.code) {
+            // Rates are of requests a second, and an origin's reads take less: there is room again within one.
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response.extensions_mut().insert(self);

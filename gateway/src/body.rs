@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 
 use crate::chunks::{Chunks, OpenChunk};
 use crate::collect::Collector;
-use crate::collect::collection::Collection;
+use crate::collect::collection::Reader;
 use crate::ends::EndGuard;
 use crate::limits::Pace;
 
@@ -35,7 +35,7 @@ pub enum Supply {
     /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
     Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName, ref_tag: RefTag },
     /// A collection at work: a chunk as soon as it is there.
-    Collection { collection: Arc<Collection>, chunks: Arc<Chunks> },
+    Collection { collection: Reader, chunks: Arc<Chunks> },
     /// A gateway of the client's home site, for what this site does not hold.
     Home { home: SiteId, peer: Arc<PeerClient>, chunks: Arc<Chunks>, name: ContentName },
 }

@@ -1,5 +1,6 @@
 //! Configuration of a gateway.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use common::id::{ServerName, SiteId};
@@ -13,12 +14,21 @@ pub struct Config {
     /// Health, metrics and map; keep it off public networks.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
+    /// Base address under which clients and other servers reach it; that of `listen` if absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
     /// Short name, unique among the site's gateways.
     pub name: ServerName,
     pub site: SiteId,
     /// Where the site is; a tie-break when two sources are equally near.
     #[serde(default)]
     pub zone: Option<String>,
+    /// How far sites, zones and origins are, by name, in any unit: the nearer of two equally near sources is taken.
+    #[serde(default)]
+    pub distances: BTreeMap<String, u32>,
+    /// Round trips are measured by ICMP echo as well as by calls.
+    #[serde(default)]
+    pub icmp_probes: bool,
     /// Address of search, `http://host:port`.
     pub search: String,
     /// Memory for hot chunks, in bytes; 0 keeps none.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::response::Response;
-use common::api::gateway::{CLASS, DELIVERY};
+use common::api::gateway::{CLASS, DELIVERY, RANKING};
 use common::api::node::{BeginAnswer, BeginRequest, Holding, HoldingState, OpenRequest, ResolveRequest};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::{ClientId, DeliveryId};
@@ -93,6 +93,10 @@ impl Gateway {
         match part_of(wish, &held.holding) {
             Ok(part) => {
                 let begin = self.record(wish, &held, &part, delivery).await?;
+                if let Supply::Collection { collection, .. } = &held.supply {
+                    // The visited site asks for its chunks, now and perhaps later.
+                    collection.keep();
+                }
                 Ok((held.holding, Some(begin)))
             }
             // The visited site reads the same header and gives the same refusal.
@@ -121,7 +125,12 @@ impl Gateway {
     }
 
     fn plan_for(&self, wish: &Wish, held: Held, verdict: Verdict) -> ApiResult<Plan> {
-        let headers = head_of(&held.holding, held.path, held.source.as_ref());
+        let mut headers = head_of(&held.holding, held.path, held.source.as_ref());
+        if let Supply::Collection { .. } = &held.supply
+            && let Some(ranking) = self.sources.last_ranking(&wish.name)
+        {
+            headers.insert(RANKING, header(&ranking));
+        }
         match verdict {
             Verdict::NotModified => {
                 return Ok(Plan::Answer(Box::new(empty(StatusCode::NOT_MODIFIED, headers))));
@@ -145,7 +154,6 @@ impl Gateway {
                 return Err(ApiError::new(ErrorCode::InvalidRange, error.to_string()));
             }
         };
-        let mut headers = headers;
         headers.insert(CONTENT_LENGTH, HeaderValue::from(part.range.end - part.range.start));
         if part.status == StatusCode::PARTIAL_CONTENT {
             let text =
@@ -224,22 +232,24 @@ impl Gateway {
         self.provide(wish, holding, note).await
     }
 
-    /// Makes a holding ready to be sent; collects what it lacks.
+    /// Makes a holding ready to be sent; collects what it lacks, unless only its head is of interest so far (without
+    /// `note`).
     async fn provide(&self, wish: &Wish, holding: Option<Holding>, note: bool) -> ApiResult<Held> {
         let (client, name) = (&wish.client, &wish.name);
-        match holding {
-            Some(holding) if holding.state == HoldingState::Complete => self.held(holding).await,
-            Some(holding) if holding.state == HoldingState::Superseded => {
-                match Box::pin(self.collect(name, None, note.then_some(client))).await {
-                    // Withdrawn, or nobody answers: who holds it keeps it; to others it is not to be had.
-                    Err(error) if self.holds(client, name).await? => {
-                        tracing::debug!(content = %name, %error, "serving the version that the client holds");
-                        self.held(holding).await
-                    }
-                    collected => collected,
-                }
+        let superseded = match holding {
+            Some(holding) if holding.state == HoldingState::Complete => return self.held(holding).await,
+            Some(holding) if holding.state == HoldingState::Superseded => Some(holding),
+            _ => None,
+        };
+        let newest =
+            if note { Box::pin(self.collect(name, client)).await } else { Box::pin(self.look(name)).await };
+        match (newest, superseded) {
+            // Withdrawn, or nobody answers: who holds it keeps it; to others it is not to be had.
+            (Err(error), Some(superseded)) if self.holds(client, name).await? => {
+                tracing::debug!(content = %name, %error, "serving the version that the client holds");
+                self.held(superseded).await
             }
-            unfinished => Box::pin(self.collect(name, unfinished, note.then_some(client))).await,
+            (newest, _) => newest,
         }
     }
 
@@ -288,16 +298,34 @@ impl Gateway {
         Ok(Held { holding, list, path: DeliveryPath::Hit, source: None, supply, begun: None })
     }
 
-    async fn collect(
-        &self,
-        name: &ContentName,
-        unfinished: Option<Holding>,
-        client: Option<&ClientId>,
-    ) -> ApiResult<Held> {
-        let collection = self.collector.collect(name, unfinished).await?;
-        if let Some(client) = client {
+    /// The head of a content that the site does not hold: nothing is collected for it.
+    async fn look(&self, name: &ContentName) -> ApiResult<Held> {
+        let (holding, candidate) = self.collector.look(name).await?;
+        let (path, source) = (candidate.path(), Some(candidate.source));
+        let supply = Supply::Site {
+            chunks: self.chunks.clone(),
+            collector: self.collector.clone(),
+            name: name.clone(),
+            ref_tag: holding.ref_tag,
+        };
+        Ok(Held { holding, list: Arc::default(), path, source, supply, begun: None })
+    }
+
+    async fn collect(&self, name: &ContentName, client: &ClientId) -> ApiResult<Held> {
+        let joined = match self.collector.collect(name, client).await {
+            Err(error) if error.code == ErrorCode::Conflict => {
+                let holding = self.ask_holding(name, Some(client)).await?;
+                return match holding.filter(|holding| holding.state == HoldingState::Complete) {
+                    Some(holding) => self.held(holding).await,
+                    None => Err(ApiError::new(ErrorCode::SourceUnavailable, error.message)),
+                };
+            }
+            joined => joined?,
+        };
+        if !joined.is_noted {
             self.ask_holding(name, Some(client)).await?;
         }
+        let collection = joined.collection;
         Ok(Held {
             holding: collection.holding.clone(),
             list: collection.chunks.clone(),

@@ -7,6 +7,8 @@ use common::record::DeliveryPath;
 use common::telemetry::MetricsRegistry;
 use metrics::{Counter, Gauge, Histogram};
 
+use crate::collect::sources::figures::SourceFigures;
+
 /// What a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -46,6 +48,11 @@ pub struct Metrics {
     collected_bytes: [Counter; 2],
     collections: [Counter; 2],
     pub collections_failed: Counter,
+    pub collections_stopped: Counter,
+    pub collections_followed: Counter,
+    pub collections_taken_over: Counter,
+    pub collections_spared_bytes: Counter,
+    pub hedged_fetches: Counter,
     pub collections_inflight: Gauge,
     pub coalesced: Counter,
     pub sent_bytes: Counter,
@@ -61,6 +68,7 @@ pub struct Metrics {
     pub hedged_reads: Counter,
     pub chunk_copies_short: Counter,
     pub map_epoch: Gauge,
+    pub sources: SourceFigures,
 }
 
 fn path_index(path: DeliveryPath) -> usize {
@@ -87,6 +95,11 @@ impl Metrics {
                 collections: ["peer", "origin"]
                     .map(|s| metrics::counter!("dozo_gateway_collections_total", "from" => s)),
                 collections_failed: metrics::counter!("dozo_gateway_collections_failed_total"),
+                collections_stopped: metrics::counter!("dozo_gateway_collections_stopped_total"),
+                collections_followed: metrics::counter!("dozo_gateway_collections_followed_total"),
+                collections_taken_over: metrics::counter!("dozo_gateway_collections_taken_over_total"),
+                collections_spared_bytes: metrics::counter!("dozo_gateway_collections_spared_bytes_total"),
+                hedged_fetches: metrics::counter!("dozo_gateway_hedged_fetches_total"),
                 collections_inflight: metrics::gauge!("dozo_gateway_collections_inflight"),
                 coalesced: metrics::counter!("dozo_gateway_coalesced_requests_total"),
                 sent_bytes: metrics::counter!("dozo_gateway_sent_bytes_total"),
@@ -102,6 +115,7 @@ impl Metrics {
                 hedged_reads: metrics::counter!("dozo_gateway_hedged_reads_total"),
                 chunk_copies_short: metrics::counter!("dozo_gateway_chunk_copies_short_total"),
                 map_epoch: metrics::gauge!("dozo_gateway_map_epoch"),
+                sources: SourceFigures::new(registry),
             }
         })
     }
@@ -145,6 +159,23 @@ fn describe() {
     counter!("dozo_gateway_collections_total", "Collections begun, by kind of source.");
     counter!("dozo_gateway_collected_bytes_total", "Bytes fetched from other sites and origins.");
     counter!("dozo_gateway_collections_failed_total", "Collections that found no source to finish with.");
+    counter!(
+        "dozo_gateway_collections_stopped_total",
+        "Collections stopped early, as nobody waited for them."
+    );
+    counter!("dozo_gateway_collections_followed_total", "Collections that another gateway carried out.");
+    counter!(
+        "dozo_gateway_collections_taken_over_total",
+        "Collections gone on with in place of a lost gateway."
+    );
+    counter!(
+        "dozo_gateway_collections_spared_bytes_total",
+        "Bytes of collected contents that the site had already."
+    );
+    counter!(
+        "dozo_gateway_hedged_fetches_total",
+        "Times another source was asked because the first was late."
+    );
     gauge!("dozo_gateway_collections_inflight", "Collections at work.");
     counter!("dozo_gateway_coalesced_requests_total", "Requests that joined a collection at work.");
     counter!("dozo_gateway_sent_bytes_total", "Content bytes sent to clients.");

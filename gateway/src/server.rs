@@ -1,10 +1,12 @@
 //! Starting a gateway: its parts, its workers, its listeners.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::routing::get;
 use axum::{Json, Router};
+use common::api::collect::CollectorAddress;
 use common::api::search::{Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
 use common::backoff::Backoff;
@@ -13,8 +15,8 @@ use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
 use crate::chunks::Chunks;
-use crate::collect::Collector;
 use crate::collect::sources::Sources;
+use crate::collect::{Collector, Parts};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::ends::{self, Ends};
@@ -28,10 +30,13 @@ pub struct Gateway {
     pub config: Config,
     pub site: Arc<SiteView>,
     pub chunks: Arc<Chunks>,
+    pub sources: Arc<Sources>,
     pub collector: Arc<Collector>,
     pub directory: Directory,
     pub limits: Limits,
     pub ends: Ends,
+    /// Bytes that peers asked for and that are not sent yet.
+    pub owed: AtomicU64,
     pub metrics: Arc<Metrics>,
     pub server: ServerClient,
     pub clock: Clock,
@@ -50,20 +55,22 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let site = SiteView::new(config.site.clone(), client.clone(), search.clone(), patience, metrics.clone());
     let site = Arc::new(site);
     let chunks = Arc::new(Chunks::new(site.clone(), config.cache_bytes, metrics.clone()));
-    let sources = Arc::new(Sources::new(client.clone(), config.zone.clone()));
-    let collector = Arc::new(Collector::new(
-        site.clone(),
-        chunks.clone(),
-        search.clone(),
-        sources.clone(),
-        metrics.clone(),
-    ));
+    let sources = Arc::new(Sources::new(client.clone(), &config, metrics.clone()));
+    let collector = Arc::new(Collector::new(Parts {
+        site: site.clone(),
+        chunks: chunks.clone(),
+        search: search.clone(),
+        server: client.clone(),
+        sources: sources.clone(),
+        metrics: metrics.clone(),
+        address: CollectorAddress { gateway: config.name.clone(), http: address(&config, &server) },
+    }));
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));
     server.health.set("registered", Err("search has not answered yet".into()));
     server.spawn_worker(site.clone().follow(server.health.clone()));
-    server.spawn_worker(sources.probe(site.clone()));
+    server.spawn_worker(sources.clone().probe(site.clone()));
     server.spawn_worker(register(registration(&config, &server), search.clone(), server.health.clone()));
     server.spawn_until_stop(ends_worker);
 
@@ -71,10 +78,12 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         config,
         site: site.clone(),
         chunks,
+        sources,
         collector,
         directory: Directory::new(search),
         limits: Limits::default(),
         ends,
+        owed: AtomicU64::new(0),
         metrics,
         server: client,
         clock: clock.clone(),
@@ -84,13 +93,18 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     Ok(server.run(routes::all(Arc::new(gateway), guard), admin, async {}))
 }
 
+/// Where others reach this gateway.
+fn address(config: &Config, server: &Server) -> String {
+    config.advertise.clone().unwrap_or_else(|| server.http_url())
+}
+
 fn registration(config: &Config, server: &Server) -> Registration {
     Registration {
         role: Role::Gateway,
         name: config.name.clone(),
         site: Some(config.site.clone()),
         zone: config.zone.clone(),
-        http: server.http_url(),
+        http: address(config, server),
         s3: None,
         admin: server.admin_url(),
         node: None,

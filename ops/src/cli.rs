@@ -6,10 +6,10 @@ use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
 use crate::commands::{
-    billing, config, content, directory, fsck, node, scrub, site, status, usage, who_holds,
+    billing, config, content, directory, fsck, node, origin, scrub, search, site, status, usage, who_holds,
 };
 use crate::error::Failure;
-use crate::roles::{self, RoleCommand};
+use crate::roles::{self, OriginArgs, RoleCommand, SearchArgs};
 use crate::up::{self, UpOptions};
 
 /// Dozo keeps contents on always-on storage, delivers them from the nearest holder, and bills every delivery once.
@@ -85,6 +85,8 @@ impl Cli {
     /// report, and what the parts of a node say on the way would only mislead: nothing of it is written.
     fn default_filter(&self) -> &'static str {
         match self.command {
+            Command::Role(RoleCommand::Origin(OriginArgs { command: Some(_), .. })) => "warn",
+            Command::Role(RoleCommand::Search(SearchArgs { command: Some(_), .. })) => "warn",
             Command::Role(_) => "info",
             Command::Fsck(_) => "off",
             _ => "warn",
@@ -123,6 +125,12 @@ impl Command {
     async fn run(self) -> Result<(), Failure> {
         match self {
             Self::Up(options) => up::run(options).await,
+            Self::Role(RoleCommand::Origin(OriginArgs { command: Some(command), .. })) => {
+                origin::origin(command).await
+            }
+            Self::Role(RoleCommand::Search(SearchArgs { command: Some(command), .. })) => {
+                search::search(command).await
+            }
             Self::Role(role) => roles::run(role).await,
             Self::Status(args) => status::status(args).await,
             Self::Node(command) => node::node(command).await,

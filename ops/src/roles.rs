@@ -13,6 +13,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::commands::origin::OriginCommand;
+use crate::commands::search::SearchCommand;
 use crate::error::Failure;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
 use crate::signals::Signals;
@@ -52,6 +54,9 @@ pub struct SiteArgs {
     /// Where the site is: breaks ties between sources that are equally near
     #[arg(long)]
     pub zone: Option<String>,
+    /// Base address under which other servers reach it, if that is not the one it listens at
+    #[arg(long, value_name = "URL")]
+    pub advertise: Option<String>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -65,6 +70,19 @@ pub struct GatewayArgs {
     /// Memory for hot chunks, as in 256MiB
     #[arg(long, value_name = "BYTES", value_parser = config::parse_bytes)]
     cache_bytes: Option<u64>,
+    /// How far a site, a zone or an origin is, as in osaka=2: breaks ties between sources that are equally near and
+    /// in no zone of ours; may be repeated
+    #[arg(long = "distance", value_name = "NAME=N", value_parser = distance)]
+    distances: Vec<(String, u32)>,
+    /// Measure round trips by ICMP echo too; without the right to do so calls alone are measured
+    #[arg(long)]
+    icmp_probes: bool,
+}
+
+fn distance(text: &str) -> Result<(String, u32), String> {
+    let (name, number) = text.split_once('=').ok_or("a distance is NAME=N")?;
+    let number = number.parse().map_err(|_| format!("{number:?} is not a number from 0 to {}", u32::MAX))?;
+    Ok((name.to_owned(), number))
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -87,7 +105,11 @@ pub struct StorageNodeArgs {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SearchArgs {
+    /// To ask search instead of running it
+    #[command(subcommand)]
+    pub command: Option<SearchCommand>,
     #[command(flatten)]
     server: ServerArgs,
     /// Folder for the directory's database, an SQLite file
@@ -102,7 +124,11 @@ pub struct SearchArgs {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct OriginArgs {
+    /// What the operator does with a running origin
+    #[command(subcommand)]
+    pub command: Option<OriginCommand>,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -110,7 +136,7 @@ pub struct OriginArgs {
     /// Folder for what the origin knows of its sources
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// A source of contents: BUCKET,PROVIDER,URL, where URL is dir:/folder or s3://bucket/prefix?endpoint=URL&region=R; may be repeated
+    /// A source of contents: BUCKET,PROVIDER,URL, where URL is as for `dozo origin add`; may be repeated
     #[arg(long = "source", value_name = "BUCKET,PROVIDER,URL")]
     sources: Vec<SourceArg>,
     /// Milliseconds between two looks at the sources
@@ -157,9 +183,9 @@ pub enum RoleCommand {
     Gateway(GatewayArgs),
     /// Run a storage node: it keeps chunks, libraries and delivery records of its site
     StorageNode(StorageNodeArgs),
-    /// Run search: the directory of contents, clients and servers, and the cluster map
+    /// Run search, the directory of contents, clients and servers, and the cluster map; or ask it (find, lookup, explain, resync)
     Search(SearchArgs),
-    /// Run an origin: it registers contents of a folder or an object store, and sends them
+    /// Run an origin: it registers contents of folders and object stores, and sends them; or work on its sources
     Origin(OriginArgs),
     /// Run the billing server for the service fee
     ServiceBilling(BillingArgs),
@@ -198,6 +224,14 @@ impl Flags {
     fn site(&mut self, args: &SiteArgs) {
         self.set("site", args.site.as_ref());
         self.set("zone", args.zone.as_ref());
+        self.set("advertise", args.advertise.as_ref());
+    }
+
+    fn distances(&mut self, distances: &[(String, u32)]) {
+        if !distances.is_empty() {
+            let numbers = distances.iter().map(|(name, n)| (name.clone(), Value::Integer(i64::from(*n))));
+            self.0.push(("distances".to_owned(), Value::Table(numbers.collect())));
+        }
     }
 
     fn folder(&mut self, data_dir: Option<&PathBuf>) {
@@ -250,6 +284,8 @@ impl RoleCommand {
                 flags.member(&args.member);
                 flags.site(&args.site);
                 flags.set_number("cache_bytes", args.cache_bytes);
+                flags.distances(&args.distances);
+                flags.set_true("icmp_probes", args.icmp_probes);
             }
             Self::StorageNode(args) => {
                 flags.member(&args.member);

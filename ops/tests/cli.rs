@@ -46,6 +46,9 @@ fn wrong_usage_exits_with_2() {
         &["gateway"],
         &["--log-format", "xml", "status"],
         &["scrub", "--node", "no dot"],
+        &["origin", "add", "dir:/x"],
+        &["origin", "add", "dir:/x", "--bucket", "news", "--provider", "studio", "--reads", "0"],
+        &["origin", "remove"],
         &["fsck", "--store", "file:x"],
         &["fsck", "--store", "nowhere", "--data-dir", "d"],
         &["fsck", "--store", "memory:", "--data-dir", "d"],
@@ -86,6 +89,11 @@ fn commands_without_a_system_fail_with_the_next_step() {
         &["who-holds", "alice/x"],
         &["usage", "alice"],
         &["billing", "totals"],
+        &["origin", "add", "dir:/x", "--bucket", "news", "--provider", "studio"],
+        &["origin", "list"],
+        &["origin", "remove", "news"],
+        &["origin", "rescan", "news", "--withdraw"],
+        &["origin", "status", "--json"],
     ];
     for args in commands {
         let output = dozo(folder.path(), args);

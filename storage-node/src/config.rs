@@ -50,6 +50,9 @@ pub struct Config {
     /// How long a reference to a chunk stays that no holding needs: longer than any upload takes.
     #[serde(default = "surplus_grace_ms")]
     pub surplus_grace_ms: u64,
+    /// How long what came in of a content is kept when nobody goes on collecting it.
+    #[serde(default = "collecting_grace_ms")]
+    pub collecting_grace_ms: u64,
     /// How long a new owner of slots may take before the old one takes them back.
     #[serde(default = "slot_move_ms")]
     pub slot_move_ms: u64,
@@ -88,6 +91,10 @@ fn surplus_grace_ms() -> u64 {
     24 * 3_600_000
 }
 
+fn collecting_grace_ms() -> u64 {
+    10 * 60_000
+}
+
 fn slot_move_ms() -> u64 {
     10_000
 }
@@ -111,6 +118,7 @@ pub struct Limits {
     pub delivery_open_max: Duration,
     pub chunk_grace: Duration,
     pub surplus_grace: Duration,
+    pub collecting_grace: Duration,
     pub slot_move: Duration,
 }
 
@@ -121,6 +129,7 @@ impl Config {
             delivery_open_max: Duration::from_millis(self.delivery_open_max_ms),
             chunk_grace: Duration::from_millis(self.chunk_grace_ms),
             surplus_grace: Duration::from_millis(self.surplus_grace_ms),
+            collecting_grace: Duration::from_millis(self.collecting_grace_ms),
             slot_move: Duration::from_millis(self.slot_move_ms),
         }
     }

@@ -16,7 +16,7 @@ use common::name::ContentName;
 use common::time::UnixMillis;
 use common::version::{HybridTime, Version};
 
-use crate::catalog::key::{self, Key};
+use crate::catalog::key::{self, Key, Tag};
 use crate::catalog::rows::{ReapValue, Row, Since};
 use crate::catalog::txn::{Rows, Txn};
 use crate::outbox::announcements;
@@ -25,8 +25,9 @@ use crate::tally::due;
 /// What a hold led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// The version that the site holds now.
+    /// The version that the site holds now, and the tag of its references.
     pub version: Version,
+    pub ref_tag: RefTag,
     pub replaced: Option<ContentHash>,
     /// Number of the announcement that tells search, if there is one to wait for.
     pub announcement: Option<u64>,
@@ -60,14 +61,14 @@ pub fn hold(txn: &mut Txn<'_>, request: &HoldRequest, now: UnixMillis) -> ApiRes
         && existing.ref_tag == request.ref_tag
     {
         // The same publication again: its first answer was lost.
-        return Ok(Held { version: existing.version, replaced: None, announcement: None });
+        return Ok(Held::known(existing.version, existing.ref_tag));
     }
     if request.version_time.is_none() && txn.has(Key::Reap(request.ref_tag, &request.name))? {
         // The same, and it has been replaced or withdrawn since: its references are being released.
         let newest = txn.get::<HybridTime>(Key::NewestTime)?.unwrap_or_default();
         let gone = Version { time: newest, hash: request.manifest.hash };
         let version = existing.map_or(gone, |existing| existing.version);
-        return Ok(Held { version, replaced: None, announcement: None });
+        return Ok(Held::known(version, request.ref_tag));
     }
     check(request.precondition, existing.as_ref())?;
     let time = match request.version_time {
@@ -90,7 +91,17 @@ pub fn hold(txn: &mut Txn<'_>, request: &HoldRequest, now: UnixMillis) -> ApiRes
             };
             txn.put(Key::Reap(request.ref_tag, &request.name), &surplus);
         }
-        return Ok(Held { version: existing.version, replaced: None, announcement: None });
+        return Ok(Held::known(existing.version, existing.ref_tag));
+    }
+    if request.version_time.is_some()
+        && request.state == HoldingState::Complete
+        && existing.as_ref().is_none_or(|existing| existing.ref_tag != request.ref_tag)
+    {
+        // Its references may be released already.
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("the collection of {} was given up meanwhile; ask for it anew", request.name),
+        ));
     }
     let replaced = existing.as_ref().filter(|e| e.version != version).map(|e| e.version.hash);
     if let Some(existing) = existing.filter(|e| e.ref_tag != request.ref_tag) {
@@ -105,15 +116,67 @@ pub fn hold(txn: &mut Txn<'_>, request: &HoldRequest, now: UnixMillis) -> ApiRes
         ref_tag: request.ref_tag,
         since: now,
     };
-    txn.put(Key::Holding(&request.name), &holding);
-    if holding.state == HoldingState::Complete {
-        due::completed(txn, &holding.name, holding.ref_tag);
-    }
+    put(txn, &holding, now);
     let announcement = match request.state {
         HoldingState::Complete => Some(announcements::enqueue(txn, &hold_announcement(&holding))?),
         HoldingState::Collecting | HoldingState::Superseded => None,
     };
-    Ok(Held { version, replaced, announcement })
+    Ok(Held { version, ref_tag: request.ref_tag, replaced, announcement })
+}
+
+impl Held {
+    /// What was there stays.
+    fn known(version: Version, ref_tag: RefTag) -> Self {
+        Self { version, ref_tag, replaced: None, announcement: None }
+    }
+}
+
+fn put(txn: &mut Txn<'_>, holding: &Holding, now: UnixMillis) {
+    txn.put(Key::Holding(&holding.name), holding);
+    match holding.state {
+        HoldingState::Collecting => txn.put(Key::Collecting(&holding.name), &Since(now)),
+        HoldingState::Complete => {
+            txn.delete(Key::Collecting(&holding.name));
+            due::completed(txn, &holding.name, holding.ref_tag);
+        }
+        HoldingState::Superseded => txn.delete(Key::Collecting(&holding.name)),
+    }
+}
+
+fn delete(txn: &mut Txn<'_>, holding: Holding) {
+    txn.delete(Key::Holding(&holding.name));
+    txn.delete(Key::Collecting(&holding.name));
+    reap(txn, holding);
+}
+
+/// Names whose collection began before `before`, at most `limit`, behind the row `after`.
+pub fn collecting(
+    rows: &(impl Rows + ?Sized),
+    after: Option<&ContentName>,
+    before: UnixMillis,
+    limit: usize,
+) -> ApiResult<Vec<ContentName>> {
+    let (mut names, prefix) = (Vec::new(), key::all(Tag::Collecting));
+    let from = after.map_or_else(|| prefix.clone(), |name| Key::Collecting(name).encode());
+    rows.scan_raw(&prefix, Bound::Excluded(&from), &mut |row, value| {
+        if Since::decode(value)?.0 < before {
+            names.extend(key::collecting(row));
+        }
+        Ok(if names.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(names)
+}
+
+/// Gives up a collection that was not completed: what came in goes. Answers whether there was one, from before
+/// `before`.
+pub fn give_up(txn: &mut Txn<'_>, name: &ContentName, before: UnixMillis) -> ApiResult<bool> {
+    let is_old = txn.get::<Since>(Key::Collecting(name))?.is_some_and(|since| since.0 < before);
+    let holding = txn.get::<Holding>(Key::Holding(name))?;
+    match holding.filter(|holding| is_old && holding.state == HoldingState::Collecting) {
+        Some(holding) => delete(txn, holding),
+        None => return Ok(false),
+    }
+    Ok(true)
 }
 
 /// Whether `existing` is as new as what is to be held, so that it stays.
@@ -125,11 +188,13 @@ fn stays(existing: &Holding, version: Version, request: &HoldRequest) -> bool {
         HoldingState::Complete => true,
         // The first collector goes on; whoever has all chunks first completes it.
         HoldingState::Collecting => request.state == HoldingState::Collecting,
-        HoldingState::Superseded => false,
+        // Withdrawn while it was collected: whoever bought it has it, nobody else gets it.
+        HoldingState::Superseded => existing.ref_tag == request.ref_tag,
     }
 }
 
-fn hold_announcement(holding: &Holding) -> Announcement {
+/// What search is told of a complete holding.
+pub fn hold_announcement(holding: &Holding) -> Announcement {
     Announcement::Hold {
         name: holding.name.clone(),
         version: holding.version,
@@ -196,8 +261,7 @@ pub fn withdraw(txn: &mut Txn<'_>, request: &ReleaseRequest) -> ApiResult<Let> {
     txn.delete(Key::HoldingClient(&request.name, &request.client));
     due::client_changed(txn, &request.name, &request.client)?;
     if txn.is_empty(&key::holding_clients(&request.name))? {
-        txn.delete(Key::Holding(&request.name));
-        reap(txn, holding);
+        delete(txn, holding);
     } else {
         put_superseded(txn, holding);
     }
@@ -219,8 +283,7 @@ pub fn release(txn: &mut Txn<'_>, request: &ReleaseRequest) -> ApiResult<Let> {
     {
         let release = Announcement::Release { name: holding.name.clone(), version: holding.version };
         announcement = Some(announcements::enqueue(txn, &release)?);
-        txn.delete(Key::Holding(&request.name));
-        reap(txn, holding);
+        delete(txn, holding);
     }
     Ok(Let { released: true, announcement })
 }
@@ -249,6 +312,7 @@ fn put_superseded(txn: &mut Txn<'_>, mut holding: Holding) {
     }
     holding.state = HoldingState::Superseded;
     txn.put(Key::Holding(&holding.name), &holding);
+    txn.delete(Key::Collecting(&holding.name));
 }
 
 /// The holding, and clients that hold the name, behind `after` in the order of their ids.

@@ -13,6 +13,7 @@
 //! | slots and how they move | [`slots`], [`slot_moves`]; the cluster map: [`view`], [`map_watch`] |
 //! | what others are told | [`outbox`]; what search tells: [`feed`] |
 //! | chunks to where they belong, lost ones back | [`mover`] |
+//! | which gateway collects a content | [`leases`]; collections that nobody carries on: [`given_up`] |
 //! | giving back space | [`reaper`], [`recount`]; closing silent deliveries: [`closing`] |
 //! | who holds which bytes | [`tally`] |
 //! | verifying what is stored | [`scrub`]; of a stopped node: [`fsck`]; contents that are not whole: [`audit`] |
@@ -31,8 +32,10 @@ pub mod config;
 pub mod deliveries;
 pub mod feed;
 pub mod fsck;
+pub mod given_up;
 pub mod holdings;
 pub mod io;
+pub mod leases;
 pub mod library;
 pub mod log;
 pub mod map_watch;

@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, watch};
 use crate::catalog::Catalog;
 use crate::chunks::ChunkLocks;
 use crate::config::Limits;
+use crate::leases::Leases;
 use crate::map_watch;
 use crate::metrics::Metrics;
 use crate::mover::Moves;
@@ -58,6 +59,7 @@ pub struct Node {
     pub catalog: Catalog,
     pub chunks: Arc<dyn ChunkStore>,
     pub chunk_locks: ChunkLocks,
+    pub leases: Leases,
     pub scrub: Scrub,
     pub moves: Moves,
     pub maps: Arc<Maps>,

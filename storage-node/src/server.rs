@@ -16,6 +16,7 @@ use crate::catalog::Catalog;
 use crate::catalog::key::Fee;
 use crate::chunks::{self, ChunkLocks};
 use crate::config::Config;
+use crate::leases::Leases;
 use crate::map_watch::{self, Identity};
 use crate::metrics::Metrics;
 use crate::mover::{self, Moves};
@@ -67,6 +68,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         catalog: catalog.clone(),
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
+        leases: Leases::default(),
         scrub: Scrub::new(config.scrub_bytes_per_s, Duration::from_millis(config.scrub_interval_ms)),
         moves: Moves::new(config.moves_bytes_per_s),
         search: SearchClient::new(client.clone(), &config.search),

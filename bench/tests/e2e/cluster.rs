@@ -70,9 +70,15 @@ pub struct Options {
     pub gateways: usize,
     /// Copies that each site keeps; `None`: as search decides.
     pub replicas: Option<u8>,
+    /// Other servers reach osaka's gateways through this address, where they are processes of their own.
+    pub osaka_through: Option<String>,
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
+    /// Search's database, where it is a process of its own; `None`: an SQLite file.
+    pub database: Option<String>,
+    /// How long search lets a server be silent before it counts as down; `None`: as by default.
+    pub lease_ms: Option<u64>,
 }
 
 impl Default for Options {
@@ -83,7 +89,10 @@ impl Default for Options {
             nodes: 2,
             gateways: 1,
             replicas: None,
+            osaka_through: None,
             cache_bytes: 256 << 20,
+            database: None,
+            lease_ms: None,
         }
     }
 }
@@ -254,7 +263,12 @@ impl Cluster {
             None => name,
         };
         match role {
-            "gateway" => flags.push(("--cache-bytes", options.cache_bytes.to_string())),
+            "gateway" => {
+                flags.push(("--cache-bytes", options.cache_bytes.to_string()));
+                if let Some(address) = options.osaka_through.clone().filter(|_| name.starts_with("osaka.")) {
+                    flags.push(("--advertise", address));
+                }
+            }
             "storage-node" => {
                 fs::create_dir_all(&data_dir).expect("the folder is ours");
                 let store = data_dir.join("store");
@@ -266,7 +280,15 @@ impl Cluster {
                 flags.extend([("--name", "origin".into()), ("--rescan-ms", "1000".into())]);
                 flags.push(("--source", format!("studio,studio,dir:{}", studio.display())));
             }
-            "search" => {}
+            "search" => {
+                flags.extend(options.database.clone().map(|url| ("--database", url)));
+                if let Some(lease_ms) = options.lease_ms {
+                    let config = self.path("search.toml");
+                    let settings = format!("lease_ms = {lease_ms}\nheartbeat_ms = {}\n", lease_ms / 5);
+                    fs::write(&config, settings).expect("the folder is ours");
+                    flags.push(("--config", config.display().to_string()));
+                }
+            }
             _ => flags.push(("--name", role.to_owned())),
         }
         if role != "gateway" {
@@ -452,6 +474,14 @@ impl Cluster {
             let ended = lock(&self.processes).get_mut(name).expect("it was started").child.try_wait();
             ended.expect("it is our child").ok_or_else(|| "it runs".to_owned())
         })
+    }
+
+    /// Most memory that a process has had in use, as the kernel counts it.
+    pub fn peak_memory_kib(&self, name: &str) -> u64 {
+        let pid = lock(&self.processes).get(name).expect("it runs").child.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel tells");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     pub fn is_running(&self, name: &str) -> bool {

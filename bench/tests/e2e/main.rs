@@ -8,18 +8,25 @@
 
 mod cluster;
 mod http;
+mod link;
+#[expect(dead_code, reason = "nothing here needs a database that crashes")]
+#[path = "../../../gateway/services/search/tests/postgres/server.rs"]
+mod postgres;
 mod probe;
 mod process;
 
 mod accounts;
+mod collection;
 mod crash;
 mod delivery;
 mod faults;
 mod growth;
 mod harness;
 mod operation;
+mod origin;
 mod publication;
 mod roaming;
+mod search;
 mod topology;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.

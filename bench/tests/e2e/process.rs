@@ -31,17 +31,18 @@ pub fn dozo() -> &'static Path {
     })
 }
 
-/// Kills the processes and removes the folders that were reported to it when this process ends, however it ends.
+/// Kills the processes and removes the namespaces and folders that were reported to it when this process ends, however it ends.
 pub fn watch(kind: &str, what: &str) {
     static WATCHER: OnceLock<Mutex<Child>> = OnceLock::new();
     const SCRIPT: &str = r#"trap '' INT TERM HUP
-pids=; dirs=
+pids=; dirs=; spaces=
 while read -r kind what; do
-  case "$kind" in pid) pids="$pids $what";; dir) dirs="$dirs $what";; esac
+  case "$kind" in pid) pids="$pids $what";; dir) dirs="$dirs $what";; netns) spaces="$spaces $what";; esac
 done
 for pid in $pids; do
   if [ "$(cat /proc/$pid/comm 2>/dev/null)" = dozo ]; then kill -9 "$pid"; fi
 done
+for space in $spaces; do ip netns del "$space"; done
 for dir in $dirs; do rm -rf "$dir"; done"#;
     let watcher = WATCHER.get_or_init(|| {
         let mut shell = Command::new("sh");

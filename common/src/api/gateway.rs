@@ -15,6 +15,8 @@ pub const CLASS: HeaderName = HeaderName::from_static("dozo-class");
 pub const SOURCE: HeaderName = HeaderName::from_static("dozo-source");
 /// The site or origin that the content was collected from.
 pub const SOURCE_SITE: HeaderName = HeaderName::from_static("dozo-source-site");
+/// Why it was collected from there and not from another: `osaka/g1 12.3 ms, 80 MiB/s; next nagoya/g2 40 ms`.
+pub const RANKING: HeaderName = HeaderName::from_static("dozo-ranking");
 /// Expected BLAKE3 of the body of a PUT; a mismatch stores nothing.
 pub const CONTENT_HASH: HeaderName = HeaderName::from_static("dozo-content-hash");
 /// Prefix of headers that carry a content's own metadata.

@@ -2,8 +2,10 @@
 //! client. Bodies are JSON; chunk bytes travel raw.
 
 pub mod billing;
+pub mod collect;
 pub mod extract;
 pub mod gateway;
 pub mod node;
+pub mod origin;
 pub mod peer;
 pub mod search;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::Role;
@@ -120,7 +121,8 @@ pub enum Precondition {
 }
 
 /// `POST /v1/holdings/hold`, to the owner of the name's slot. Replaces an older version; what is as new or
-/// newer stays and is answered.
+/// newer stays and is answered. A collection is held `Collecting` first; completing one that was given up meanwhile is
+/// a `Conflict`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HoldRequest {
     pub name: ContentName,
@@ -151,6 +153,8 @@ pub struct HoldRequest {
 pub struct HoldAnswer {
     /// The version that the site holds now.
     pub version: Version,
+    /// What the chunks of that version are referenced with: a collection goes on with what another began.
+    pub ref_tag: RefTag,
     /// Hash of the version that was replaced.
     pub replaced: Option<ContentHash>,
     /// Whether search knows.
@@ -678,7 +682,7 @@ macro_rules! posts {
     ($($(#[$doc:meta])* $method:ident, $path:literal, $question:ty => $answer:ty;)*) => {
         $($(#[$doc])*
         pub async fn $method(&self, question: &$question) -> Result<$answer, CallError> {
-            self.server.send_json(Method::POST, &self.base, Role::StorageNode, $path, question, LIMIT).await
+            self.post($path, question).await
         })*
     };
 }
@@ -690,6 +694,14 @@ impl NodeClient {
 
     pub fn base(&self) -> &str {
         &self.base
+    }
+
+    pub(super) async fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        question: &Q,
+    ) -> Result<A, CallError> {
+        self.server.send_json(Method::POST, &self.base, Role::StorageNode, path, question, LIMIT).await
     }
 
     posts! {

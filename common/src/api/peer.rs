@@ -102,6 +102,45 @@ pub struct NodeShare {
     pub bytes: u64,
 }
 
+/// How a gateway ranks the sources of a content, best first, and why. `GET /v1/peer/ranking?name=`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ranking {
+    pub candidates: Vec<RankedCandidate>,
+}
+
+/// One gateway of a site that holds the content, or an origin.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankedCandidate {
+    /// `site:osaka` or `origin:NAME`.
+    pub source: String,
+    /// Short name of the gateway, or the origin's name.
+    pub gateway: ServerName,
+    /// Base address, `http://host:port`.
+    pub address: String,
+    /// Smoothed; `None` while it is not measured.
+    pub round_trip_us: Option<f64>,
+    /// Smoothed, of what was fetched lately; `None` when nothing was.
+    pub throughput_bytes_per_s: Option<f64>,
+    /// Bytes that it has still to send, to this gateway or to others.
+    pub load: f64,
+    pub same_zone: bool,
+    /// As configured at the ranking gateway.
+    pub distance: Option<u32>,
+    /// Expected seconds until the whole content is here; less is better.
+    pub score: f64,
+    /// A collection that began now would begin with it. Between equals another may be drawn the next time.
+    pub chosen: bool,
+    /// A short reason, for people.
+    pub why: String,
+}
+
+/// What a source has to do at this moment. `GET /v1/peer/ping`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerLoad {
+    /// Bytes of chunks that it was asked for and has not sent yet.
+    pub outstanding_bytes: u64,
+}
+
 /// Typed client of a source: a gateway of another site, or an origin.
 #[derive(Clone)]
 pub struct PeerClient {
@@ -119,6 +158,22 @@ impl PeerClient {
         Self { server, base: base.to_owned(), audience: Role::Origin }
     }
 
+    pub(super) fn server(&self) -> &ServerClient {
+        &self.server
+    }
+
+    pub(super) fn get<'a>(&'a self, path: &'a str, limit: Duration) -> Call<'a> {
+        Call {
+            method: Method::GET,
+            base: &self.base,
+            audience: self.audience,
+            path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            limit,
+        }
+    }
+
     /// The newest complete version that the source holds; `ContentNotFound` when none.
     pub async fn holding(&self, name: &ContentName) -> Result<Holding, CallError> {
         let path = format!("/v1/peer/holding?name={}", encode(name.as_str()));
@@ -131,16 +186,7 @@ impl PeerClient {
         let hash: &ChunkHash = &chunk.hash;
         let name = encode(name.as_str());
         let path = format!("/v1/peer/chunks/{hash}?name={name}&offset={offset}&len={}", chunk.len);
-        let call = Call {
-            method: Method::GET,
-            base: &self.base,
-            audience: self.audience,
-            path: &path,
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            limit: LIMIT,
-        };
-        let response = self.server.call(call).await?;
+        let response = self.server.call(self.get(&path, LIMIT)).await?;
         let url = format!("{}{path}", self.base);
         let limit = Duration::from_secs(30);
         tokio::time::timeout(limit, read_body(&url, response.into_body(), crate::chunker::CHUNK_LEN_MAX))
@@ -148,9 +194,20 @@ impl PeerClient {
             .map_err(|_| CallError::Timeout { url: url.clone(), limit })?
     }
 
-    /// Answers at once: for measuring the round trip.
-    pub async fn ping(&self) -> Result<(), CallError> {
+    /// Base address of the source.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Answers at once: for measuring the round trip. A source that does not count its load tells none.
+    pub async fn ping(&self) -> Result<Option<PeerLoad>, CallError> {
         self.server.get_json(&self.base, self.audience, "/v1/peer/ping", Duration::from_secs(2)).await
+    }
+
+    /// Of gateways only: how it would rank the sources of a content now; `ContentNotFound` when there is none.
+    pub async fn ranking(&self, name: &ContentName) -> Result<Ranking, CallError> {
+        let path = format!("/v1/peer/ranking?name={}", encode(name.as_str()));
+        self.server.get_json(&self.base, self.audience, &path, LIMIT).await
     }
 
     pub async fn possession(&self, request: &PossessionRequest) -> Result<PossessionAnswer, CallError> {

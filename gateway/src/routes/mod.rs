@@ -1,10 +1,12 @@
 //! HTTP: which path does what, and what every request has alike (a name, a client, a counted answer).
 
 mod buckets;
+mod collecting;
 mod contents;
 mod library;
 mod listing;
 mod peer;
+mod ranking;
 
 use std::sync::Arc;
 
@@ -30,7 +32,12 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
     let peer = Router::new()
         .route("/v1/peer/ping", get(peer::ping))
         .route("/v1/peer/holding", get(peer::holding))
+        .route("/v1/peer/open", get(collecting::open))
         .route("/v1/peer/chunks/{hash}", get(peer::chunk))
+        .route("/v1/peer/collection", get(collecting::collection))
+        .route("/v1/peer/collection/progress", get(collecting::progress))
+        .route("/v1/peer/collection/want", get(collecting::want))
+        .route("/v1/peer/ranking", get(ranking::ranking))
         .route("/v1/peer/possession", post(peer::possession))
         .route("/v1/peer/ends", post(peer::ends))
         .route("/v1/peer/who-holds", get(peer::who_holds))

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::body::Body;
@@ -12,7 +13,9 @@ use common::api::extract::{ApiJson, ApiQuery};
 use common::api::node::{
     ChunkRefsRequest, EndBatch, HoldingClient, HoldingState, NodeClient, ResolveRequest,
 };
-use common::api::peer::{Holder, NodeShare, PeerEnds, PossessionAnswer, PossessionRequest, SiteHolders};
+use common::api::peer::{
+    Holder, NodeShare, PeerEnds, PeerLoad, PossessionAnswer, PossessionRequest, SiteHolders,
+};
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::ClientId;
@@ -37,13 +40,38 @@ const HOLDERS_MAX: u32 = 1000;
 /// Libraries that are asked at once.
 const HISTORIES_AT_ONCE: usize = 16;
 
-pub async fn ping() -> Json<()> {
-    Json(())
+pub async fn ping(State(gateway): State<Arc<Gateway>>) -> Json<PeerLoad> {
+    Json(PeerLoad { outstanding_bytes: gateway.owed.load(Ordering::Relaxed) })
+}
+
+/// Bytes of a chunk that a peer asked for, until they are sent or given up.
+struct Owed {
+    gateway: Arc<Gateway>,
+    bytes: u64,
+}
+
+impl Owed {
+    fn new(gateway: &Arc<Gateway>, bytes: u64) -> Self {
+        gateway.owed.fetch_add(bytes, Ordering::Relaxed);
+        Self { gateway: gateway.clone(), bytes }
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.gateway.owed.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.sent(self.bytes);
+    }
 }
 
 #[derive(Debug, Deserialize)]
 pub struct NameQuery {
-    name: ContentName,
+    pub name: ContentName,
 }
 
 pub async fn holding(
@@ -81,10 +109,12 @@ pub async fn chunk(
     counted(&gateway, Op::Peer, async {
         let ApiQuery(ChunkQuery { name, offset, len }) = query?;
         let chunk = ChunkRef { hash: hash.parse()?, len };
+        let owed = Owed::new(&gateway, u64::from(len));
         let open = open_chunk(&gateway, &name, chunk, offset).await?;
-        let stream = stream::unfold(open, |mut open| async move {
+        let stream = stream::unfold((open, owed), |(mut open, mut owed)| async move {
             let piece = open.next().await?;
-            Some((piece, open))
+            owed.sent(piece.as_ref().map_or(0, |bytes| bytes.len() as u64));
+            Some((piece, (open, owed)))
         });
         Ok(([(CONTENT_LENGTH, len.to_string())], Body::from_stream(stream)).into_response())
     })
@@ -98,17 +128,12 @@ async fn open_chunk(
     chunk: ChunkRef,
     offset: u64,
 ) -> ApiResult<OpenChunk> {
-    if let Some(collection) = gateway.collector.at_work(name) {
-        let mut at = 0u64;
-        for (index, known) in collection.chunks.iter().enumerate() {
-            if at == offset && known.hash == chunk.hash {
-                if let Some(bytes) = collection.chunk(index).await? {
-                    return Ok(OpenChunk::whole(bytes));
-                }
-                break;
-            }
-            at += u64::from(known.len);
-        }
+    if let Some(collection) = gateway.collector.at_work(name)
+        && let Some(place) = collection.place_at(offset)
+        && collection.chunks[place].hash == chunk.hash
+        && let Some(bytes) = collection.chunk(place).await?
+    {
+        return Ok(OpenChunk::whole(bytes));
     }
     gateway.chunks.open(&chunk).await
 }

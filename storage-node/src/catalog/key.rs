@@ -37,6 +37,7 @@ pub enum Tag {
     TallyHolding = 0x14,
     TallyClient = 0x15,
     TallyBuilt = 0x16,
+    Collecting = 0x17,
     ChunkHolder = 0x18,
     ChunkTally = 0x19,
     ClientTally = 0x1a,
@@ -53,6 +54,7 @@ pub enum Tag {
     Announcement = 0x40,
     AnnouncementHead = 0x41,
     ChangeCursor = 0x42,
+    Snapshot = 0x44,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
     ShardPosition = 0x52,
@@ -63,7 +65,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 31] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -71,6 +73,7 @@ impl Tag {
         Self::TallyHolding,
         Self::TallyClient,
         Self::TallyBuilt,
+        Self::Collecting,
         Self::ChunkHolder,
         Self::ChunkTally,
         Self::ClientTally,
@@ -87,6 +90,7 @@ impl Tag {
         Self::Announcement,
         Self::AnnouncementHead,
         Self::ChangeCursor,
+        Self::Snapshot,
         Self::NewestTime,
         Self::FrozenSlot,
         Self::ShardPosition,
@@ -133,7 +137,7 @@ pub fn followed_shard(key: &[u8]) -> Option<NodeId> {
 }
 
 /// Rows that move with their slot.
-pub const SLOT_TAGS: [Tag; 11] = [
+pub const SLOT_TAGS: [Tag; 12] = [
     Tag::Holding,
     Tag::HoldingClient,
     Tag::Library,
@@ -141,6 +145,7 @@ pub const SLOT_TAGS: [Tag; 11] = [
     Tag::TallyHolding,
     Tag::TallyClient,
     Tag::TallyBuilt,
+    Tag::Collecting,
     Tag::ChunkHolder,
     Tag::ChunkTally,
     Tag::ClientTally,
@@ -167,6 +172,8 @@ pub enum Key<'a> {
     TallyClient(&'a ContentName, RefTag, &'a ClientId),
     /// Empty. Every holding of the slot is, or is queued to be, counted at its chunks.
     TallyBuilt(Slot),
+    /// [`super::rows::Since`]. A holding that is being collected, since when.
+    Collecting(&'a ContentName),
     /// Empty. A client that holds the chunk through the holding.
     ChunkHolder(&'a ChunkHash, &'a ClientId, RefTag, &'a ContentName),
     /// [`super::rows::ChunkTally`]. A chunk that clients hold; gone with the last of them.
@@ -200,6 +207,8 @@ pub enum Key<'a> {
     AnnouncementHead,
     /// [`super::rows::ChangeCursor`]. Last change of search's feed that was applied.
     ChangeCursor,
+    /// [`super::rows::Snapshot`]. While all that is held is announced anew.
+    Snapshot,
     /// [`common::version::HybridTime`]. Not before any version that this node gave.
     NewestTime,
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
@@ -243,6 +252,11 @@ impl Key<'_> {
                 key
             }
             Self::TallyBuilt(slot) => slot_rows(Tag::TallyBuilt, *slot),
+            Self::Collecting(name) => {
+                let mut key = slot_rows(Tag::Collecting, Slot::of_name(name));
+                key.extend_from_slice(name.as_str().as_bytes());
+                key
+            }
             Self::ChunkHolder(hash, client, tag, name) => {
                 let mut key = chunk_holders_of(hash, client);
                 key.extend_from_slice(&tag.0.to_be_bytes());
@@ -290,6 +304,7 @@ impl Key<'_> {
             Self::Announcement(seq) => tagged(Tag::Announcement, &seq.to_be_bytes()),
             Self::AnnouncementHead => all(Tag::AnnouncementHead),
             Self::ChangeCursor => all(Tag::ChangeCursor),
+            Self::Snapshot => all(Tag::Snapshot),
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
             Self::ShardPosition => all(Tag::ShardPosition),
@@ -360,6 +375,11 @@ pub fn tally_of(key: &[u8]) -> Option<(ContentName, RefTag, &str)> {
     let (tag, client) = rest.get(end + 1..)?.split_first_chunk::<8>()?;
     let name = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
     Some((name, RefTag(u64::from_be_bytes(*tag)), std::str::from_utf8(client).ok()?))
+}
+
+/// The name of an encoded [`Key::Collecting`].
+pub fn collecting(key: &[u8]) -> Option<ContentName> {
+    std::str::from_utf8(key.get(3..)?).ok()?.parse().ok()
 }
 
 /// Prefix of a chunk's holders.
@@ -443,6 +463,7 @@ mod tests {
         assert_eq!(hex(Key::SlotTally(Slot(258))), "1b0102");
         assert_eq!(hex(Key::TallyBuilt(Slot(258))), "160102");
         let slot = format!("{:04x}", Slot::of_name(&name).0);
+        assert_eq!(hex(Key::Collecting(&name)), format!("17{slot}616c6963652f736f6e67"));
         let due = format!("{slot}616c6963652f736f6e67000000000000000001");
         assert_eq!(hex(Key::TallyHolding(&name, RefTag(1))), format!("14{due}"));
         assert_eq!(hex(Key::TallyClient(&name, RefTag(1), &bob)), format!("15{due}626f62"));
@@ -475,6 +496,7 @@ mod tests {
         let (bob, hash, tag) = (ClientId::new("bob").unwrap(), ChunkHash::of(b"x"), RefTag(7));
         assert_eq!(tally_of(&Key::TallyHolding(&name, tag).encode()), Some((name.clone(), tag, "")));
         assert_eq!(tally_of(&Key::TallyClient(&name, tag, &bob).encode()), Some((name.clone(), tag, "bob")));
+        assert_eq!(collecting(&Key::Collecting(&name).encode()), Some(name.clone()));
         assert_eq!(chunk_holder(&Key::ChunkHolder(&hash, &bob, tag, &name).encode()), Some(bob));
         assert_eq!(chunk_ref(&Key::SuspectRef(&hash, tag, &name).encode()), Some((hash, tag, name)));
         assert!(is_in_slot(&Key::SlotTally(Slot(3)).encode(), Slot(3)));

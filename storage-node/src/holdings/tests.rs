@@ -97,6 +97,8 @@ impl Fixture {
                 Announcement::Hold { .. } => "hold",
                 Announcement::Release { .. } => "release",
                 Announcement::Withdraw { .. } => "withdraw",
+                Announcement::SnapshotBegin => "begin",
+                Announcement::SnapshotEnd { .. } => "end",
             });
         });
         kinds
@@ -162,16 +164,47 @@ async fn a_collection_becomes_complete_and_is_announced_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_collectors_the_first_to_finish_wins_and_the_others_references_go() {
+async fn a_second_collector_goes_on_with_the_references_of_the_first() {
     let site = Fixture::new().await;
     site.hold(collect(b"one", 1, 77, HoldingState::Collecting), 1).await.unwrap();
-    site.hold(collect(b"one", 2, 77, HoldingState::Collecting), 2).await.unwrap();
-    assert_eq!(site.holding().unwrap().ref_tag, RefTag(1));
-    site.hold(collect(b"one", 2, 77, HoldingState::Complete), 3).await.unwrap();
-    assert_eq!(site.holding().unwrap().ref_tag, RefTag(2));
+    let held = site.hold(collect(b"one", 2, 77, HoldingState::Collecting), 2).await.unwrap();
+    assert_eq!((held.ref_tag, site.reaped()), (RefTag(1), vec![2]));
+    let wrong = site.hold(collect(b"one", 2, 77, HoldingState::Complete), 3).await.unwrap_err();
+    assert_eq!(wrong.code, ErrorCode::Conflict);
     site.hold(collect(b"one", 1, 77, HoldingState::Complete), 4).await.unwrap();
-    assert_eq!(site.holding().unwrap().ref_tag, RefTag(2));
-    assert!(site.reaped().contains(&1));
+    let late = site.hold(collect(b"one", 1, 77, HoldingState::Complete), 5).await.unwrap();
+    assert_eq!((late.ref_tag, late.announcement), (RefTag(1), None));
+    assert_eq!((site.reaped(), site.announced()), (vec![2], vec!["hold"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_nobody_carries_on_is_given_up_and_cannot_be_completed() {
+    let site = Fixture::new().await;
+    site.hold(collect(b"one", 1, 77, HoldingState::Collecting), 1_000).await.unwrap();
+    let old = |before| site.catalog.read(|rows| collecting(rows, None, UnixMillis(before), 10)).unwrap();
+    assert_eq!((old(1_000), old(1_001)), (vec![], vec![name()]));
+    let give_up = |before| site.catalog.commit(move |txn| give_up(txn, &name(), UnixMillis(before)));
+    assert!(!give_up(1_000).await.unwrap());
+    assert!(give_up(1_001).await.unwrap());
+    assert!(!give_up(9_999).await.unwrap());
+    assert_eq!((site.holding(), site.reaped(), old(9_999)), (None, vec![1], vec![]));
+    let error = site.hold(collect(b"one", 1, 77, HoldingState::Complete), 2_000).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    site.hold(collect(b"one", 2, 77, HoldingState::Collecting), 3_000).await.unwrap();
+    site.hold(collect(b"one", 2, 77, HoldingState::Complete), 4_000).await.unwrap();
+    assert_eq!((site.announced(), old(9_999)), (vec!["hold"], vec![]), "a complete one is not given up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_withdrawn_while_it_is_collected_stays_withdrawn() {
+    let site = Fixture::new().await;
+    site.hold(collect(b"one", 1, 77, HoldingState::Collecting), 1).await.unwrap();
+    let version = site.holding().unwrap().version;
+    let change = Change { seq: 1, name: name(), version, kind: ChangeKind::Withdrawn };
+    assert!(site.catalog.commit(move |txn| supersede(txn, &change)).await.unwrap());
+    site.hold(collect(b"one", 1, 77, HoldingState::Complete), 2).await.unwrap();
+    assert_eq!(site.holding().unwrap().state, HoldingState::Superseded);
+    assert_eq!(site.announced(), Vec::<&str>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +268,9 @@ async fn changes_elsewhere_supersede_what_is_older_here_and_nothing_else() {
     assert!(mark(ChangeKind::NewVersion, time + 1).await);
     assert_eq!(site.holding().unwrap().state, HoldingState::Superseded);
     // Collected anew in the newer version, then withdrawn.
-    site.hold(collect(b"two", 2, time + 1, HoldingState::Complete), 2).await.unwrap();
+    for state in [HoldingState::Collecting, HoldingState::Complete] {
+        site.hold(collect(b"two", 2, time + 1, state), 2).await.unwrap();
+    }
     assert!(mark(ChangeKind::Withdrawn, time + 2).await);
 }
 

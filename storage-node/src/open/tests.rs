@@ -137,9 +137,15 @@ impl Fixture {
         fixture
     }
 
+    /// Collects a version, as far as `state`.
     async fn hold(&self, bytes: &[u8], state: HoldingState, tag: u64) {
+        let begun = hold_request(bytes, HoldingState::Collecting, tag);
         let request = hold_request(bytes, state, tag);
-        self.catalog.commit(move |txn| holdings::hold(txn, &request, UnixMillis(tag))).await.unwrap();
+        let hold = move |txn: &mut Txn<'_>| {
+            holdings::hold(txn, &begun, UnixMillis(tag))?;
+            holdings::hold(txn, &request, UnixMillis(tag))
+        };
+        self.catalog.commit(hold).await.unwrap();
     }
 
     async fn open(&self, request: &OpenRequest, now: u64) -> Opened {

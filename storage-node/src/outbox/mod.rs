@@ -3,3 +3,4 @@
 
 pub mod announcements;
 pub mod billing;
+pub mod snapshot;

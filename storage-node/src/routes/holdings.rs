@@ -85,7 +85,8 @@ pub async fn hold(
         Some(row) => tokio::join!(announced, add_elsewhere(&node, &row)),
         None => (announced.await, true),
     };
-    Ok(ApiJson(HoldAnswer { version: held.version, replaced: held.replaced, announced, in_library }))
+    let holdings::Held { version, ref_tag, replaced, .. } = held;
+    Ok(ApiJson(HoldAnswer { version, ref_tag, replaced, announced, in_library }))
 }
 
 /// The library row that is wanted with a hold.

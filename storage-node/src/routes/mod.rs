@@ -3,6 +3,7 @@
 
 mod audit;
 mod chunks;
+mod collections;
 mod deliveries;
 mod holdings;
 mod library;
@@ -35,6 +36,8 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/holdings/release", post(holdings::release))
         .route("/v1/holdings/clients", get(holdings::clients))
         .route("/v1/holdings/check-refs", post(holdings::check_refs))
+        .route("/v1/collections/lease", post(collections::lease))
+        .route("/v1/collections/release", post(collections::release))
         .route("/v1/chunks/claim", post(chunks::claim))
         .route("/v1/chunks/refs", post(chunks::refs))
         .route("/v1/chunks/adopt", post(chunks::adopt))

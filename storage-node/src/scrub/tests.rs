@@ -15,6 +15,7 @@ use super::*;
 use crate::catalog::Catalog;
 use crate::chunks::ChunkLocks;
 use crate::config::Limits;
+use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::mover::Moves;
 use crate::node::Signals;
@@ -35,6 +36,7 @@ async fn node(dir: &Path) -> Arc<Node> {
         delivery_open_max: Duration::from_secs(1),
         chunk_grace: Duration::ZERO,
         surplus_grace: Duration::from_secs(3600),
+        collecting_grace: Duration::from_secs(600),
         slot_move: Duration::from_secs(1),
     };
     Arc::new(Node {
@@ -47,6 +49,7 @@ async fn node(dir: &Path) -> Arc<Node> {
         catalog,
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
+        leases: Leases::default(),
         scrub: Scrub::new(1 << 30, Duration::from_secs(3600)),
         moves: Moves::new(0),
         search: SearchClient::new(client.clone(), "http://127.0.0.1:1"),

@@ -40,7 +40,7 @@ use crate::catalog::txn::Rows;
 use crate::node::Node;
 use crate::shard::Shard;
 use crate::view::View;
-use crate::{closing, feed, map_watch, outbox, reaper, slot_moves, tally};
+use crate::{closing, feed, given_up, map_watch, outbox, reaper, slot_moves, tally};
 
 pub use follow::{receive, tidy};
 
@@ -170,12 +170,14 @@ fn spawn_workers(shard: &Arc<Shard>) -> JoinSet<()> {
     }
     workers.spawn(feed::follow(shard.clone()));
     workers.spawn(outbox::announcements::send(shard.clone()));
+    workers.spawn(outbox::snapshot::send(shard.clone()));
     workers.spawn(outbox::billing::send(shard.clone(), Fee::Service));
     workers.spawn(outbox::billing::send(shard.clone(), Fee::Content));
     workers.spawn(slot_moves::take_over(shard.clone()));
     workers.spawn(slot_moves::settle(shard.clone()));
     workers.spawn(closing::close(shard.clone(), started));
     workers.spawn(reaper::release(shard.clone()));
+    workers.spawn(given_up::run(shard.clone()));
     workers.spawn(tally::worker::run(shard.clone()));
     workers
 }

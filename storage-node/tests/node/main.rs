@@ -69,6 +69,7 @@ fn config(name: &str, store: &str, dir: &Path, search: &str) -> Config {
         delivery_open_max_ms: 600_000,
         chunk_grace_ms: 200,
         surplus_grace_ms: 24 * 3_600_000,
+        collecting_grace_ms: 600_000,
         slot_move_ms: 500,
         moves_bytes_per_s: 0,
         scrub_bytes_per_s: 0,

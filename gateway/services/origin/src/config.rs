@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use common::id::{BucketName, ClientId, ServerName};
+use common::api::origin::Source;
+use common::id::ServerName;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,24 +25,18 @@ pub struct Config {
     /// Time from the end of one scan of a source to the next.
     #[serde(default = "rescan_ms")]
     pub rescan_ms: u64,
-    /// Most parts of contents that are read at the same time; each takes up to 4 MiB of memory.
+    /// A file is registered once it has not changed for this long, so that none is registered half written.
+    #[serde(default = "settle_ms")]
+    pub settle_ms: u64,
+    /// Most parts of contents that are read at the same time, over all sources; each takes up to 4 MiB of memory.
     #[serde(default = "read_concurrency")]
     pub read_concurrency: usize,
+    /// Most reads of one source that wait for their turn; more are answered `origin_busy`.
+    #[serde(default = "read_queue")]
+    pub read_queue: usize,
     /// Sources to register, beside those that were added at run time.
     #[serde(default)]
     pub sources: Vec<Source>,
-}
-
-/// Where a bucket's original content is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// Bucket that the contents appear in; made (public) if search does not know it.
-    pub bucket: BucketName,
-    /// The client that provides, and is paid for, the contents.
-    pub provider: ClientId,
-    /// `dir:/path`, `s3://bucket/prefix?endpoint=URL&region=R` or `memory:`.
-    pub url: String,
 }
 
 fn loopback() -> SocketAddr {
@@ -52,6 +47,14 @@ fn rescan_ms() -> u64 {
     60_000
 }
 
+fn settle_ms() -> u64 {
+    1_000
+}
+
 fn read_concurrency() -> usize {
     16
+}
+
+fn read_queue() -> usize {
+    256
 }

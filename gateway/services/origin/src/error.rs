@@ -3,6 +3,7 @@
 use common::error::{ApiError, ErrorCode};
 use common::id::InvalidId;
 
+use crate::limit::Busy;
 use crate::source::SourceError;
 
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,12 @@ impl Failure {
     }
 }
 
+impl From<Busy> for Failure {
+    fn from(busy: Busy) -> Self {
+        Self::refused(ErrorCode::OriginBusy, format!("origin busy: {busy}; ask again in a second"))
+    }
+}
+
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -36,6 +43,10 @@ impl From<Failure> for ApiError {
             Failure::Source(SourceError::Url { url, reason }) => {
                 Self::new(ErrorCode::InvalidRequest, format!("source {url:?} cannot be used: {reason}"))
             }
+            Failure::Source(SourceError::Changed) => Self::new(
+                ErrorCode::OriginalChanged,
+                "the original changed since it was registered; it is read again, ask for its new version in a moment",
+            ),
             Failure::Source(_) => {
                 Self::new(ErrorCode::SourceUnavailable, "the origin cannot read its source now")
                     .with_cause(&failure)

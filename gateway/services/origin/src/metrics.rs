@@ -5,6 +5,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use metrics::{Counter, Gauge, counter, gauge};
 
+use common::id::BucketName;
 use common::telemetry::MetricsRegistry;
 
 /// Requests of one operation; `outcome` is `ok`, `refused` (4xx) or `failed` (5xx).
@@ -26,6 +27,30 @@ pub struct Metrics {
     pub outbox: Gauge,
     /// Scans that could not be finished.
     pub failed_scans: Counter,
+    /// Reads that were not carried out: too many wait; the object is another than was registered.
+    pub busy_reads: Counter,
+    pub changed_reads: Counter,
+}
+
+/// Figures of one source, zero once it is removed.
+#[derive(Clone)]
+pub struct SourceMetrics {
+    pub reads_inflight: Gauge,
+    pub reads_waiting: Gauge,
+    /// Objects that the scan under way, or the last one, has listed.
+    pub scan_listed: Gauge,
+    pub scan_read: Gauge,
+    /// Contents that are missing in the source and not withdrawn: too many at once to be believed.
+    pub withdrawals_held: Gauge,
+}
+
+impl SourceMetrics {
+    pub fn clear(&self) {
+        let Self { reads_inflight, reads_waiting, scan_listed, scan_read, withdrawals_held } = self;
+        for gauge in [reads_inflight, reads_waiting, scan_listed, scan_read, withdrawals_held] {
+            gauge.set(0.0);
+        }
+    }
 }
 
 impl Metrics {
@@ -37,6 +62,20 @@ impl Metrics {
             read_bytes: counter!("dozo_origin_scanned_bytes_total"),
             outbox: gauge!("dozo_origin_announcements_pending"),
             failed_scans: counter!("dozo_origin_failed_scans_total"),
+            busy_reads: counter!("dozo_origin_refused_reads_total", "reason" => "busy"),
+            changed_reads: counter!("dozo_origin_refused_reads_total", "reason" => "changed"),
+        })
+    }
+
+    /// The handles of one source.
+    pub fn source(&self, bucket: &BucketName) -> SourceMetrics {
+        let bucket = bucket.to_string();
+        self.registry.scope(|| SourceMetrics {
+            reads_inflight: gauge!("dozo_origin_reads_inflight", "bucket" => bucket.clone()),
+            reads_waiting: gauge!("dozo_origin_reads_waiting", "bucket" => bucket.clone()),
+            scan_listed: gauge!("dozo_origin_scan_listed_objects", "bucket" => bucket.clone()),
+            scan_read: gauge!("dozo_origin_scan_read_objects", "bucket" => bucket.clone()),
+            withdrawals_held: gauge!("dozo_origin_withdrawals_held", "bucket" => bucket),
         })
     }
 

@@ -1,8 +1,11 @@
 //! The registry: sources, and what is known of each object of theirs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+use sqlx::{QueryBuilder, Sqlite};
 
 use common::api::node::{Holding, HoldingState, RefTag};
+use common::api::origin::Source;
 use common::api::search::Announcement;
 use common::hash::{ChunkHash, ContentHash};
 use common::id::{BucketName, ClientId};
@@ -11,7 +14,6 @@ use common::name::ContentName;
 use common::time::UnixMillis;
 use common::version::{HybridTime, Version};
 
-use crate::config::Source;
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 use crate::manifest::Digest;
@@ -19,26 +21,84 @@ use crate::media::media_type_of;
 use crate::outbox;
 use crate::source::Facts;
 
+/// Makes a source, or changes one that is there. At another URL nothing is known of the place of its contents.
 pub async fn put_source(conn: &mut Connection, source: &Source) -> Result<(), Failure> {
     sqlx::query(
-        "INSERT INTO sources (bucket, provider, url, scan) VALUES ($1, $2, $3, 0)
-         ON CONFLICT (bucket) DO UPDATE SET provider = excluded.provider, url = excluded.url",
+        "INSERT INTO sources (bucket, provider, url, read_concurrency, scan) VALUES ($1, $2, $3, $4, 0)
+         ON CONFLICT (bucket) DO UPDATE SET
+             provider = excluded.provider, url = excluded.url, read_concurrency = excluded.read_concurrency,
+             place = CASE WHEN sources.url = excluded.url THEN sources.place ELSE '' END, removing = FALSE",
     )
     .bind(source.bucket.as_str())
     .bind(source.provider.as_str())
     .bind(&source.url)
+    .bind(source.read_concurrency.map(i64::from))
     .execute(conn)
     .await?;
     Ok(())
 }
 
-pub async fn sources(conn: &mut Connection) -> Result<Vec<Source>, Failure> {
-    let rows: Vec<(String, String, String)> =
-        sqlx::query_as("SELECT bucket, provider, url FROM sources ORDER BY bucket").fetch_all(conn).await?;
-    let read = |(bucket, provider, url): (String, String, String)| {
-        Ok(Source { bucket: BucketName::new(&bucket)?, provider: ClientId::new(&provider)?, url })
+#[derive(sqlx::FromRow)]
+struct SourceRow {
+    bucket: String,
+    provider: String,
+    url: String,
+    read_concurrency: Option<i64>,
+    removing: bool,
+}
+
+/// A source as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptSource {
+    pub source: Source,
+    pub removing: bool,
+}
+
+pub async fn sources(conn: &mut Connection) -> Result<Vec<KeptSource>, Failure> {
+    let rows: Vec<SourceRow> = sqlx::query_as(
+        "SELECT bucket, provider, url, read_concurrency, removing FROM sources ORDER BY bucket",
+    )
+    .fetch_all(conn)
+    .await?;
+    let read = |row: SourceRow| {
+        let source = Source {
+            bucket: BucketName::new(&row.bucket)?,
+            provider: ClientId::new(&row.provider)?,
+            url: row.url,
+            read_concurrency: row.read_concurrency.and_then(|n| u32::try_from(n).ok()),
+        };
+        Ok(KeptSource { source, removing: row.removing })
     };
     rows.into_iter().map(read).collect()
+}
+
+/// Notes that a source is to be removed; from then on it is, whatever happens.
+pub async fn begin_removing(conn: &mut Connection, bucket: &BucketName) -> Result<(), Failure> {
+    sqlx::query("UPDATE sources SET removing = TRUE WHERE bucket = $1")
+        .bind(bucket.as_str())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+pub async fn forget_source(conn: &mut Connection, bucket: &BucketName) -> Result<(), Failure> {
+    sqlx::query("DELETE FROM sources WHERE bucket = $1").bind(bucket.as_str()).execute(conn).await?;
+    Ok(())
+}
+
+/// Where the contents were when they were last seen; empty if that says nothing.
+pub async fn place(conn: &mut Connection, bucket: &BucketName) -> Result<String, Failure> {
+    let place = sqlx::query_scalar("SELECT place FROM sources WHERE bucket = $1").bind(bucket.as_str());
+    Ok(place.fetch_optional(conn).await?.unwrap_or_default())
+}
+
+pub async fn put_place(conn: &mut Connection, bucket: &BucketName, place: &str) -> Result<(), Failure> {
+    sqlx::query("UPDATE sources SET place = $1 WHERE bucket = $2")
+        .bind(place)
+        .bind(bucket.as_str())
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Begins a scan of a bucket's source; answers its number.
@@ -113,29 +173,44 @@ fn version_of(time: i64, hash: &[u8]) -> Result<Version, Failure> {
     Ok(Version { time: HybridTime(natural(time)), hash: ContentHash::from_bytes(hash) })
 }
 
-/// What decides whether an object must be read: cheaper than [`find`], which brings the chunk list.
-pub async fn is_unchanged(conn: &mut Connection, name: &ContentName, facts: &Facts) -> Result<bool, Failure> {
-    let row: Option<(String, i64, i64, String)> =
-        sqlx::query_as("SELECT location, size, modified, tag FROM contents WHERE name = $1 AND gone = FALSE")
-            .bind(name.as_str())
-            .fetch_optional(conn)
-            .await?;
-    Ok(row.is_some_and(|(location, size, modified, tag)| {
-        location == facts.location
-            && natural(size) == facts.size
-            && natural(modified) == facts.modified.0
-            && tag == facts.tag
-    }))
+/// What the registry knows of those of the names that are there: cheaper than [`find`], which brings chunk lists.
+pub async fn facts(conn: &mut Connection, names: &[&ContentName]) -> Result<HashMap<String, Facts>, Failure> {
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "SELECT name, location, size, modified, tag FROM contents WHERE gone = FALSE AND name IN (",
+    );
+    let mut list = query.separated(", ");
+    for name in names {
+        list.push_bind(name.as_str());
+    }
+    query.push(")");
+    let rows: Vec<(String, String, i64, i64, String)> = query.build_query_as().fetch_all(conn).await?;
+    let read = |(name, location, size, modified, tag)| {
+        let facts = Facts { location, size: natural(size), modified: UnixMillis(natural(modified)), tag };
+        (name, facts)
+    };
+    Ok(rows.into_iter().map(read).collect())
 }
 
-/// Notes that a scan saw the object.
-pub async fn mark_seen(conn: &mut Connection, name: &ContentName, scan: i64) -> Result<(), Failure> {
-    sqlx::query("UPDATE contents SET scan = $1 WHERE name = $2")
-        .bind(scan)
-        .bind(name.as_str())
-        .execute(conn)
-        .await?;
+/// Notes that a scan saw the objects.
+pub async fn mark_seen(conn: &mut Connection, names: &[&ContentName], scan: i64) -> Result<(), Failure> {
+    let mut query = QueryBuilder::<Sqlite>::new("UPDATE contents SET scan = ");
+    query.push_bind(scan).push(" WHERE name IN (");
+    let mut list = query.separated(", ");
+    for name in names {
+        list.push_bind(name.as_str());
+    }
+    query.push(")");
+    query.build().execute(conn).await?;
     Ok(())
+}
+
+/// What registering an object led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    NewContent,
+    NewVersion,
+    /// Its bytes are what they were: nothing is announced.
+    SameContent,
 }
 
 /// Registers what was read, and announces it unless that version was announced before. The version's time is
@@ -147,7 +222,7 @@ pub async fn put(
     facts: &Facts,
     digest: &Digest,
     now: UnixMillis,
-) -> Result<bool, Failure> {
+) -> Result<Put, Failure> {
     let known = find(conn, name).await?;
     let media_type = media_type_of(name.key());
     let same =
@@ -162,7 +237,11 @@ pub async fn put(
         }
     };
     let since = same.map_or(now, |k| k.since);
-    let is_new = same.is_none();
+    let announced = match &same {
+        Some(_) => Put::SameContent,
+        None if known.as_ref().is_some_and(|k| !k.gone) => Put::NewVersion,
+        None => Put::NewContent,
+    };
     sqlx::query(
         "INSERT INTO contents
              (name, bucket, location, size, modified, tag, scan, gone, time, hash, len, media_type, since, chunks)
@@ -186,16 +265,34 @@ pub async fn put(
     .bind(ChunkList::encode(&digest.chunks))
     .execute(&mut *conn)
     .await?;
-    if is_new {
+    if announced != Put::SameContent {
         let provider = source.provider.clone();
         let media_type = media_type.to_owned();
         let hold = Announcement::Hold { name: name.clone(), version, len: digest.len, media_type, provider };
         outbox::append(conn, &hold).await?;
     }
-    Ok(is_new)
+    Ok(announced)
 }
 
-/// Names of a bucket that were not seen by this scan, which must have come to its end.
+/// How many contents of a bucket are there, and how many of them this scan, which must have come to its end, did not
+/// see.
+pub async fn count_vanished(
+    conn: &mut Connection,
+    bucket: &BucketName,
+    scan: i64,
+) -> Result<(u64, u64), Failure> {
+    let (known, missing): (i64, i64) = sqlx::query_as(
+        "SELECT COUNT(*), COALESCE(SUM(CASE WHEN scan < $1 THEN 1 ELSE 0 END), 0)
+         FROM contents WHERE bucket = $2 AND gone = FALSE",
+    )
+    .bind(scan)
+    .bind(bucket.as_str())
+    .fetch_one(conn)
+    .await?;
+    Ok((natural(known), natural(missing)))
+}
+
+/// Names of a bucket that were not seen since before this scan.
 pub async fn vanished(
     conn: &mut Connection,
     bucket: &BucketName,
@@ -213,14 +310,27 @@ pub async fn vanished(
     Ok(names.iter().map(|n| n.parse()).collect::<Result<_, _>>()?)
 }
 
-/// Notes that an object is gone, and announces it.
-pub async fn withdraw(conn: &mut Connection, name: &ContentName) -> Result<(), Failure> {
-    let Some(known) = find(conn, name).await?.filter(|k| !k.gone) else { return Ok(()) };
+/// Whether contents are registered whose keys begin with `folder/`.
+pub async fn has_folder(conn: &mut Connection, bucket: &BucketName, folder: &str) -> Result<bool, Failure> {
+    // '0' follows '/'.
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT 1 FROM contents WHERE name > $1 AND name < $2 AND gone = FALSE LIMIT 1")
+            .bind(format!("{bucket}/{folder}/"))
+            .bind(format!("{bucket}/{folder}0"))
+            .fetch_optional(conn)
+            .await?;
+    Ok(found.is_some())
+}
+
+/// Notes that an object is gone, and announces it; false if that was known.
+pub async fn withdraw(conn: &mut Connection, name: &ContentName) -> Result<bool, Failure> {
+    let Some(known) = find(conn, name).await?.filter(|k| !k.gone) else { return Ok(false) };
     sqlx::query("UPDATE contents SET gone = TRUE WHERE name = $1")
         .bind(name.as_str())
         .execute(&mut *conn)
         .await?;
-    outbox::append(conn, &Announcement::Withdraw { name: name.clone(), version: known.version }).await
+    outbox::append(conn, &Announcement::Withdraw { name: name.clone(), version: known.version }).await?;
+    Ok(true)
 }
 
 /// Announces everything anew, in an epoch of its own: search has lost what it was told.
@@ -251,6 +361,17 @@ pub async fn announce_all(conn: &mut Connection, now: UnixMillis) -> Result<(), 
 /// Number of contents that are there.
 pub async fn count(conn: &mut Connection) -> Result<i64, Failure> {
     Ok(sqlx::query_scalar("SELECT COUNT(*) FROM contents WHERE gone = FALSE").fetch_one(conn).await?)
+}
+
+/// Contents that are there and their bytes, by bucket.
+pub async fn totals(conn: &mut Connection) -> Result<HashMap<String, (u64, u64)>, Failure> {
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+        "SELECT bucket, COUNT(*), COALESCE(SUM(len), 0) FROM contents WHERE gone = FALSE GROUP BY bucket",
+    )
+    .fetch_all(conn)
+    .await?;
+    let read = |(bucket, contents, bytes)| (bucket, (natural(contents), natural(bytes)));
+    Ok(rows.into_iter().map(read).collect())
 }
 
 /// The content as it is told to a collector.

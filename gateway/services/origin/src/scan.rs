@@ -1,84 +1,108 @@
-//! Scanning a source: registers what is new or changed, and withdraws what is gone.
+//! Scanning a source: all of it, at an interval, and when much may have changed. What is new or changed is
+//! registered; what is gone goes to [`crate::withdraw`].
 //!
-//! Each source has one worker, so nothing of a source is registered by two at a time. Objects that cannot be read
-//! are left as they are and tried again by the next scan; only a listing that came to its end withdraws anything.
+//! A scan's memory is bounded whatever the source holds: groups of facts stream from the listing through the
+//! registry. Each group is committed, and an object that the registry knows unchanged is not read, so after a
+//! restart the next scan goes on where this one stopped.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use common::api::origin::{ScanProgress, SourceState};
 use common::api::search::{NewBucket, Visibility};
 use common::backoff::Backoff;
 use common::error::{ErrorCode, chain};
 use common::name::ContentName;
 
-use crate::config::Source;
 use crate::error::Failure;
-use crate::manifest::digest;
-use crate::registry;
+use crate::register::{Item, register};
 use crate::server::App;
-use crate::source::{Facts, SourceError, Store};
+use crate::source::{Facts, Listing};
+use crate::sources::OpenSource;
+use crate::{registry, watch, withdraw};
 
 /// Groups of facts listed ahead of the reading.
 const GROUPS_AHEAD: usize = 2;
-const WITHDRAWN_AT_ONCE: i64 = 256;
+/// A commit registers objects of at most so many bytes, or a single one.
+const COMMIT_BYTES: u64 = 16 << 20;
 
-/// Keeps one source registered for as long as the server runs. `reread` names objects whose bytes were found to
-/// differ from what was registered.
-pub async fn run(app: App, source: Source, store: Store, mut reread: mpsc::Receiver<String>) {
+/// Scans a source for as long as the server runs.
+pub async fn run(app: &App, open: &OpenSource) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+    let mut watch = None;
     loop {
-        app.tell_scan(&source.bucket, "scanning");
-        let wait = match scan(&app, &source, &store).await {
-            Ok(()) => {
+        app.tell(open, SourceState::Scanning, None);
+        // First the watch: what changes behind the scan's back is then told.
+        watch = watch::renewed(open, watch).await;
+        let began = Instant::now();
+        let wait = match scan(app, open).await {
+            Ok(problem) => {
                 backoff.reset();
-                app.tell_scan(&source.bucket, "scanned");
+                app.tell(open, SourceState::Scanned, problem);
                 app.rescan
             }
             Err(failure) => {
                 let reason = chain(&failure);
-                tracing::warn!(bucket = %source.bucket, url = source.url, reason, "the source was not scanned to its end");
+                tracing::warn!(bucket = %open.source.bucket, reason, "the source was not scanned to its end");
                 app.metrics.failed_scans.increment(1);
-                app.tell_scan(&source.bucket, &format!("not scanned: {reason}"));
+                app.tell(open, SourceState::Failing, Some(reason));
                 backoff.next_delay().min(app.rescan.max(Duration::from_millis(50)))
             }
         };
-        let next_scan = tokio::time::sleep(wait);
-        tokio::pin!(next_scan);
-        loop {
-            tokio::select! {
-                () = &mut next_scan => break,
-                Some(location) = reread.recv() => {
-                    if let Err(failure) = look_again(&app, &source, &store, &location).await {
-                        tracing::warn!(bucket = %source.bucket, location, reason = chain(&failure), "an object was not read again");
-                    }
-                }
-            }
+        // Changes that keep coming must not make it scan all the time.
+        let rest = app.settle.max(began.elapsed() * 2).min(wait);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = open.scan_now.notified() => {}
+            () = async {
+                open.scan_soon.notified().await;
+                tokio::time::sleep(rest).await;
+            } => {}
         }
     }
 }
 
-async fn scan(app: &App, source: &Source, store: &Store) -> Result<(), Failure> {
-    ensure_bucket(app, source).await?;
+/// One scan; answers what people should know although it came to its end.
+async fn scan(app: &App, open: &OpenSource) -> Result<Option<String>, Failure> {
+    let bucket = &open.source.bucket;
+    let started = Some(app.now());
+    open.change(|progress| progress.scan = ScanProgress { started, ..ScanProgress::default() });
+    ensure_bucket(app, open).await?;
     let mut tx = app.db.write().await?;
-    let number = registry::begin_scan(&mut tx, &source.bucket).await?;
+    let number = registry::begin_scan(&mut tx, bucket).await?;
     tx.commit().await?;
     let (sender, mut groups) = mpsc::channel(GROUPS_AHEAD);
-    let listing = store.list(sender);
+    let listing = open.store.list(sender);
     let registering = async {
+        // Returning drops the receiver, which ends the listing.
         while let Some(group) = groups.recv().await {
-            register_group(app, source, store, number, &group).await?;
+            register_group(app, open, number, group).await?;
         }
+        drop(groups);
         Ok::<(), Failure>(())
     };
     let (listed, registered) = tokio::join!(listing, registering);
     registered?;
-    listed?;
-    withdraw_vanished(app, source, number).await
+    let Listing { left_out, unreadable } = listed?;
+    open.change(|progress| {
+        progress.scan.left_out += left_out;
+        progress.scan.unreadable += unreadable;
+    });
+    let problem = if unreadable == 0 {
+        withdraw::vanished(app, open, number).await?
+    } else {
+        Some(format!("{unreadable} files or folders cannot be read; what is missing is not withdrawn"))
+    };
+    open.withdrawn.store(0, Ordering::Relaxed);
+    open.change(|progress| progress.scan.ended = Some(app.now()));
+    Ok(problem)
 }
 
 /// Makes the bucket if search does not know it. One that belongs to another client is not touched.
-async fn ensure_bucket(app: &App, source: &Source) -> Result<(), Failure> {
+async fn ensure_bucket(app: &App, open: &OpenSource) -> Result<(), Failure> {
+    let source = &open.source;
     let unavailable =
         |e: common::client::CallError| e.to_api(ErrorCode::SearchUnavailable, "search does not answer");
     let provider = match app.search.bucket(&source.bucket).await {
@@ -96,108 +120,54 @@ async fn ensure_bucket(app: &App, source: &Source) -> Result<(), Failure> {
     Err(Failure::refused(ErrorCode::Conflict, message))
 }
 
-async fn register_group(
-    app: &App,
-    source: &Source,
-    store: &Store,
-    scan: i64,
-    group: &[Facts],
-) -> Result<(), Failure> {
-    let mut seen = Vec::with_capacity(group.len());
+async fn register_group(app: &App, open: &OpenSource, scan: i64, group: Vec<Facts>) -> Result<(), Failure> {
+    let bucket = &open.source.bucket;
+    open.change(|progress| progress.scan.listed += group.len() as u64);
+    let mut items = Vec::with_capacity(group.len());
     for facts in group {
-        let name = match ContentName::new(&source.bucket, &facts.location) {
-            Ok(name) => name,
+        match ContentName::new(bucket, &facts.location) {
+            Ok(name) => items.push(Item { name, facts }),
             Err(error) => {
-                tracing::warn!(bucket = %source.bucket, %error, "an object whose name cannot be a key; left out");
-                continue;
-            }
-        };
-        let mut conn = app.db.read().await?;
-        let is_unchanged = registry::is_unchanged(&mut conn, &name, facts).await?;
-        drop(conn);
-        if !is_unchanged {
-            match register(app, source, store, &name, facts).await {
-                Ok(()) => {}
-                // A matter of this object alone: it stays as it was, and the next scan tries again.
-                Err(Failure::Source(error)) => {
-                    tracing::warn!(%name, reason = chain(&error), "an object was not registered");
-                }
-                Err(failure) => return Err(failure),
+                tracing::debug!(%bucket, %error, "an object whose name cannot be a key; left out");
+                open.change(|progress| progress.scan.left_out += 1);
             }
         }
-        seen.push(name);
     }
+    if items.is_empty() {
+        return Ok(());
+    }
+    let mut conn = app.db.read().await?;
+    let names: Vec<&ContentName> = items.iter().map(|item| &item.name).collect();
+    let known = registry::facts(&mut conn, &names).await?;
+    drop(conn);
+    let is_unchanged =
+        |item: &Item| known.get(item.name.as_str()).is_some_and(|known| known.same_object(&item.facts));
+    let (unchanged, changed): (Vec<Item>, Vec<Item>) = items.into_iter().partition(is_unchanged);
+    let (settled, unsettled): (Vec<Item>, Vec<Item>) =
+        changed.into_iter().partition(|item| app.is_settled(open, &item.facts));
+    for commit in commits(&settled).collect::<Vec<_>>() {
+        register(app, open, commit).await?;
+    }
+    for item in &unsettled {
+        open.look_later(&item.facts.location);
+    }
+    let seen = unchanged.iter().chain(&settled).chain(&unsettled);
+    let seen: Vec<&ContentName> = seen.map(|item| &item.name).collect();
     let mut tx = app.db.write().await?;
-    for name in &seen {
-        registry::mark_seen(&mut tx, name, scan).await?;
-    }
+    registry::mark_seen(&mut tx, &seen, scan).await?;
     tx.commit().await?;
-    app.count_contents().await
-}
-
-/// Reads one object and registers what it is.
-async fn register(
-    app: &App,
-    source: &Source,
-    store: &Store,
-    name: &ContentName,
-    facts: &Facts,
-) -> Result<(), Failure> {
-    let permit = app.digests.acquire().await.map_err(|_| SourceError::Changed)?;
-    let found = digest(store.open_object(&facts.location).await?).await?;
-    drop(permit);
-    app.metrics.read_bytes.increment(found.len);
-    // What was read must be what the facts tell of: a file may be written to while it is read.
-    let now = store.facts(&facts.location).await?;
-    if now.as_ref() != Some(facts) || found.len != facts.size {
-        return Err(SourceError::Changed.into());
-    }
-    let mut tx = app.db.write().await?;
-    let is_new = registry::put(&mut tx, source, name, facts, &found, app.clock.now()).await?;
-    tx.commit().await?;
-    if is_new {
-        tracing::debug!(%name, len = found.len, chunks = found.chunks.len(), "registered");
-        app.announce.notify_one();
-    }
     Ok(())
 }
 
-/// Looks at one object again whose bytes were not what was registered.
-async fn look_again(app: &App, source: &Source, store: &Store, location: &str) -> Result<(), Failure> {
-    let name = ContentName::new(&source.bucket, location)?;
-    match store.facts(location).await? {
-        Some(facts) => {
-            let mut conn = app.db.read().await?;
-            // Many collectors may have met the same change.
-            let was_done = registry::is_unchanged(&mut conn, &name, &facts).await?;
-            drop(conn);
-            if !was_done {
-                register(app, source, store, &name, &facts).await?;
-            }
+/// Splits items where a commit would become too long.
+fn commits(items: &[Item]) -> impl Iterator<Item = &[Item]> {
+    let mut bytes = items.first().map_or(0, |item| item.facts.size);
+    items.chunk_by(move |_, next| {
+        bytes = bytes.saturating_add(next.facts.size);
+        let is_short = bytes <= COMMIT_BYTES;
+        if !is_short {
+            bytes = next.facts.size;
         }
-        None => {
-            let mut tx = app.db.write().await?;
-            registry::withdraw(&mut tx, &name).await?;
-            tx.commit().await?;
-            app.announce.notify_one();
-        }
-    }
-    app.count_contents().await
-}
-
-async fn withdraw_vanished(app: &App, source: &Source, scan: i64) -> Result<(), Failure> {
-    loop {
-        let mut tx = app.db.write().await?;
-        let names = registry::vanished(&mut tx, &source.bucket, scan, WITHDRAWN_AT_ONCE).await?;
-        for name in &names {
-            registry::withdraw(&mut tx, name).await?;
-        }
-        tx.commit().await?;
-        if names.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(bucket = %source.bucket, count = names.len(), "objects are gone; withdrawn");
-        app.announce.notify_one();
-        app.count_contents().await?;
-    }
+        is_short
+    })
 }

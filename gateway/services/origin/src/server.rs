@@ -1,45 +1,33 @@
 //! Starting an origin, and what its parts share.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use common::api::origin::Source;
 use common::api::search::SearchClient;
 use common::auth::{ClusterSecret, Guard, Role};
 use common::client::{HttpClient, ServerClient};
+use common::error::chain;
 use common::id::{BucketName, ServerName};
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
-use crate::config::{Config, Source};
+use crate::config::Config;
 use crate::db::Db;
 use crate::error::Failure;
+use crate::limit::Limit;
 use crate::metrics::Metrics;
+use crate::registry::KeptSource;
 use crate::source::{SourceError, Store};
-use crate::{announce, outbox, registry, routes, scan};
+use crate::sources::Sources;
+use crate::{announce, outbox, registry, routes, sources};
 
-/// Objects that are read and hashed at the same time, over all sources: each takes a core.
-const DIGESTS: usize = 2;
-/// Objects that wait to be looked at again; what does not fit is found by the next scan.
-const REREADS: usize = 64;
-
-/// A source that is being kept registered.
-#[derive(Clone)]
-pub(crate) struct OpenSource {
-    pub source: Source,
-    pub store: Store,
-    pub reread: mpsc::Sender<String>,
-    /// How its scan goes, for people.
-    pub state: String,
-    /// Ends its worker.
-    stop: CancellationToken,
-}
-
-type OpenSources = BTreeMap<BucketName, OpenSource>;
+/// Objects that are read and hashed at the same time, over all sources: each takes up to 10 MiB of memory.
+const DIGESTS: usize = 8;
 
 /// What requests and workers share. Cheap to clone.
 #[derive(Clone)]
@@ -50,64 +38,21 @@ pub(crate) struct App {
     pub metrics: Metrics,
     pub clock: Clock,
     pub rescan: Duration,
-    /// One permit for each part of a content that may be read at a time.
-    pub reads: Arc<Semaphore>,
+    pub settle: Duration,
+    /// Most reads of a source that sets no limit of its own, and most that wait for one.
+    pub read_concurrency: usize,
+    pub read_queue: usize,
+    /// Parts of contents that are read at a time, over all sources.
+    pub reads: Limit,
     pub digests: Arc<Semaphore>,
     /// Wakes the sender of announcements.
     pub announce: Arc<Notify>,
-    health: Health,
-    sources: Arc<Mutex<OpenSources>>,
-    workers: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl App {
-    pub fn open_source(&self, bucket: &str) -> Option<OpenSource> {
-        let bucket = BucketName::new(bucket).ok()?;
-        self.sources().get(&bucket).cloned()
-    }
-
-    pub fn open_sources(&self) -> Vec<OpenSource> {
-        self.sources().values().cloned().collect()
-    }
-
-    /// Keeps a source registered from now on; a source of the same bucket is replaced.
-    pub fn run_source(&self, source: Source, store: Store) {
-        let (reread, rereads) = mpsc::channel(REREADS);
-        let stop = self.stop.child_token();
-        let state = "waits for its scan".to_owned();
-        let opened =
-            OpenSource { source: source.clone(), store: store.clone(), reread, state, stop: stop.clone() };
-        let replaced = self.sources().insert(source.bucket.clone(), opened);
-        let app = self.clone();
-        self.workers.spawn(async move {
-            if let Some(replaced) = replaced {
-                replaced.stop.cancel();
-            }
-            stop.run_until_cancelled(scan::run(app, source, store, rereads)).await;
-        });
-    }
-
-    /// Tells people how the scan of a source goes.
-    pub fn tell_scan(&self, bucket: &BucketName, state: &str) {
-        let mut sources = self.sources();
-        if let Some(open) = sources.get_mut(bucket) {
-            open.state = state.to_owned();
-        }
-        let scanned = sources.values().filter(|s| s.state == "scanned").count();
-        self.health.note("sources", format!("{scanned} of {} scanned", sources.len()));
-    }
-
-    /// Brings the figure of contents up to date.
-    pub async fn count_contents(&self) -> Result<(), Failure> {
-        let mut conn = self.db.read().await?;
-        self.metrics.contents.set(registry::count(&mut conn).await? as f64);
-        Ok(())
-    }
-
-    fn sources(&self) -> std::sync::MutexGuard<'_, OpenSources> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    pub sources: Sources,
+    /// Buckets whose sources are in the configuration.
+    pub configured: Arc<[BucketName]>,
+    pub health: Health,
+    pub workers: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 /// Opens the database and the sources, begins to answer, and returns. Scanning goes on behind.
@@ -123,11 +68,16 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         metrics: Metrics::new(&server.metrics),
         clock: Clock::System,
         rescan: Duration::from_millis(config.rescan_ms),
-        reads: Arc::new(Semaphore::new(config.read_concurrency.max(1))),
+        settle: Duration::from_millis(config.settle_ms),
+        read_concurrency: config.read_concurrency,
+        read_queue: config.read_queue,
+        // Each source's own limit bounds how many wait here.
+        reads: Limit::new(config.read_concurrency, usize::MAX),
         digests: Arc::new(Semaphore::new(DIGESTS)),
         announce: Arc::new(Notify::new()),
         health: server.health.clone(),
-        sources: Arc::default(),
+        sources: Sources::default(),
+        configured: config.sources.iter().map(|source| source.bucket.clone()).collect(),
         workers: TaskTracker::new(),
         stop: server.stop_token(),
         db,
@@ -161,16 +111,14 @@ async fn open_sources(app: &App, configured: &[Source]) -> Result<(), StartError
         registry::put_source(&mut tx, source).await.map_err(failed)?;
     }
     let sources = registry::sources(&mut tx).await.map_err(failed)?;
+    let contents = registry::count(&mut tx).await.map_err(failed)?;
     tx.commit().await.map_err(|e| failed(e.into()))?;
-    app.count_contents().await.map_err(failed)?;
-    for source in sources {
+    app.metrics.contents.set(contents as f64);
+    for KeptSource { source, removing } in sources {
         match Store::open(&source.url) {
-            Ok(store) => app.run_source(source, store),
+            Ok(store) => sources::run(app, source, store, removing),
             Err(error) if configured.contains(&source) => return Err(unusable(&source, error)),
-            Err(error) => {
-                let reason = common::error::chain(&error);
-                tracing::error!(bucket = %source.bucket, reason, "a source is not served; add it again when it is back");
-            }
+            Err(error) => sources::await_return(app, source, removing, chain(&error)),
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use common::api::origin::OriginClient;
 use common::api::peer::PeerClient;
 use common::api::search::{ContentInfo, NewClient, Registration, SearchClient};
 use common::auth::{ClusterSecret, Role};
@@ -14,7 +15,7 @@ use common::manifest::{ChunkList, ChunkRef};
 use common::name::ContentName;
 use common::server::Running;
 use common::time::Clock;
-use http::{Method, Request};
+use http::{Method, Request, Response};
 use http_body_util::Full;
 
 pub const LONG: Duration = Duration::from_secs(60);
@@ -70,6 +71,10 @@ impl Bed {
     }
 
     pub async fn with_files(rescan_ms: u64, files: &[(&str, &[u8])]) -> Self {
+        Self::with_settling(rescan_ms, 100, files).await
+    }
+
+    pub async fn with_settling(rescan_ms: u64, settle_ms: u64, files: &[(&str, &[u8])]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("files")).unwrap();
         for (name, bytes) in files {
@@ -78,9 +83,9 @@ impl Bed {
         let search_server = start_search(dir.path().join("search"), ([127, 0, 0, 1], 0).into()).await;
         let search = SearchClient::new(caller(), &search_server.http);
         add_studio(&search).await;
-        let source =
-            origin::Source { bucket: id("studio"), provider: id("studio"), url: url_of(&dir, "files") };
-        let origin_server = start_origin(&dir, &search_server.http, rescan_ms, vec![source]).await;
+        let source = source("studio", &url_of(&dir, "files"));
+        let times = Times { rescan_ms, settle_ms };
+        let origin_server = start_origin(&dir, &search_server.http, times, vec![source]).await;
         let peer = PeerClient::origin(caller(), &origin_server.http);
         Self { dir, search_server, origin_server, search, peer }
     }
@@ -89,9 +94,27 @@ impl Bed {
     pub async fn restart_origin(self, rescan_ms: u64) -> Self {
         let Self { dir, search_server, origin_server, search, .. } = self;
         origin_server.stop().await;
-        let origin_server = start_origin(&dir, &search_server.http, rescan_ms, Vec::new()).await;
+        let times = Times { rescan_ms, settle_ms: 100 };
+        let origin_server = start_origin(&dir, &search_server.http, times, Vec::new()).await;
         let peer = PeerClient::origin(caller(), &origin_server.http);
         Self { dir, search_server, origin_server, search, peer }
+    }
+
+    /// What the operator asks it.
+    pub fn origin(&self) -> OriginClient {
+        OriginClient::new(caller(), &self.origin_server.http)
+    }
+
+    /// A signed call whose answer is looked at whole.
+    pub async fn raw(&self, path: &str) -> Response<impl Sized> {
+        let url = format!("{}{path}", self.origin_server.http);
+        let token = format!("Bearer {}", secret().admin_token());
+        let request = Request::builder().uri(url).header("authorization", token);
+        HttpClient::new().send(request.body(Full::default()).unwrap(), LONG).await.unwrap()
+    }
+
+    pub async fn metrics(&self) -> String {
+        send(Method::GET, &format!("{}/metrics", self.origin_server.admin), None, "").await.1
     }
 
     pub fn write(&self, name: &str, bytes: &[u8]) {
@@ -154,6 +177,11 @@ fn not_found<T>(error: CallError) -> Option<T> {
     None
 }
 
+/// A source of client `studio`.
+pub fn source(bucket: &str, url: &str) -> origin::Source {
+    origin::Source { bucket: id(bucket), provider: id("studio"), url: url.to_owned(), read_concurrency: None }
+}
+
 pub fn url_of(dir: &tempfile::TempDir, folder: &str) -> String {
     format!("dir:{}", dir.path().join(folder).display())
 }
@@ -167,10 +195,15 @@ pub fn write(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) {
     std::fs::rename(whole, path).unwrap();
 }
 
+struct Times {
+    rescan_ms: u64,
+    settle_ms: u64,
+}
+
 async fn start_origin(
     dir: &tempfile::TempDir,
     search: &str,
-    rescan_ms: u64,
+    times: Times,
     sources: Vec<origin::Source>,
 ) -> Running {
     let config = origin::Config {
@@ -179,8 +212,10 @@ async fn start_origin(
         name: id("archive"),
         search: search.to_owned(),
         data_dir: dir.path().join("origin"),
-        rescan_ms,
+        rescan_ms: times.rescan_ms,
+        settle_ms: times.settle_ms,
         read_concurrency: 4,
+        read_queue: 8,
         sources,
     };
     origin::start(config, secret()).await.unwrap()
