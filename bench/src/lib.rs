@@ -17,6 +17,7 @@
 //! | a load that checks everything while something happens to the system | [`mixed`] |
 //! | a site that grows, shrinks and loses a node under it | [`growth`], [`operator`] |
 //! | a node's chunk store without the network | [`device`] |
+//! | search alone, with many contents | [`search`] |
 //! | how even placement is, what moves, what it costs | [`placement`] |
 //! | what deduplication does on one's own files | [`dedup`] |
 //! | what ways of delivering cost the network, simulated | [`traffic`] |
@@ -38,6 +39,7 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod search;
 pub mod slo;
 pub mod target;
 pub mod traffic;

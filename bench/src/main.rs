@@ -14,10 +14,12 @@ use bench::plan::{Mix, Pace, Plan, Verify, parse_duration, parse_sizes};
 use bench::report::Report;
 use bench::run::{Options, run};
 use bench::schedule::Arrivals;
+use bench::search::{self, SearchPlan};
 use bench::slo::Slo;
 use bench::target::{Endpoints, Target};
 use bench::traffic::command::TrafficArgs;
 use clap::{Parser, Subcommand, ValueEnum};
+use common::auth::ClusterSecret;
 use common::config::parse_bytes;
 
 #[global_allocator]
@@ -54,6 +56,8 @@ enum Command {
     /// Simulates what delivering costs a network with hop counts: from one server, between clients, and from sites
     /// that collect from each other.
     Traffic(Box<TrafficArgs>),
+    /// Announces many contents to search and looks them up: rates, times, and what they cost.
+    Search(SearchArgs),
 }
 
 /// Starting points for common measurements; every flag given beside one wins over it.
@@ -313,6 +317,36 @@ struct DeviceArgs {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct SearchArgs {
+    /// A search that runs, empty; one is started and ended otherwise.
+    #[arg(long, value_name = "URL", requires = "cluster_secret_file", conflicts_with = "database")]
+    search: Option<String>,
+    /// File with the cluster's secret, with --search.
+    #[arg(long, value_name = "FILE")]
+    cluster_secret_file: Option<PathBuf>,
+    /// An empty PostgreSQL database for the search that is started: postgres://USER@HOST/NAME
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// The program that is started.
+    #[arg(long, value_name = "FILE", default_value = "target/release/dozo")]
+    dozo: PathBuf,
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    contents: u64,
+    /// Announcements in a batch.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    batch: u64,
+    /// Nodes that announce, and clients that look up, at the same time.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    connections: u64,
+    /// How long each question is asked.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// One JSON object instead of lines of text.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -327,6 +361,7 @@ fn main() -> ExitCode {
         Command::Placement(args) => run_placement(args),
         Command::Device(args) => runtime.block_on(run_device(args)),
         Command::Traffic(args) => run_traffic(&args),
+        Command::Search(args) => runtime.block_on(run_search(args)),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -527,6 +562,30 @@ async fn run_device(args: DeviceArgs) -> Result<bool, Failure> {
             "{:.0} operations/s, {:.1} MiB/s, p50 {:.0} us, p99 {:.0} us",
             result.ops_per_s, result.mib_per_s, result.p50_us, result.p99_us
         );
+    }
+    Ok(true)
+}
+
+#[expect(clippy::print_stdout, reason = "the result is what the command is for")]
+async fn run_search(args: SearchArgs) -> Result<bool, Failure> {
+    let running = match (args.search, args.cluster_secret_file) {
+        (Some(url), Some(file)) => Some((url, ClusterSecret::new(&std::fs::read_to_string(file)?)?)),
+        _ => None,
+    };
+    let plan = SearchPlan {
+        running,
+        dozo: args.dozo,
+        database: args.database,
+        contents: args.contents,
+        batch: args.batch,
+        connections: args.connections,
+        duration: Duration::try_from_secs_f64(args.seconds)?,
+    };
+    let result = search::run(plan).await?;
+    if args.json {
+        println!("{}", serde_json::to_string(&result)?);
+    } else {
+        print!("{}", search::show(&result));
     }
     Ok(true)
 }

@@ -6,11 +6,11 @@ use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
 use crate::commands::{
-    billing, card, config, connect, content, directory, fsck, node, origin, scrub, site, status, temporary,
-    usage, who_holds,
+    billing, card, config, connect, content, directory, fsck, node, origin, scrub, search, site, status,
+    temporary, usage, who_holds,
 };
 use crate::error::Failure;
-use crate::roles::{self, OriginArgs, RoleCommand};
+use crate::roles::{self, OriginArgs, RoleCommand, SearchArgs};
 use crate::up::{self, UpOptions};
 
 /// Dozo keeps contents on always-on storage, delivers them from the nearest holder, and bills every delivery once.
@@ -95,6 +95,7 @@ impl Cli {
     fn default_filter(&self) -> &'static str {
         match self.command {
             Command::Role(RoleCommand::Origin(OriginArgs { command: Some(_), .. })) => "warn",
+            Command::Role(RoleCommand::Search(SearchArgs { command: Some(_), .. })) => "warn",
             Command::Role(_) => "info",
             Command::Fsck(_) => "off",
             _ => "warn",
@@ -135,6 +136,9 @@ impl Command {
             Self::Up(options) => up::run(options).await,
             Self::Role(RoleCommand::Origin(OriginArgs { command: Some(command), .. })) => {
                 origin::origin(command).await
+            }
+            Self::Role(RoleCommand::Search(SearchArgs { command: Some(command), .. })) => {
+                search::search(command).await
             }
             Self::Role(role) => roles::run(role).await,
             Self::Status(args) => status::status(args).await,

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::commands::origin::OriginCommand;
+use crate::commands::search::SearchCommand;
 use crate::error::Failure;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
 use crate::signals::Signals;
@@ -104,7 +105,11 @@ pub struct StorageNodeArgs {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SearchArgs {
+    /// To ask search instead of running it
+    #[command(subcommand)]
+    pub command: Option<SearchCommand>,
     #[command(flatten)]
     server: ServerArgs,
     /// Folder for the directory's database, an SQLite file
@@ -198,7 +203,7 @@ pub enum RoleCommand {
     Gateway(GatewayArgs),
     /// Run a storage node: it keeps chunks, libraries and delivery records of its site
     StorageNode(StorageNodeArgs),
-    /// Run search: the directory of contents, clients and servers, and the cluster map
+    /// Run search, the directory of contents, clients and servers, and the cluster map; or ask it (find, lookup, explain, resync)
     Search(SearchArgs),
     /// Run an origin: it registers contents of folders and object stores, and sends them; or work on its sources
     Origin(OriginArgs),

@@ -388,6 +388,7 @@ pub fn set_epoch(txn: &mut Txn<'_>, epoch: u64) -> ApiResult<ChainHead> {
             txn.put(Key::ChainHead, &head);
             if before.is_some() {
                 crate::outbox::announcements::renumber(txn, 1)?;
+                crate::outbox::snapshot::ask(txn);
             }
             Ok(head)
         }

@@ -58,7 +58,7 @@ async fn step(shard: &Shard) -> ApiResult<bool> {
             return Ok(false);
         }
     };
-    if page.last <= after {
+    if page.last == after {
         return Ok(false);
     }
     let (changes, last) = (page.changes, page.last);
@@ -69,7 +69,8 @@ async fn step(shard: &Shard) -> ApiResult<bool> {
     Ok(true)
 }
 
-/// Applies a page that was asked for behind `after`. A cursor that was rewound meanwhile stays where it is.
+/// Applies a page that was asked for behind `after`; it ends before that if search has lost its feed and begins again. A
+/// cursor that was rewound meanwhile stays where it is.
 fn apply(txn: &mut Txn<'_>, after: u64, changes: &[Change], last: u64) -> ApiResult<usize> {
     let mut marked = 0;
     for change in changes {

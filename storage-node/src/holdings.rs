@@ -193,7 +193,8 @@ fn stays(existing: &Holding, version: Version, request: &HoldRequest) -> bool {
     }
 }
 
-fn hold_announcement(holding: &Holding) -> Announcement {
+/// What search is told of a complete holding.
+pub fn hold_announcement(holding: &Holding) -> Announcement {
     Announcement::Hold {
         name: holding.name.clone(),
         version: holding.version,

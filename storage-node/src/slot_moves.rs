@@ -28,6 +28,7 @@ use crate::catalog::key::{self, Key};
 use crate::catalog::rows::FrozenSlot;
 use crate::catalog::txn::{Rows, Txn};
 use crate::feed;
+use crate::outbox::snapshot;
 use crate::shard::Shard;
 use crate::slots::{self, RowBytes};
 use crate::view::View;
@@ -176,7 +177,14 @@ async fn import(shard: &Shard, slots: &[Slot], rows: Vec<RowBytes>, changes_afte
             .await?;
     }
     // Only now that all rows are here: the feed would otherwise pass by those that come after it.
-    shard.catalog.commit(move |txn| feed::rewind(txn, changes_after)).await?;
+    shard
+        .catalog
+        .commit(move |txn| {
+            // A snapshot that is under way has passed by some of these rows.
+            snapshot::restart(txn)?;
+            feed::rewind(txn, changes_after)
+        })
+        .await?;
     shard.signals.feed_rewound.notify_one();
     Ok(())
 }

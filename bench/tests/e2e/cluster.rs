@@ -79,6 +79,10 @@ pub struct Options {
     /// own; `None`: as usual.
     pub temporary_ttl_ms: Option<u64>,
     pub chunk_grace_ms: Option<u64>,
+    /// Search's database, where it is a process of its own; `None`: an SQLite file.
+    pub database: Option<String>,
+    /// How long search lets a server be silent before it counts as down; `None`: as by default.
+    pub lease_ms: Option<u64>,
 }
 
 impl Default for Options {
@@ -93,6 +97,8 @@ impl Default for Options {
             cache_bytes: 256 << 20,
             temporary_ttl_ms: None,
             chunk_grace_ms: None,
+            database: None,
+            lease_ms: None,
         }
     }
 }
@@ -289,7 +295,15 @@ impl Cluster {
                 flags.extend([("--name", role.to_owned()), ("--near", SITES[0].to_owned())]);
                 flags.push(("--hear", "127.255.255.255:0".to_owned()));
             }
-            "search" => {}
+            "search" => {
+                flags.extend(options.database.clone().map(|url| ("--database", url)));
+                if let Some(lease_ms) = options.lease_ms {
+                    let config = self.path("search.toml");
+                    let settings = format!("lease_ms = {lease_ms}\nheartbeat_ms = {}\n", lease_ms / 5);
+                    fs::write(&config, settings).expect("the folder is ours");
+                    flags.push(("--config", config.display().to_string()));
+                }
+            }
             _ => flags.push(("--name", role.to_owned())),
         }
         if !matches!(role, "gateway" | "mobile-access") {

@@ -9,6 +9,9 @@
 mod cluster;
 mod http;
 mod link;
+#[expect(dead_code, reason = "nothing here needs a database that crashes")]
+#[path = "../../../gateway/services/search/tests/postgres/server.rs"]
+mod postgres;
 mod probe;
 mod process;
 
@@ -24,6 +27,7 @@ mod operation;
 mod origin;
 mod publication;
 mod roaming;
+mod search;
 mod topology;
 mod visiting;
 

@@ -74,7 +74,7 @@ both_ways! {
     }
 }
 
-fn run_dozo(cluster: &Cluster, arguments: &[&str]) -> String {
+pub fn run_dozo(cluster: &Cluster, arguments: &[&str]) -> String {
     let output = Command::new(dozo())
         .args(arguments)
         .env("DOZO_ENDPOINTS", cluster.path("endpoints.json"))

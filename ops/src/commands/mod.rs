@@ -11,6 +11,7 @@ pub mod lost;
 pub mod node;
 pub mod origin;
 pub mod scrub;
+pub mod search;
 pub mod site;
 pub mod status;
 pub mod temporary;

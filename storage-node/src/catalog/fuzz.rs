@@ -22,7 +22,7 @@ use super::key;
 use super::redo;
 use super::rows::{
     AnnouncementHead, ChainHead, ChangeCursor, ChunkValue, FrozenSlot, HomeEnd, LibraryValue, OpenDelivery,
-    ReapValue, Row, Since, TallyHolding, TemporaryValue, VisitorValue,
+    ReapValue, Row, Since, Snapshot, TallyHolding, TemporaryValue, VisitorValue,
 };
 use super::txn::Overlay;
 use crate::fuzz::{ROUNDS, Target, corpus, fuzz};
@@ -208,10 +208,14 @@ fn what_the_site_is_told_is_read_as_it_was_written() {
         },
         Announcement::Release { name: name(), version: version() },
         Announcement::Withdraw { name: name(), version: version() },
+        Announcement::SnapshotBegin,
+        Announcement::SnapshotEnd { slots: vec![Slot(3), Slot(1023)] },
     ];
     run_rows("announcement", &announcements);
     run_rows("announcement-head", &[AnnouncementHead { next_seq: 9 }]);
     run_rows("change-cursor", &[ChangeCursor(300)]);
+    let covered = Some(vec![Slot(3)]);
+    run_rows("snapshot", &[Snapshot::default(), Snapshot { slots: covered, after: vec![1, 2] }]);
     run_rows("newest-time", &[HybridTime(TIME.0 << 16)]);
     let to = NodeId::new("tokyo.n2").unwrap();
     run_rows("frozen-slot", &[FrozenSlot { to, fence: 5, since: TIME }]);

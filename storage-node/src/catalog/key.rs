@@ -59,6 +59,7 @@ pub enum Tag {
     AnnouncementHead = 0x41,
     ChangeCursor = 0x42,
     HomeEnd = 0x43,
+    Snapshot = 0x44,
     NewestTime = 0x50,
     FrozenSlot = 0x51,
     ShardPosition = 0x52,
@@ -69,7 +70,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 34] = [
+    const ALL: [Self; 35] = [
         Self::Holding,
         Self::HoldingClient,
         Self::Library,
@@ -98,6 +99,7 @@ impl Tag {
         Self::AnnouncementHead,
         Self::ChangeCursor,
         Self::HomeEnd,
+        Self::Snapshot,
         Self::NewestTime,
         Self::FrozenSlot,
         Self::ShardPosition,
@@ -227,6 +229,8 @@ pub enum Key<'a> {
     /// [`super::rows::HomeEnd`]. How a request of a visitor's delivery ended that a shard of another site, its home,
     /// recorded; until that has it.
     HomeEnd(&'a NodeId, &'a DeliveryId),
+    /// [`super::rows::Snapshot`]. While all that is held is announced anew.
+    Snapshot,
     /// [`common::version::HybridTime`]. Not before any version that this node gave.
     NewestTime,
     /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
@@ -342,6 +346,7 @@ impl Key<'_> {
                 key.extend_from_slice(request.as_bytes());
                 key
             }
+            Self::Snapshot => all(Tag::Snapshot),
             Self::NewestTime => all(Tag::NewestTime),
             Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
             Self::ShardPosition => all(Tag::ShardPosition),

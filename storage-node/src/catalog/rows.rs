@@ -12,6 +12,7 @@ use common::hash::{ChunkHash, ContentHash, PossessionProof, RecordDigest};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use common::manifest::{ChunkList, Manifest};
 use common::name::ContentName;
+use common::placement::Slot;
 use common::possession::Possession;
 use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryStatus, RecordNumber, Source};
 use common::time::UnixMillis;
@@ -75,7 +76,7 @@ macro_rules! rows {
 rows! {
     HomeEnd => 1, Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, TemporaryValue => 1, VisitorValue => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1,
+    ChangeCursor => 1, Snapshot => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1,
     ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1, SyncAttempt => 1,
     AnsweredChallenge => 1,
 }
@@ -302,6 +303,15 @@ pub struct AnnouncementHead {
 /// Last change that was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeCursor(pub u64);
+
+/// How far a snapshot for search is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The slots that it covers; `None` until it begins.
+    pub slots: Option<Vec<Slot>>,
+    /// Key of the last holding that was announced.
+    pub after: Vec<u8>,
+}
 
 /// A slot handed out to `to` with `fence`, which no other handing out has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

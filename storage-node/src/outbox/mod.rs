@@ -4,3 +4,4 @@
 pub mod announcements;
 pub mod billing;
 pub mod home;
+pub mod snapshot;

@@ -170,6 +170,7 @@ fn spawn_workers(shard: &Arc<Shard>) -> JoinSet<()> {
     }
     workers.spawn(feed::follow(shard.clone()));
     workers.spawn(outbox::announcements::send(shard.clone()));
+    workers.spawn(outbox::snapshot::send(shard.clone()));
     workers.spawn(outbox::billing::send(shard.clone(), Fee::Service));
     workers.spawn(outbox::billing::send(shard.clone(), Fee::Content));
     workers.spawn(slot_moves::take_over(shard.clone()));

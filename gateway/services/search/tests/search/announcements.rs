@@ -1,10 +1,11 @@
 //! Announcements, versions, withdrawals, the change feed.
 
 use common::api::search::{
-    AnnounceBatch, Announcement, Announcer, ChangeKind, ClientLimits, MissingAt, NewBucket, NewClient,
-    Visibility,
+    AnnounceBatch, Announcement, Announcer, ChangeKind, ClientLimits, HolderName, ListQuery, MissingAt,
+    NewBucket, NewClient, Visibility,
 };
 use common::error::ErrorCode;
+use common::placement::{SLOT_COUNT, Slot};
 
 use crate::harness::{AT_ONCE, SOON, TestSearch, assert_code, batch, hold, id, release, version, withdraw};
 
@@ -209,4 +210,81 @@ async fn clients_and_buckets_are_made_once() {
     assert_eq!((changed.visibility, changed.created), (Visibility::Public, made.created));
     let names: Vec<_> = search.client.buckets().await.unwrap().into_iter().map(|b| b.bucket).collect();
     assert_eq!(names, [id("alice"), id("bobs")]);
+}
+
+#[tokio::test]
+async fn a_snapshot_confirms_what_is_held_and_the_rest_goes_without_a_moment_in_which_anything_is_missing() {
+    let search = TestSearch::new().await.with_alice().await;
+    let names: Vec<String> = (0..600).map(|i| format!("alice/{i}")).collect();
+    let all: Vec<_> = names.iter().map(|name| hold(name, 1)).collect();
+    search.announce("tokyo.n1", 1, all.clone()).await;
+    search.announce("osaka.n1", 1, vec![hold("alice/0", 1)]).await;
+    let slots: Vec<Slot> = (0..SLOT_COUNT).map(Slot).collect();
+    // Asked for by the operator: told with every answer until the snapshot begins.
+    assert_eq!(search.client.resync(&id("tokyo")).await.unwrap().nodes, 1);
+    let answer = search.client.announce(&batch("tokyo.n1", 1, 601, vec![])).await.unwrap();
+    assert_eq!((answer.next_seq, answer.resync), (601, true));
+    let begin = batch("tokyo.n1", 1, 601, vec![Announcement::SnapshotBegin]);
+    assert!(!search.client.announce(&begin).await.unwrap().resync);
+    // Half of it is confirmed; of the rest, what happens meanwhile counts as well.
+    search.announce("tokyo.n1", 602, all[..300].to_vec()).await;
+    search.announce("tokyo.n1", 902, vec![hold("alice/450", 2), release("alice/7", 1)]).await;
+    for name in names.iter().filter(|name| *name != "alice/7") {
+        search.client.lookup(&id(name)).await.unwrap();
+    }
+    // Slots that have moved to another node meanwhile are not the snapshot's affair.
+    let elsewhere = Slot::of_name(&id("alice/599"));
+    let covered = slots.iter().copied().filter(|slot| *slot != elsewhere).collect();
+    search.announce("tokyo.n1", 904, vec![Announcement::SnapshotEnd { slots: covered }]).await;
+    let is_left =
+        |i: usize| (i < 300 && i != 7) || i == 450 || Slot::of_name(&id(&format!("alice/{i}"))) == elsewhere;
+    let begin = std::time::Instant::now();
+    loop {
+        let mut wrong = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            let sites = search.client.holders(&id(name)).await.unwrap().holders;
+            let tokyo = sites.iter().any(|line| line.holder == HolderName::Site(id("tokyo")));
+            assert!(tokyo || !is_left(i), "{name} was withdrawn");
+            if tokyo != is_left(i) {
+                wrong.push(name);
+            }
+        }
+        if wrong.is_empty() {
+            break;
+        }
+        assert!(begin.elapsed() < SOON, "not withdrawn: {wrong:?}");
+    }
+    assert_eq!(search.client.lookup(&id("alice/0")).await.unwrap().sites.len(), 2);
+}
+
+#[tokio::test]
+async fn batches_that_arrive_together_are_as_if_each_came_alone() {
+    let search = TestSearch::new().await.with_alice().await;
+    let nodes = (0..40).map(|node| {
+        let client = search.client.clone();
+        tokio::spawn(async move {
+            let (node, name) = (format!("s{node}.n1"), format!("alice/own-{node}"));
+            let items = vec![
+                hold("alice/shared", 5),
+                hold(&name, 1),
+                hold("alice/gone", 3),
+                release("alice/gone", 3),
+            ];
+            let gap = client.announce(&batch(&node, 1, 2, vec![hold("alice/gap", 1)])).await.unwrap();
+            let taken = client.announce(&batch(&node, 1, 1, items.clone())).await.unwrap();
+            let again = client.announce(&batch(&node, 1, 1, items)).await.unwrap();
+            let zero = client.announce(&batch(&node, 1, 0, vec![])).await;
+            assert_code(zero, ErrorCode::InvalidRequest);
+            (gap.next_seq, taken.next_seq, again.next_seq)
+        })
+    });
+    for node in nodes.collect::<Vec<_>>() {
+        assert_eq!(node.await.unwrap(), (1, 5, 5));
+    }
+    assert_eq!(search.client.lookup(&id("alice/shared")).await.unwrap().sites.len(), 40);
+    for name in ["alice/gone", "alice/gap"] {
+        assert_code(search.client.lookup(&id(name)).await, ErrorCode::ContentNotFound);
+    }
+    let page = search.client.list(&id("alice"), &ListQuery::default()).await.unwrap();
+    assert_eq!(page.contents.len(), 41);
 }

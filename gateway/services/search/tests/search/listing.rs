@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use common::api::search::{ContentPage, ListQuery, SearchClient};
+use common::api::search::{ContentPage, ListQuery, NewBucket, SearchClient, Visibility};
 use proptest::prelude::*;
 
-use crate::harness::{TestSearch, hold, id, release};
+use crate::harness::{TestSearch, hold, id, release, version};
 
 /// One page as S3 describes it: (keys, common prefixes, next).
 fn model(keys: &BTreeSet<String>, query: &ListQuery) -> (Vec<String>, Vec<String>, Option<String>) {
@@ -123,4 +123,38 @@ async fn a_part_of_the_name_finds_contents_page_by_page() {
     assert_eq!(found("0%", "", 10).await.0, [names[0]]);
     assert_eq!(found("_", "", 10).await.0, [names[1]]);
     assert!(found("\\", "", 10).await.0.is_empty());
+}
+
+#[tokio::test]
+async fn contents_are_found_by_hash_and_by_provider_page_by_page() {
+    let search = TestSearch::new().await.with_alice().await;
+    let other = NewBucket { provider: id("alice"), visibility: Visibility::Private };
+    search.client.put_bucket(&id("alice-2"), &other).await.unwrap();
+    let names = ["alice-2/a", "alice/a", "alice/b", "free/a"];
+    search.announce("tokyo.n1", 1, names.iter().map(|n| hold(n, 1)).collect()).await;
+    search
+        .announce(
+            "tokyo.n1",
+            5,
+            vec![hold("alice/other", 2), hold("alice/gone", 1), release("alice/gone", 1)],
+        )
+        .await;
+    let flat = |page: ContentPage| -> (Vec<String>, Option<String>) {
+        (page.contents.iter().map(|c| c.name.to_string()).collect(), page.next)
+    };
+    let hash = version(1).hash;
+    let first = flat(search.client.by_hash(hash, "", 3).await.unwrap());
+    assert_eq!(first, (names[..3].iter().map(|n| (*n).to_owned()).collect(), Some("alice/b".to_owned())));
+    assert_eq!(
+        flat(search.client.by_hash(hash, "alice/b", 3).await.unwrap()),
+        (vec!["free/a".to_owned()], None)
+    );
+    let mine =
+        async |after: &str, limit| flat(search.client.by_provider(&id("alice"), after, limit).await.unwrap());
+    let all: Vec<String> = ["alice-2/a", "alice/a", "alice/b", "alice/other"].map(str::to_owned).to_vec();
+    assert_eq!(mine("", 10).await, (all.clone(), None));
+    assert_eq!(mine("", 1).await, (all[..1].to_vec(), Some(all[0].clone())));
+    assert_eq!(mine("alice-2/a", 2).await, (all[1..3].to_vec(), Some(all[2].clone())));
+    assert_eq!(mine("alice/b", 2).await, (all[3..].to_vec(), None));
+    assert_eq!(flat(search.client.by_provider(&id("nobody"), "", 5).await.unwrap()), (vec![], None));
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use common::api::search::{FenceRequest, NodeFacts, SlotMove};
+use common::api::search::{FenceRequest, HolderName, NodeFacts, SlotMove};
 use common::auth::Role;
 use common::cluster::MapEpoch;
 use common::error::ErrorCode;
 use common::placement::{SLOT_COUNT, Slot};
 
-use crate::harness::{AT_ONCE, SOON, TestSearch, assert_code, gateway, id, node, origin};
+use crate::harness::{AT_ONCE, SOON, TestSearch, assert_code, gateway, hold, id, node, origin};
 
 #[tokio::test]
 async fn registering_builds_the_map_and_heartbeats_leave_it_alone() {
@@ -169,4 +169,23 @@ async fn slot_requests_that_make_no_sense_are_refused() {
     assert_code(search.client.fence_slots(&fence_of("tokyo.n2", &[1])).await, ErrorCode::Conflict);
     let unknown = search.client.move_slots(&move_of("tokyo.n1", "tokyo.n9", &[1], 0)).await;
     assert_code(unknown, ErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn a_site_that_fell_silent_is_not_offered_until_it_reports() {
+    let search = TestSearch::with_lease(300).await.with_alice().await;
+    search.announce("tokyo.n1", 1, vec![hold("alice/a", 1)]).await;
+    let begin = std::time::Instant::now();
+    loop {
+        let answer = search.client.lookup(&id("alice/a")).await;
+        if answer.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::SourceUnavailable)) {
+            break;
+        }
+        assert_eq!(answer.unwrap().sites, [id("tokyo")]);
+        assert!(begin.elapsed() < SOON);
+    }
+    let line = search.client.holders(&id("alice/a")).await.unwrap().holders.remove(0);
+    assert_eq!((line.holder, line.is_silent), (HolderName::Site(id("tokyo")), true));
+    search.client.register(&gateway("tokyo", "g1")).await.unwrap();
+    assert_eq!(search.client.lookup(&id("alice/a")).await.unwrap().sites, [id("tokyo")]);
 }

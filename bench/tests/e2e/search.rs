@@ -1,0 +1,155 @@
+//! The directory under trouble: sites that fall silent, data that is lost, another database.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cluster::{Cluster, Mode, Options, SOON, eventually};
+use crate::operation::run_dozo;
+use crate::postgres::Postgres;
+use crate::{etag_of, fresh_bytes};
+
+const TOKYO: [&str; 3] = ["tokyo.n1", "tokyo.n2", "tokyo.g1"];
+
+/// Waits until carol's site gives these bytes; answers how long that took.
+fn until_carol_gets(cluster: &Cluster, name: &str, bytes: &[u8]) -> Duration {
+    let (begin, carol) = (Instant::now(), cluster.client("carol"));
+    eventually("osaka gives the newest version", SOON, || {
+        let answer = carol.try_send("GET", &format!("/v1/contents/{name}"), &[], &[]);
+        let answer = answer.map_err(|error| error.to_string())?;
+        if answer.body == bytes {
+            Ok(())
+        } else {
+            Err(format!("{} {:?}", answer.status, answer.header("etag")))
+        }
+    });
+    begin.elapsed()
+}
+
+fn works_on_another_database(database: Option<String>) {
+    let cluster =
+        Cluster::start(Mode::ProcessPerServer, &Options { database, nodes: 1, ..Options::default() });
+    let (alice, carol) = (cluster.client("alice"), cluster.client("carol"));
+    let mut quickest = Duration::MAX;
+    for round in 0..3 {
+        let bytes = fresh_bytes(50_000);
+        let answer = alice.put_content("alice/song", &bytes);
+        assert_eq!(answer.status, if round == 0 { 201 } else { 200 }, "{}", answer.text());
+        let took = until_carol_gets(&cluster, "alice/song", &bytes);
+        if round > 0 {
+            quickest = quickest.min(took);
+        }
+        assert_eq!(carol.get("/v1/contents/alice/song").header("etag"), Some(etag_of(&bytes).as_str()));
+    }
+    println!("a newer version reached the holding site within {quickest:?}");
+    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    assert!(cluster.lookup("alice/song").unwrap().sites.iter().any(|site| site.as_str() == "osaka"));
+    // A withdrawal reaches it too.
+    alice.send("DELETE", "/v1/contents/alice/song", &[], &[]).expect(204);
+    let begin = Instant::now();
+    let new = cluster.new_client("late", "osaka");
+    eventually("osaka sells it no more", SOON, || match new.get("/v1/contents/alice/song").status {
+        404 => Ok(()),
+        other => Err(other.to_string()),
+    });
+    println!("the withdrawal reached it within {:?}", begin.elapsed());
+}
+
+#[test]
+fn the_whole_system_works_with_its_directory_in_postgresql() {
+    let Some(server) = Postgres::start("-c fsync=off") else { return };
+    works_on_another_database(Some(server.database("dozo")));
+}
+
+#[test]
+fn a_silent_site_is_not_offered_and_a_directory_that_lost_data_is_told_everything_again() {
+    let options = Options { lease_ms: Some(1_500), ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    let alice = cluster.client("alice");
+    let put = |name: &str| alice.put_content(name, &fresh_bytes(1_000)).expect(201);
+    let holds = |name: &str, site: &str| {
+        cluster.lookup(name).is_ok_and(|info| info.sites.iter().any(|each| each.as_str() == site))
+    };
+    let until = |what: &str, check: &dyn Fn() -> bool| {
+        eventually(what, SOON, || if check() { Ok(()) } else { Err("not yet".to_owned()) });
+    };
+    let old: Vec<String> = (0..12).map(|i| format!("alice/old-{i}")).collect();
+    old.iter().for_each(|name| drop(put(name)));
+    until("search knows them", &|| old.iter().all(|name| holds(name, "tokyo")));
+
+    // Negative feedback counts at once, and what was told wrongly comes back with a snapshot.
+    let search = cluster.operator(&cluster.endpoints.search.http);
+    let version = cluster.lookup(&old[0]).unwrap().version;
+    let missing = json!({"name": old[0], "version": version, "at": {"site": "tokyo"}});
+    search.send_json("POST", "/v1/contents/missing", &missing).expect(200);
+    assert!(!holds(&old[0], "tokyo"));
+    let asked = search.send_json("POST", "/v1/sites/tokyo/resync", &json!(null)).expect(200);
+    assert_eq!(asked.json::<serde_json::Value>()["nodes"], 2);
+    until("the snapshot confirms it", &|| holds(&old[0], "tokyo"));
+
+    // A backup is taken, things go on, and the backup is put back.
+    let stop = || {
+        cluster.terminate("search");
+        assert!(cluster.await_end("search", SOON).success());
+    };
+    let folder = cluster.path("search");
+    stop();
+    std::fs::copy(folder.join("search.db"), folder.join("backup")).unwrap();
+    cluster.restart("search");
+    cluster.await_ready("search");
+    let new: Vec<String> = (0..12).map(|i| format!("alice/new-{i}")).collect();
+    new.iter().for_each(|name| drop(put(name)));
+    let gone = &old[11];
+    alice.send("DELETE", &format!("/v1/contents/{gone}"), &[], &[]).expect(204);
+    until("search knows what changed", &|| {
+        new.iter().all(|name| holds(name, "tokyo")) && !holds(gone, "tokyo")
+    });
+    stop();
+    for file in ["search.db", "search.db-wal", "search.db-shm"] {
+        let _gone = std::fs::remove_file(folder.join(file));
+    }
+    std::fs::rename(folder.join("backup"), folder.join("search.db")).unwrap();
+    cluster.restart("search");
+    cluster.await_ready("search");
+    until("search knows again what it lost, and never forgot what it knew", &|| {
+        assert!(old[..11].iter().all(|name| holds(name, "tokyo")));
+        new.iter().all(|name| holds(name, "tokyo")) && !holds(gone, "tokyo")
+    });
+    // What a client drops is told as always.
+    let last = put("alice/last");
+    assert!(last.status == 201);
+    until("announcements go on", &|| holds("alice/last", "tokyo"));
+
+    TOKYO.iter().for_each(|name| cluster.kill(name));
+    until("a silent site is not offered", &|| {
+        cluster.lookup(&old[0]).is_err_and(|answer| answer.contains("source_unavailable"))
+    });
+    TOKYO.iter().for_each(|name| cluster.restart(name));
+    until("it is offered again when it reports", &|| holds(&old[0], "tokyo"));
+}
+
+#[test]
+fn the_command_line_finds_and_explains() {
+    let cluster = Cluster::shared(Mode::OneProcess);
+    let alice = cluster.client("alice");
+    let bytes = fresh_bytes(2_000);
+    alice.put_content("alice/finding/Needle-100%.txt", &bytes).expect(201);
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&run_dozo(cluster, &[arguments, &["--json"]].concat())).unwrap()
+    };
+    let name = "alice/finding/Needle-100%.txt";
+    let found = json(&["search", "find", "needle-100%"]);
+    assert_eq!(found["contents"][0]["name"], name);
+    let hash = common::hash::ContentHash::of(&bytes).to_string();
+    assert_eq!(json(&["search", "lookup", "--hash", &hash])["contents"][0]["name"], name);
+    let of_alice = json(&["search", "lookup", "--provider", "alice", "--after", "alice/finding/"]);
+    assert_eq!(of_alice["contents"][0]["name"], name);
+    assert_eq!(json(&["search", "lookup", name])["sites"], json!(["tokyo"]));
+    let explained = json(&["search", "explain", name, "--from", "osaka"]);
+    assert_eq!(explained["holders"][0]["holder"]["site"], "tokyo");
+    assert_eq!(explained["holders"][0]["is_silent"], false);
+    let first = &explained["ranking"]["candidates"][0];
+    assert_eq!((first["source"].as_str(), first["chosen"].as_bool()), (Some("site:tokyo"), Some(true)));
+    let text = run_dozo(cluster, &["search", "explain", name, "--from", "osaka"]);
+    assert!(text.contains("site tokyo") && text.contains("as osaka.g1 ranks them"), "{text}");
+}
