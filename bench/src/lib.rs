@@ -19,6 +19,7 @@
 //! | a node's chunk store without the network | [`device`] |
 //! | how even placement is, what moves, what it costs | [`placement`] |
 //! | what deduplication does on one's own files | [`dedup`] |
+//! | what ways of delivering cost the network, simulated | [`traffic`] |
 
 pub mod books;
 pub mod content;
@@ -39,4 +40,5 @@ pub mod run;
 pub mod schedule;
 pub mod slo;
 pub mod target;
+pub mod traffic;
 pub mod wire;

@@ -16,6 +16,7 @@ use bench::run::{Options, run};
 use bench::schedule::Arrivals;
 use bench::slo::Slo;
 use bench::target::{Endpoints, Target};
+use bench::traffic::command::TrafficArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use common::config::parse_bytes;
 
@@ -50,6 +51,9 @@ enum Command {
     Placement(PlacementArgs),
     /// Drives a node's chunk store directly, without the network.
     Device(DeviceArgs),
+    /// Simulates what delivering costs a network with hop counts: from one server, between clients, and from sites
+    /// that collect from each other.
+    Traffic(Box<TrafficArgs>),
 }
 
 /// Starting points for common measurements; every flag given beside one wins over it.
@@ -322,6 +326,7 @@ fn main() -> ExitCode {
         Command::Dedup(args) => run_dedup(&args),
         Command::Placement(args) => run_placement(args),
         Command::Device(args) => runtime.block_on(run_device(args)),
+        Command::Traffic(args) => run_traffic(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -481,6 +486,12 @@ fn run_placement(args: PlacementArgs) -> Result<bool, Failure> {
     let plan = PlacementPlan { nodes: args.nodes, sample: args.sample, chunks: args.chunks };
     let report = placement::run(plan, |what| eprintln!("bench: {what}"))?;
     tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(true)
+}
+
+fn run_traffic(args: &TrafficArgs) -> Result<bool, Failure> {
+    let report = args.run()?;
+    tell(&report, &report.text(), args.json.as_deref())?;
     Ok(true)
 }
 

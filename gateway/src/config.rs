@@ -45,8 +45,7 @@ pub struct Config {
     /// less: this is also the most that it allows other sites for clients of its own.
     #[serde(default = "temporary_ttl_ms")]
     pub temporary_ttl_ms: u64,
-    /// How long a client of this site may visit another on one answer of its card, in milliseconds; also the longest that
-    /// a visit goes on after its card was disabled while search is away.
+    /// How long a client of this site may visit another on one answer of its card, in milliseconds.
     #[serde(default = "visit_ms")]
     pub visit_ms: u64,
 }

@@ -139,8 +139,8 @@ impl Directory {
             .ok_or_else(|| ApiError::new(ErrorCode::BucketNotFound, format!("there is no bucket {bucket}")))
     }
 
-    /// Whose card it is, `None` if nobody's. Always asked, so a card that was disabled a moment ago is not taken for good;
-    /// only while search is away an answer from before does.
+    /// Whose card it is, `None` if nobody's. Always asked, so a card that was disabled a moment ago is refused. Only while
+    /// search is away an answer from before does, for [`STALE_MAX`] at most; nobody can disable a card meanwhile.
     pub async fn card(&self, card: &PublicKey) -> Result<Option<CardHolder>, ApiError> {
         self.cards.ask(card, ErrorCode::CardUnknown, self.search.card(card)).await
     }

@@ -1,7 +1,8 @@
 //! Clients that come with a visitor token: who they are, without asking anybody.
 //!
 //! The token says all that is needed and carries the cluster's seal; the request carries the signature of the session that
-//! the token names, over what is asked, of this gateway, at this minute. A request that comes twice is refused: what came is
+//! the token names, over method and path, for this gateway, at this minute (which part of the content is asked for is not
+//! signed: proxies may change that, and nobody gains by it). A request that comes twice is refused: what came is
 //! remembered, by this gateway alone, for as long as it would be taken, and a request for another gateway is none here. (A
 //! gateway that was started anew within that minute does not remember; who replays a request then gets what it heard pass by
 //! already.) A card that was disabled is noticed within seconds as long as search answers; while it does not, the token is

@@ -130,12 +130,18 @@ fn read_pin(pin_file: Option<&Path>) -> Result<String, Failure> {
 
 #[cfg(not(feature = "pkcs11"))]
 pub fn generate_in_token(_place: &TokenPlace, _pin_file: Option<&Path>) -> Result<PublicKey, Failure> {
-    Err(Failure::usage("this build of dozo knows no PKCS#11 tokens: build it with the feature pkcs11"))
+    Err(no_tokens())
 }
 
 #[cfg(not(feature = "pkcs11"))]
-fn open_token(place: &TokenPlace, pin_file: Option<&Path>) -> Result<Box<dyn Signer>, Failure> {
-    Err(generate_in_token(place, pin_file).map(drop).err().unwrap_or_else(|| Failure::new("no token")))
+fn open_token(_place: &TokenPlace, _pin_file: Option<&Path>) -> Result<Box<dyn Signer>, Failure> {
+    Err(no_tokens())
+}
+
+#[cfg(not(feature = "pkcs11"))]
+fn no_tokens() -> Failure {
+    Failure::usage("this dozo knows no PKCS#11 tokens")
+        .with_next_step("use one that was built with the feature pkcs11")
 }
 
 #[cfg(test)]

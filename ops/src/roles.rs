@@ -107,9 +107,15 @@ pub struct StorageNodeArgs {
 pub struct SearchArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Folder for the directory's database
+    /// Folder for the directory's database, an SQLite file
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// A PostgreSQL database instead: postgres://USER@HOST/NAME
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// File with the password for the database
+    #[arg(long, value_name = "FILE")]
+    database_password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -314,7 +320,12 @@ impl RoleCommand {
                 flags.folder(args.data_dir.as_ref());
                 flags.set_true("force", args.force);
             }
-            Self::Search(args) => flags.folder(args.data_dir.as_ref()),
+            Self::Search(args) => {
+                flags.folder(args.data_dir.as_ref());
+                flags.set("database", args.database.as_ref());
+                flags
+                    .set("database_password_file", args.database_password_file.as_ref().map(|f| f.display()));
+            }
             Self::Origin(args) => {
                 flags.member(&args.member);
                 flags.folder(args.data_dir.as_ref());

@@ -465,6 +465,8 @@ fn a_home_of_many_gateways_takes_an_answer_once_and_its_silence_has_a_name() {
     let refused = card.try_challenge(cluster).expect(503);
     assert_eq!(refused.code(), "home_unreachable");
     fails(&run(cluster, &connect, &[]), "home_unreachable");
+    // Who was here before goes on with what the site has.
+    assert_eq!(visiting.get(&format!("{bucket}/notes")).expect(200).body, b"what carol wrote");
     let nobody = ["connect", "--card", &file, "--address", "127.255.255.255:1", "--wait-ms", "300"];
     fails(&run(cluster, &nobody, &[]), "no mobile access server answered");
     let gone = ["connect", "--card", &file, "--mobile-access", "127.0.0.1:1"];

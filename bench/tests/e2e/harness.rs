@@ -56,3 +56,34 @@ fn bench_verifies_bytes_and_bookings_and_holds_promises() {
     let wrong = Command::new(env!("CARGO_BIN_EXE_bench")).args(["run", "--size", "huge"]).output().unwrap();
     assert_eq!(wrong.status.code(), Some(2));
 }
+
+#[test]
+fn bench_traffic_repeats_exactly_and_refuses_what_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let traffic = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+        command.current_dir(folder.path()).arg("traffic").args(arguments).output().expect("bench runs")
+    };
+    let small =
+        ["--clients", "40", "--contents", "60", "--requests", "500", "--json", "-", "--plot", "x.svg"];
+    let output = traffic(&small);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(traffic(&small).stdout, output.stdout);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["schema"], "dozo.bench.traffic/1");
+    let models: Vec<_> = report["models"].as_array().unwrap().iter().map(|m| m["model"].clone()).collect();
+    assert_eq!(models, ["client-server", "peer-to-peer", "sites"]);
+    assert_eq!(report["sweep"]["availability"].as_array().unwrap().len(), 10);
+    assert!(std::fs::read_to_string(folder.path().join("x.svg")).unwrap().ends_with("</svg>\n"));
+    std::fs::write(folder.path().join("bad.toml"), "origin = \"x\"\nlinks = []\nsites = []\n").unwrap();
+    for (wrong, reason) in [
+        (["--topology", "bad.toml"], "there are no sites"),
+        (["--topology", "none.toml"], "none.toml"),
+        (["--availability", "0"], "availability is 0"),
+    ] {
+        let output = traffic(&wrong);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(reason), "{text}");
+    }
+}

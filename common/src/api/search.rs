@@ -10,6 +10,7 @@ use crate::auth::Role;
 use crate::card::PublicKey;
 use crate::client::{CallError, ServerClient, encode};
 use crate::cluster::{ClusterMap, MapEpoch};
+use crate::hash::ContentHash;
 use crate::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
 use crate::name::ContentName;
 use crate::placement::Slot;
@@ -271,6 +272,11 @@ pub enum Announcement {
     Release { name: ContentName, version: Version },
     /// The provider withdrew the content: versions up to this one are not to be found or bought any more.
     Withdraw { name: ContentName, version: Version },
+    /// Between this and [`Announcement::SnapshotEnd`] the node announces all that it holds, among what else happens. Nothing
+    /// is withdrawn yet.
+    SnapshotBegin,
+    /// What the site held in these slots by an earlier announcement, and was not announced since the begin, is withdrawn.
+    SnapshotEnd { slots: Vec<Slot> },
 }
 
 /// Announcements `first_seq, first_seq + 1, …` of one announcer.
@@ -287,6 +293,9 @@ pub struct AnnounceBatch {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnnounceAnswer {
     pub next_seq: u64,
+    /// The operator wants a snapshot.
+    #[serde(default)]
+    pub resync: bool,
 }
 
 /// A content as search knows it: its newest version and who holds it.
@@ -302,6 +311,35 @@ pub struct ContentInfo {
     pub origins: Vec<ServerName>,
 }
 
+/// Every holder of a content, for the operator. `GET /v1/contents/holders?name=`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderList {
+    pub holders: Vec<HolderLine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderLine {
+    pub holder: HolderName,
+    pub version: Version,
+    /// No server of the site was heard of for the time of a lease: it is not offered as a holder.
+    pub is_silent: bool,
+    /// When a server of the site was heard of last.
+    pub heard_ms_ago: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HolderName {
+    Site(SiteId),
+    Origin(ServerName),
+}
+
+/// How many announcers of a site were asked for a snapshot. `POST /v1/sites/{site}/resync`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resync {
+    pub nodes: u64,
+}
+
 /// One line of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContentSummary {
@@ -312,7 +350,8 @@ pub struct ContentSummary {
     pub provider: ClientId,
 }
 
-/// `GET /v1/contents/list?bucket=&prefix=&after=&limit=&delimiter=`, `GET /v1/contents/search?q=&after=&limit=`
+/// `GET /v1/contents/list?bucket=&prefix=&after=&limit=&delimiter=`, `GET /v1/contents/search?q=&after=&limit=`,
+/// `GET /v1/contents/by-hash/{hash}?after=&limit=`, `GET /v1/contents/by-provider/{client}?after=&limit=`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ContentPage {
     pub contents: Vec<ContentSummary>,
@@ -492,7 +531,7 @@ impl SearchClient {
         self.send(Method::POST, "/v1/announcements", batch).await
     }
 
-    /// `ContentNotFound` when nobody holds it.
+    /// `ContentNotFound` when nobody holds it; `SourceUnavailable` when those that hold it are silent.
     pub async fn lookup(&self, name: &ContentName) -> Result<ContentInfo, CallError> {
         self.get(&format!("/v1/contents/lookup?name={}", encode(name.as_str()))).await
     }
@@ -501,7 +540,36 @@ impl SearchClient {
         self.get(&format!("/v1/contents/list?bucket={bucket}&{}", query.encode())).await
     }
 
-    /// Contents whose name contains `text`.
+    pub async fn holders(&self, name: &ContentName) -> Result<HolderList, CallError> {
+        self.get(&format!("/v1/contents/holders?name={}", encode(name.as_str()))).await
+    }
+
+    /// Contents with this hash, under whatever names.
+    pub async fn by_hash(
+        &self,
+        hash: ContentHash,
+        after: &str,
+        limit: u32,
+    ) -> Result<ContentPage, CallError> {
+        self.get(&format!("/v1/contents/by-hash/{hash}?after={}&limit={limit}", encode(after))).await
+    }
+
+    /// Contents of a provider's buckets.
+    pub async fn by_provider(
+        &self,
+        provider: &ClientId,
+        after: &str,
+        limit: u32,
+    ) -> Result<ContentPage, CallError> {
+        self.get(&format!("/v1/contents/by-provider/{provider}?after={}&limit={limit}", encode(after))).await
+    }
+
+    /// Asks a site's nodes for snapshots of what they hold.
+    pub async fn resync(&self, site: &SiteId) -> Result<Resync, CallError> {
+        self.send(Method::POST, &format!("/v1/sites/{site}/resync"), &()).await
+    }
+
+    /// Contents whose name contains `text`, in the order in which they became known.
     pub async fn find(&self, text: &str, after: &str, limit: u32) -> Result<ContentPage, CallError> {
         let path = format!("/v1/contents/search?q={}&after={}&limit={limit}", encode(text), encode(after));
         self.get(&path).await

@@ -8,13 +8,16 @@ use std::fmt::{Debug, Display};
 use std::path::Path;
 use std::str::FromStr;
 
+use common::api::mobile_access::{AccessAnswer, AccessRequest, REQUEST_LEN};
 use common::auth::{ClusterSecret, Role, TokenError};
+use common::card::PublicKey;
 use common::hash::{ChunkHash, ContentHash};
-use common::id::{BucketName, ClientId, DeliveryId, NodeId, SiteId};
+use common::id::{BucketName, ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use common::manifest::{ChunkList, ChunkRef, Manifest, check_chunks, slices};
 use common::name::ContentName;
 use common::range::{RangeError, Wanted, parse};
 use common::time::UnixMillis;
+use common::visit::{Authorization, Challenge, Nonce, Visitor};
 use driver::{ROUNDS, Target, corpus, fuzz};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -237,4 +240,67 @@ fn signed_call(bytes: &[u8]) {
 #[test]
 fn a_signed_call_names_its_caller() {
     run("signed-call", signed_call, &texts(&["tokyo.n1\nGET\n/v1/x?a=1", "g1\nPUT\n/", "a b\nGET\n/x"]));
+}
+
+const CHALLENGE: &str = "01056f73616b61056361726f6c4030313031303130313031303130313031303130313031303130313031303130313031\
+    303130313031303130313031303130313031303130313031303130313031026d3105746f6b796f80d8c1a28c34020202\
+    0202020202020202020202020253f7d8759a59465e1d77f56fc2afcc786dc029061dc52298ec923bed299e0a3b";
+const TOKEN: &str = "01056f73616b61056361726f6c4030313031303130313031303130313031303130313031303130313031303130313031\
+    303130313031303130313031303130313031303130313031303130313031403033303330333033303330333033303330\
+    333033303330333033303330333033303330333033303330333033303330333033303330333033303330333033303305\
+    746f6b796f026d3180d8c1a28c34a0cff8a28c3400000000f502624f67d790a21ce4576a818f2547c2ce2bd6fee67c39\
+    c9dbd5f7692e4e8a";
+
+fn osaka() -> SiteId {
+    SiteId::new("osaka").unwrap()
+}
+
+fn tokyo() -> SiteId {
+    SiteId::new("tokyo").unwrap()
+}
+
+/// Whatever a stranger sends for a challenge or a token: taken only if it is one that was sealed.
+fn sealed(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if Challenge::open(&text, &secret(), &osaka(), NOW).is_ok() {
+        assert!(text.eq_ignore_ascii_case(CHALLENGE));
+    }
+    if Visitor::open(&text, &secret(), &tokyo(), NOW).is_ok() {
+        assert!(text.eq_ignore_ascii_case(TOKEN));
+    }
+    let _either = Challenge::read(&text);
+    if let Some(given) = Authorization::parse(&text) {
+        assert!(text.starts_with(given.token));
+    }
+}
+
+#[test]
+fn nothing_is_sealed_but_by_those_who_have_the_secret() {
+    assert!(Challenge::open(CHALLENGE, &secret(), &osaka(), NOW).is_ok(), "of an earlier version");
+    assert!(Visitor::open(TOKEN, &secret(), &tokyo(), NOW).is_ok(), "of an earlier version");
+    let signed = format!("{TOKEN} {} {} {}", NOW.0, "00".repeat(16), "11".repeat(64));
+    run("sealed", sealed, &texts(&[CHALLENGE, TOKEN, &signed]));
+}
+
+/// A datagram of anybody is read as itself or not at all.
+fn datagram(bytes: &[u8]) {
+    if let Ok(request) = AccessRequest::decode(bytes) {
+        assert_eq!(AccessRequest::decode(&request.encode()), Ok(request));
+    }
+    if let Ok(answer) = AccessAnswer::decode(bytes) {
+        assert!(answer.encode().len() <= REQUEST_LEN);
+    }
+}
+
+#[test]
+fn a_datagram_is_read_as_itself() {
+    let request = AccessRequest {
+        client: ClientId::new("carol").unwrap(),
+        home: osaka(),
+        card: PublicKey::from_bytes([1; 32]),
+        nonce: Nonce([2; 16]),
+    };
+    let name = ServerName::new("mobile-access").unwrap();
+    let answer = AccessAnswer { nonce: Nonce([2; 16]), name, http: "http://127.0.0.1:8004".into() };
+    run("datagram", datagram, &[request.encode(), answer.encode()]);
 }

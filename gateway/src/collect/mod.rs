@@ -94,7 +94,7 @@ pub struct Joined {
 
 /// What carries a collection out.
 enum Work {
-    Here { holders: Holders, first: Option<FirstBytes> },
+    Here { holders: Box<Holders>, first: Option<FirstBytes> },
     There { address: CollectorAddress, run: u64 },
 }
 
@@ -193,6 +193,7 @@ impl Collector {
                 Ok(_) => holders.report_missing(&candidate).await,
                 Err(error) if is_not_there(error.code()) => holders.report_missing(&candidate).await,
                 Err(error) => {
+                    self.sources.not_answered(&candidate, &error);
                     tracing::warn!(content = %name, source = ?candidate.source, error = chain(&error), "source does not answer");
                 }
             }
@@ -278,7 +279,7 @@ impl Collector {
         let holding = Holding { ref_tag: held.ref_tag, state: HoldingState::Collecting, ..holding };
         let head = CollectionHead { run: RefTag::generate().0, source: candidate.source.clone(), path };
         let collection = Collection::new(holding, chunks, head, self.windows.clone());
-        Ok((Arc::new(collection), Work::Here { holders, first }))
+        Ok((Arc::new(collection), Work::Here { holders: Box::new(holders), first }))
     }
 
     fn begin_following(&self, opened: Opened, address: CollectorAddress) -> ApiResult<Beginning> {
@@ -348,6 +349,7 @@ impl Collector {
                 Ok(_) => holders.report_missing(candidate).await,
                 Err(error) if is_not_there(error.code()) => holders.report_missing(candidate).await,
                 Err(error) => {
+                    self.sources.not_answered(candidate, &error);
                     tracing::warn!(content = %info.name, source = ?candidate.source, error = chain(&error), "source does not answer");
                 }
             }
@@ -492,7 +494,7 @@ impl Collector {
                     ));
                 }
                 let holders = self.holders(&info, self.rank(&info).await);
-                return Ok(Some(Work::Here { holders, first: None }));
+                return Ok(Some(Work::Here { holders: Box::new(holders), first: None }));
             }
             match self.opened_by(name, &address).await {
                 Ok(Some(Opened { holding, collection: Some(head), .. }))

@@ -25,6 +25,9 @@ use crate::http::GatewayClient;
 use crate::output::{self, OutputArgs};
 use crate::visit::OpenVisit;
 
+/// Once one server has answered, the others of a network do so within this time.
+const OTHERS_WAIT: Duration = Duration::from_secs(1);
+
 #[derive(Debug, clap::Args)]
 pub struct ConnectArgs {
     /// The card: a file made by `dozo card new`
@@ -72,9 +75,13 @@ pub async fn connect(args: ConnectArgs) -> Result<(), Failure> {
         [] => None,
         [name, file @ ..] => Some((name.parse::<ContentName>()?, file.first().map(PathBuf::from))),
     };
+    let file = args.visit.clone().unwrap_or_else(|| args.card.with_extension("visit"));
+    if file == args.card {
+        return Err(Failure::usage("the visit would be written over the card")
+            .with_next_step("name another file for it: --visit FILE"));
+    }
     let card = CardFile::read(&args.card)?;
     let visit = find_and_connect(&args, &card).await?;
-    let file = args.visit.unwrap_or_else(|| args.card.with_extension("visit"));
     visit.write(&file)?;
     let took = begun.elapsed();
     if args.output.json {
@@ -138,14 +145,17 @@ async fn find_and_connect(args: &ConnectArgs, card: &CardFile) -> Result<OpenVis
         nonce: Nonce::generate(),
     };
     let mut asking = Asking::begin(request, addresses).await?;
-    let deadline = Instant::now() + Duration::from_millis(args.wait_ms);
+    let mut deadline = Instant::now() + Duration::from_millis(args.wait_ms);
     let mut refused = None;
     while let Some(answer) = asking.next(deadline).await {
         let access = AccessClient::new(http.clone(), &answer.http);
         match connect_at(&access, Some(&answer.name), card, args).await {
             Ok(visit) => return Ok(visit),
             Err(Refusal::Everywhere(failure)) => return Err(failure),
-            Err(Refusal::Here(failure)) => refused = Some(failure),
+            Err(Refusal::Here(failure)) => {
+                refused = Some(failure);
+                deadline = deadline.min(Instant::now() + OTHERS_WAIT);
+            }
         }
     }
     Err(refused.unwrap_or_else(|| asking.nobody()))

@@ -214,7 +214,7 @@ async fn announce(State(fake): Shared, ApiJson(batch): ApiJson<AnnounceBatch>) -
             books.announced.push(item);
         }
     }
-    ApiJson(AnnounceAnswer { next_seq: *next })
+    ApiJson(AnnounceAnswer { next_seq: *next, resync: false })
 }
 
 async fn changes_after(State(fake): Shared, ApiQuery(query): ApiQuery<After>) -> ApiJson<ChangePage> {

@@ -16,6 +16,8 @@ use crate::config::Config;
 
 /// A measurement is used for so long.
 const FRESH: Duration = Duration::from_secs(2);
+/// That nobody answers is believed for so long: those who wait for the same measurement need not make it again each.
+const NOBODY_FRESH: Duration = Duration::from_millis(300);
 /// Who has not answered by then is not near.
 const PING_TIME_MAX: Duration = Duration::from_millis(1000);
 /// Gateways that are measured; of more, the first in the map.
@@ -54,8 +56,7 @@ impl Nearby {
     pub async fn gateways(&self, map: &ClusterMap) -> Arc<Vec<Near>> {
         let mut measured = self.measured.lock().await;
         if let Some((at, near)) = &*measured
-            && at.elapsed() < FRESH
-            && !near.is_empty()
+            && at.elapsed() < if near.is_empty() { NOBODY_FRESH } else { FRESH }
         {
             return near.clone();
         }

@@ -29,7 +29,11 @@ pub struct Digest {
 /// Reads an opened object to its end.
 pub async fn digest(object: GetResult) -> Result<Digest, SourceError> {
     let joined = match object.payload {
-        GetResultPayload::File(file, _) => tokio::task::spawn_blocking(move || digest_file(file)).await,
+        GetResultPayload::File(file, _) => {
+            // Room for a small file and its end.
+            let piece_len = usize::try_from(object.meta.size + 1).unwrap_or(PIECE_LEN).min(PIECE_LEN);
+            tokio::task::spawn_blocking(move || digest_file(file, piece_len)).await
+        }
         payload => {
             let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
             let digesting = tokio::task::spawn_blocking(move || digest_pieces(receiver));
@@ -46,9 +50,9 @@ pub async fn digest(object: GetResult) -> Result<Digest, SourceError> {
     joined.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked).into()))
 }
 
-fn digest_file(mut file: std::fs::File) -> Result<Digest, SourceError> {
+fn digest_file(mut file: std::fs::File, piece_len: usize) -> Result<Digest, SourceError> {
     let mut builder = Builder::default();
-    let mut piece = vec![0u8; PIECE_LEN];
+    let mut piece = vec![0u8; piece_len];
     loop {
         match file.read(&mut piece) {
             Ok(0) => return builder.finish(),

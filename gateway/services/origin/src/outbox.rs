@@ -1,5 +1,7 @@
 //! The outbox: announcements that search has not acknowledged, numbered without gaps within an epoch.
 
+use sqlx::{QueryBuilder, Sqlite};
+
 use common::api::search::Announcement;
 use common::time::UnixMillis;
 
@@ -16,15 +18,22 @@ pub async fn init(conn: &mut Connection, now: UnixMillis) -> Result<(), Failure>
     Ok(())
 }
 
-/// Appends an announcement; it is sent once the transaction is committed.
-pub async fn append(conn: &mut Connection, item: &Announcement) -> Result<(), Failure> {
-    let seq: i64 = sqlx::query_scalar("SELECT next_seq FROM announcing").fetch_one(&mut *conn).await?;
-    sqlx::query("INSERT INTO outbox (seq, item) VALUES ($1, $2)")
-        .bind(seq)
-        .bind(serde_json::to_string(item)?)
-        .execute(&mut *conn)
+/// Appends announcements in their order; they are sent once the transaction is committed.
+pub async fn append(conn: &mut Connection, items: &[Announcement]) -> Result<(), Failure> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let first: i64 = sqlx::query_scalar("SELECT next_seq FROM announcing").fetch_one(&mut *conn).await?;
+    let texts = items.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO outbox (seq, item) ");
+    query.push_values((first..).zip(&texts), |mut row, (seq, text)| {
+        row.push_bind(seq).push_bind(text);
+    });
+    query.build().execute(&mut *conn).await?;
+    sqlx::query("UPDATE announcing SET next_seq = next_seq + $1")
+        .bind(items.len() as i64)
+        .execute(conn)
         .await?;
-    sqlx::query("UPDATE announcing SET next_seq = next_seq + 1").execute(conn).await?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use common::name::ContentName;
 
 use crate::error::Failure;
 use crate::manifest::{Digest, digest};
-use crate::registry::{self, Put};
+use crate::registry::{self, Found, Registered};
 use crate::server::App;
 use crate::source::{Facts, SourceError};
 use crate::sources::OpenSource;
@@ -19,40 +19,31 @@ pub struct Item {
 }
 
 /// Reads the objects and registers them in one commit. One that cannot be read stays as it was, and is looked at by
-/// the next scan. Answers how many were registered.
-pub async fn register(app: &App, open: &OpenSource, items: &[Item]) -> Result<u64, Failure> {
+/// the next scan.
+pub async fn register(app: &App, open: &OpenSource, items: &[Item]) -> Result<(), Failure> {
     let _alone = open.registering.lock().await;
     let reading: Vec<_> = items.iter().map(|item| read(app, open, &item.facts).boxed()).collect();
     let reading = futures_util::stream::iter(reading).buffered(open.store.read_ahead());
     let read: Vec<_> = reading.collect().await;
-    let mut tx = app.db.write().await?;
-    let (mut registered, mut contents, mut announced) = (0, 0, 0u64);
-    for (Item { name, facts }, found) in items.iter().zip(read) {
-        let found = match found {
-            Ok(found) => found,
+    let mut found = Vec::with_capacity(items.len());
+    for (Item { name, facts }, digest) in items.iter().zip(read) {
+        match digest {
+            Ok(digest) => found.push(Found { name, facts, digest }),
             Err(error) => {
                 tracing::warn!(%name, reason = chain(&error), "an object was not registered");
                 open.change(|progress| progress.scan.unreadable += 1);
-                continue;
             }
-        };
-        match registry::put(&mut tx, &open.source, name, facts, &found, app.now()).await? {
-            Put::NewContent => {
-                contents += 1;
-                announced += 1;
-            }
-            Put::NewVersion => announced += 1,
-            Put::SameContent => {}
         }
-        registered += 1;
     }
+    let mut tx = app.db.write().await?;
+    let Registered { new, announced } = registry::put(&mut tx, &open.source, &found, app.now()).await?;
     tx.commit().await?;
-    app.metrics.contents.increment(f64::from(contents));
+    app.metrics.contents.increment(new as f64);
     if announced > 0 {
         tracing::debug!(bucket = %open.source.bucket, announced, "registered");
         app.announce.notify_one();
     }
-    Ok(registered)
+    Ok(())
 }
 
 async fn read(app: &App, open: &OpenSource, facts: &Facts) -> Result<Digest, SourceError> {

@@ -204,74 +204,114 @@ pub async fn mark_seen(conn: &mut Connection, names: &[&ContentName], scan: i64)
     Ok(())
 }
 
-/// What registering an object led to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
-    NewContent,
-    NewVersion,
-    /// Its bytes are what they were: nothing is announced.
-    SameContent,
+/// An object that was read.
+pub struct Found<'a> {
+    pub name: &'a ContentName,
+    pub facts: &'a Facts,
+    pub digest: Digest,
 }
 
-/// Registers what was read, and announces it unless that version was announced before. The version's time is
-/// the object's own, or just after the version that it replaces.
+/// What registering objects led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Registered {
+    /// Contents that were not there before.
+    pub new: u64,
+    /// Versions that search is told of.
+    pub announced: u64,
+}
+
+#[derive(sqlx::FromRow)]
+struct Before {
+    name: String,
+    gone: bool,
+    time: i64,
+    hash: Vec<u8>,
+    media_type: String,
+    since: i64,
+}
+
+/// Registers what was read, and announces what was not announced as it is. A version's time is the object's own, or
+/// just after the version that it replaces. The names differ; there are at most [`crate::source::GROUP`].
 pub async fn put(
     conn: &mut Connection,
     source: &Source,
-    name: &ContentName,
-    facts: &Facts,
-    digest: &Digest,
+    found: &[Found<'_>],
     now: UnixMillis,
-) -> Result<Put, Failure> {
-    let known = find(conn, name).await?;
-    let media_type = media_type_of(name.key());
-    let same =
-        known.as_ref().filter(|k| !k.gone && k.version.hash == digest.hash && k.media_type == media_type);
-    let version = match same {
-        Some(known) => known.version,
-        None => {
-            // An object dated in the future is as new as the moment it was found.
-            let modified = facts.modified.min(now);
-            let time = HybridTime::next(modified, known.as_ref().map(|k| k.version.time));
-            Version { time, hash: digest.hash }
-        }
-    };
-    let since = same.map_or(now, |k| k.since);
-    let announced = match &same {
-        Some(_) => Put::SameContent,
-        None if known.as_ref().is_some_and(|k| !k.gone) => Put::NewVersion,
-        None => Put::NewContent,
-    };
-    sqlx::query(
-        "INSERT INTO contents
-             (name, bucket, location, size, modified, tag, scan, gone, time, hash, len, media_type, since, chunks)
-         VALUES ($1, $2, $3, $4, $5, $6, 0, FALSE, $7, $8, $9, $10, $11, $12)
-         ON CONFLICT (name) DO UPDATE SET
-             location = excluded.location, size = excluded.size, modified = excluded.modified, tag = excluded.tag,
-             gone = FALSE, time = excluded.time, hash = excluded.hash, len = excluded.len,
-             media_type = excluded.media_type, since = excluded.since, chunks = excluded.chunks",
-    )
-    .bind(name.as_str())
-    .bind(source.bucket.as_str())
-    .bind(&facts.location)
-    .bind(integer(facts.size))
-    .bind(integer(facts.modified.0))
-    .bind(&facts.tag)
-    .bind(integer(version.time.0))
-    .bind(version.hash.as_bytes().as_slice())
-    .bind(integer(digest.len))
-    .bind(media_type)
-    .bind(integer(since.0))
-    .bind(ChunkList::encode(&digest.chunks))
-    .execute(&mut *conn)
-    .await?;
-    if announced != Put::SameContent {
-        let provider = source.provider.clone();
-        let media_type = media_type.to_owned();
-        let hold = Announcement::Hold { name: name.clone(), version, len: digest.len, media_type, provider };
-        outbox::append(conn, &hold).await?;
+) -> Result<Registered, Failure> {
+    if found.is_empty() {
+        return Ok(Registered::default());
     }
-    Ok(announced)
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "SELECT name, gone, time, hash, media_type, since FROM contents WHERE name IN (",
+    );
+    let mut list = query.separated(", ");
+    for object in found {
+        list.push_bind(object.name.as_str());
+    }
+    query.push(")");
+    let before: Vec<Before> = query.build_query_as().fetch_all(&mut *conn).await?;
+    let before: HashMap<&str, &Before> = before.iter().map(|row| (row.name.as_str(), row)).collect();
+    // What is there now was seen by the scan under way, whoever found it.
+    let scan: i64 = sqlx::query_scalar("SELECT scan FROM sources WHERE bucket = $1")
+        .bind(source.bucket.as_str())
+        .fetch_one(&mut *conn)
+        .await?;
+    let mut registered = Registered::default();
+    let mut announcements = Vec::new();
+    let mut rows = Vec::with_capacity(found.len());
+    for Found { name, facts, digest } in found {
+        let known = before.get(name.as_str()).copied();
+        let media_type = media_type_of(name.key());
+        let same = known.filter(|known| {
+            !known.gone && known.hash == digest.hash.as_bytes() && known.media_type == media_type
+        });
+        let (time, since) = match same {
+            Some(same) => (HybridTime(natural(same.time)), UnixMillis(natural(same.since))),
+            None => {
+                // An object dated in the future is as new as the moment it was found.
+                let modified = facts.modified.min(now);
+                (HybridTime::next(modified, known.map(|known| HybridTime(natural(known.time)))), now)
+            }
+        };
+        if same.is_none() {
+            let version = Version { time, hash: digest.hash };
+            let (provider, media_type) = (source.provider.clone(), media_type.to_owned());
+            let name = (*name).clone();
+            announcements.push(Announcement::Hold { name, version, len: digest.len, media_type, provider });
+            registered.announced += 1;
+            registered.new += u64::from(known.is_none_or(|known| known.gone));
+        }
+        rows.push((name, facts, digest, time, media_type, since));
+    }
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO contents (name, bucket, location, size, modified, tag, scan, gone, time, hash, len, media_type, \
+         since, chunks) ",
+    );
+    query.push_values(rows, |mut row, (name, facts, digest, time, media_type, since)| {
+        row.push_bind(name.as_str())
+            .push_bind(source.bucket.as_str())
+            .push_bind(&facts.location)
+            .push_bind(integer(facts.size))
+            .push_bind(integer(facts.modified.0))
+            .push_bind(&facts.tag)
+            .push_bind(scan)
+            .push_bind(false)
+            .push_bind(integer(time.0))
+            .push_bind(digest.hash.as_bytes().as_slice())
+            .push_bind(integer(digest.len))
+            .push_bind(media_type)
+            .push_bind(integer(since.0))
+            .push_bind(ChunkList::encode(&digest.chunks));
+    });
+    query.push(
+        " ON CONFLICT (name) DO UPDATE SET
+             location = excluded.location, size = excluded.size, modified = excluded.modified, tag = excluded.tag,
+             scan = excluded.scan, gone = FALSE, time = excluded.time, hash = excluded.hash, len = excluded.len,
+             media_type = excluded.media_type, since = excluded.since, chunks = excluded.chunks",
+    );
+    query.build().execute(&mut *conn).await?;
+    outbox::append(conn, &announcements).await?;
+    Ok(registered)
 }
 
 /// How many contents of a bucket are there, and how many of them this scan, which must have come to its end, did not
@@ -329,7 +369,8 @@ pub async fn withdraw(conn: &mut Connection, name: &ContentName) -> Result<bool,
         .bind(name.as_str())
         .execute(&mut *conn)
         .await?;
-    outbox::append(conn, &Announcement::Withdraw { name: name.clone(), version: known.version }).await?;
+    let withdraw = Announcement::Withdraw { name: name.clone(), version: known.version };
+    outbox::append(conn, &[withdraw]).await?;
     Ok(true)
 }
 
@@ -346,15 +387,16 @@ pub async fn announce_all(conn: &mut Connection, now: UnixMillis) -> Result<(), 
         .await?;
         let Some(last) = names.last() else { return Ok(()) };
         after = last.clone();
+        let mut announcements = Vec::with_capacity(names.len());
         for name in names {
             let name: ContentName = name.parse()?;
             if let Some(holding) = holding(conn, &name).await? {
                 let Holding { name, version, manifest, provider, .. } = holding;
                 let (len, media_type) = (manifest.len, manifest.media_type);
-                outbox::append(conn, &Announcement::Hold { name, version, len, media_type, provider })
-                    .await?;
+                announcements.push(Announcement::Hold { name, version, len, media_type, provider });
             }
         }
+        outbox::append(conn, &announcements).await?;
     }
 }
 

@@ -115,10 +115,14 @@ async fn open_sources(app: &App, configured: &[Source]) -> Result<(), StartError
     tx.commit().await.map_err(|e| failed(e.into()))?;
     app.metrics.contents.set(contents as f64);
     for KeptSource { source, removing } in sources {
+        if removing {
+            sources::run(app, source, Store::nothing(), true);
+            continue;
+        }
         match Store::open(&source.url) {
-            Ok(store) => sources::run(app, source, store, removing),
+            Ok(store) => sources::run(app, source, store, false),
             Err(error) if configured.contains(&source) => return Err(unusable(&source, error)),
-            Err(error) => sources::await_return(app, source, removing, chain(&error)),
+            Err(error) => sources::await_return(app, source, chain(&error)),
         }
     }
     Ok(())

@@ -209,25 +209,23 @@ pub fn run(app: &App, source: Source, store: Store, removing: bool) {
 }
 
 /// Tries to open a source that is away until it is there.
-pub fn await_return(app: &App, source: Source, removing: bool, reason: String) {
+pub fn await_return(app: &App, source: Source, reason: String) {
     tracing::error!(bucket = %source.bucket, reason, "a source is not served until it is back");
     lock(&app.sources.closed).insert(source.bucket.clone(), (source.clone(), reason));
     let (app, stop) = (app.clone(), app.stop.clone());
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
     let opening = async move {
-        loop {
+        // Whoever removes it, or adds it again, ends the waiting.
+        let is_awaited = || lock(&app.sources.closed).get(&source.bucket).is_some_and(|(s, _)| *s == source);
+        while is_awaited() {
             tokio::time::sleep(backoff.next_delay()).await;
-            let is_awaited = lock(&app.sources.closed).get(&source.bucket).is_some_and(|(s, _)| *s == source);
-            if !is_awaited {
-                return;
-            }
             let url = source.url.clone();
             match tokio::task::spawn_blocking(move || Store::open(&url)).await {
-                Ok(Ok(store)) => return run(&app, source, store, removing),
+                Ok(Ok(store)) if is_awaited() => return run(&app, source.clone(), store, false),
                 Ok(Err(error)) => {
                     tracing::debug!(bucket = %source.bucket, reason = chain(&error), "still away")
                 }
-                Err(_ended) => {}
+                Ok(Ok(_)) | Err(_) => {}
             }
         }
     };

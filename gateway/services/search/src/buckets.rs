@@ -9,13 +9,13 @@ use crate::clients;
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 
-type Columns = (String, String, bool, i64);
+type Columns = (String, String, i64, i64);
 
 fn record_of((bucket, provider, public, created): Columns) -> Result<BucketRecord, Failure> {
     Ok(BucketRecord {
         bucket: BucketName::new(&bucket)?,
         provider: ClientId::new(&provider)?,
-        visibility: if public { Visibility::Public } else { Visibility::Private },
+        visibility: if public != 0 { Visibility::Public } else { Visibility::Private },
         created: UnixMillis(natural(created)),
     })
 }
@@ -42,7 +42,7 @@ pub async fn put(
     )
     .bind(bucket.as_str())
     .bind(new.provider.as_str())
-    .bind(new.visibility == Visibility::Public)
+    .bind(i64::from(new.visibility == Visibility::Public))
     .bind(integer(now.0, "the time")?)
     .execute(&mut *conn)
     .await?;

@@ -5,6 +5,7 @@ use common::version::Version;
 
 use crate::db::{Connection, version_of};
 use crate::error::{Failure, integer, natural};
+use crate::statements::Table;
 
 /// Most changes in one answer.
 const PAGE: i64 = 1000;
@@ -13,31 +14,34 @@ pub async fn last_seq(conn: &mut Connection) -> Result<i64, Failure> {
     Ok(sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM changes").fetch_one(conn).await?)
 }
 
-/// Appends a change under number `seq`, which must be above every earlier one.
+/// Appends changes, no name twice; answers the number of the last.
 pub async fn append(
     conn: &mut Connection,
-    seq: i64,
-    kind: ChangeKind,
-    name: &str,
-    version: Version,
-) -> Result<(), Failure> {
-    let kind = match kind {
-        ChangeKind::NewVersion => "new_version",
-        ChangeKind::Withdrawn => "withdrawn",
-    };
-    sqlx::query(
-        "INSERT INTO changes (name, seq, kind, time, hash) VALUES ($1, $2, $3, $4, $5)
-         ON CONFLICT (name) DO UPDATE SET
+    changes: &[(&str, (ChangeKind, Version))],
+) -> Result<i64, Failure> {
+    const CHANGES: Table<'_> = Table {
+        insert: "INSERT INTO changes (name, seq, kind, time, hash)",
+        columns: 5,
+        conflict: "ON CONFLICT (name) DO UPDATE SET
              seq = excluded.seq, kind = excluded.kind, time = excluded.time, hash = excluded.hash",
-    )
-    .bind(name)
-    .bind(seq)
-    .bind(kind)
-    .bind(integer(version.time.0, "the version's time")?)
-    .bind(version.hash.as_bytes().as_slice())
-    .execute(conn)
-    .await?;
-    Ok(())
+    };
+    let first = last_seq(conn).await? + 1;
+    let numbered: Vec<_> = (first..).zip(changes).collect();
+    CHANGES
+        .put(conn, &numbered, |query, (seq, (name, (kind, version)))| {
+            let kind = match kind {
+                ChangeKind::NewVersion => "new_version",
+                ChangeKind::Withdrawn => "withdrawn",
+            };
+            Ok(query
+                .bind((*name).to_owned())
+                .bind(*seq)
+                .bind(kind)
+                .bind(integer(version.time.0, "the version's time")?)
+                .bind(version.hash.as_bytes().to_vec()))
+        })
+        .await?;
+    Ok(numbered.last().map_or(first - 1, |(seq, _)| *seq))
 }
 
 /// Changes after a number. A number beyond the feed's end comes from a feed that is no more, and is answered

@@ -13,7 +13,7 @@ use crate::error::{Failure, integer, natural};
 struct Columns {
     client: String,
     site: String,
-    disabled: bool,
+    disabled: i64,
     created: i64,
     quota_bytes: Option<i64>,
     quota_contents: Option<i64>,
@@ -25,7 +25,7 @@ fn record_of(row: Columns) -> Result<ClientRecord, Failure> {
     Ok(ClientRecord {
         client: ClientId::new(&row.client)?,
         site: SiteId::new(&row.site)?,
-        disabled: row.disabled,
+        disabled: row.disabled != 0,
         created: UnixMillis(natural(row.created)),
         limits: ClientLimits {
             quota_bytes: row.quota_bytes.map(natural),
@@ -53,7 +53,7 @@ pub async fn create(conn: &mut Connection, new: &NewClient, now: UnixMillis) -> 
     };
     sqlx::query(
         "INSERT INTO clients (client, site, disabled, created, access_key, secret_key, token_hash)
-         VALUES ($1, $2, FALSE, $3, $4, $5, $6)",
+         VALUES ($1, $2, 0, $3, $4, $5, $6)",
     )
     .bind(keys.client.as_str())
     .bind(keys.site.as_str())
@@ -101,7 +101,7 @@ pub async fn list(conn: &mut Connection) -> Result<Vec<ClientRecord>, Failure> {
 
 /// Shuts a client out; what it holds and provides stays.
 pub async fn disable(conn: &mut Connection, client: &ClientId) -> Result<ClientRecord, Failure> {
-    sqlx::query("UPDATE clients SET disabled = TRUE WHERE client = $1")
+    sqlx::query("UPDATE clients SET disabled = 1 WHERE client = $1")
         .bind(client.as_str())
         .execute(&mut *conn)
         .await?;

@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use common::server::StartError;
+
+use crate::db::Location;
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -13,8 +17,16 @@ pub struct Config {
     /// Address of health, metrics and service discovery; keep it off public networks.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
-    /// Directory of the database `search.db`; made if it is not there.
-    pub data_dir: PathBuf,
+    /// Folder of the database `search.db`, an SQLite file; made if it is not there. Needed unless `database` is set.
+    #[serde(default)]
+    pub data_dir: Option<PathBuf>,
+    /// A PostgreSQL database instead: `postgres://USER[:PASSWORD]@HOST[:PORT]/NAME`, with libpq's options such as
+    /// `?sslmode=verify-full`.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// File with the password for `database`, which is then in no setting. (`PGPASSFILE` serves as well.)
+    #[serde(default)]
+    pub database_password_file: Option<PathBuf>,
     /// A server that was not heard of for this long counts as down.
     #[serde(default = "lease_ms")]
     pub lease_ms: u64,
@@ -24,6 +36,31 @@ pub struct Config {
 }
 
 impl Config {
+    /// All defaults, with the database in a folder.
+    pub fn in_folder(listen: SocketAddr, admin: SocketAddr, data_dir: PathBuf) -> Self {
+        Self {
+            listen,
+            admin,
+            data_dir: Some(data_dir),
+            database: None,
+            database_password_file: None,
+            lease_ms: lease_ms(),
+            heartbeat_ms: heartbeat_ms(),
+        }
+    }
+
+    /// Where the directory is kept.
+    pub(crate) fn location(&self) -> Result<Location, StartError> {
+        match (&self.database, &self.data_dir) {
+            (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
+            (None, Some(folder)) => Location::in_folder(folder),
+            (None, None) => {
+                let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
+                Err(StartError::failed("reading the configuration of search", reason))
+            }
+        }
+    }
+
     /// What contradicts itself, in words for the operator.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.heartbeat_ms == 0 || self.lease_ms < 2 * self.heartbeat_ms {

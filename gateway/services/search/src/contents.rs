@@ -1,263 +1,366 @@
-//! Contents and their holders: the rows, and what an announcement does to them.
+//! Contents and their holders: the rows, and what announcements do to them.
 //!
-//! Every function here keeps `contents.held` equal to the number of holders of the newest version, and answers
-//! how the two totals (names listed, rows of holders) changed.
+//! The rows that some announcements are about are read together, changed in memory one announcement after the other, and
+//! written together: a few statements, however many announcements. `contents.held` is always the number of holders of the
+//! newest version.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::api::search::ChangeKind;
-use common::id::ClientId;
 use common::name::ContentName;
 use common::version::Version;
 
+use crate::changes;
 use crate::db::{Connection, version_of};
 use crate::error::{Failure, integer};
+use crate::statements::{Table, select_in};
 
 /// Who holds: a site or an origin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Holder {
     pub kind: &'static str,
     pub name: String,
 }
 
+const SITE: &str = "site";
+const ORIGIN: &str = "origin";
+
 impl Holder {
     pub fn site(name: &str) -> Self {
-        Self { kind: "site", name: name.to_owned() }
+        Self { kind: SITE, name: name.to_owned() }
     }
 
     pub fn origin(name: &str) -> Self {
-        Self { kind: "origin", name: name.to_owned() }
+        Self { kind: ORIGIN, name: name.to_owned() }
+    }
+
+    fn of_row(kind: &str, name: String) -> Self {
+        Self { kind: if kind == SITE { SITE } else { ORIGIN }, name }
     }
 }
 
-/// What is announced about a held version.
-#[derive(Debug, Clone, Copy)]
-pub struct Held<'a> {
-    pub name: &'a ContentName,
+/// A version of a name with what is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
     pub version: Version,
-    pub len: u64,
-    pub media_type: &'a str,
-    pub provider: &'a ClientId,
+    pub len: i64,
+    pub media_type: String,
+    pub provider: String,
 }
 
-/// What one announcement did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Newest {
+    content: Content,
+    /// This version, and so every earlier one, is not to be found any more.
+    withdrawn: bool,
+    held: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    version: Version,
+    mark: i64,
+}
+
+/// What is known of one name, and what of it is to be written.
+#[derive(Debug, Default)]
+pub struct Entry {
+    newest: Option<Newest>,
+    holders: BTreeMap<Holder, Held>,
+    /// Whether the content's row changed, and which rows of holders.
+    is_changed: bool,
+    touched: BTreeSet<Holder>,
+    /// To be told by the change feed. The last says all that those before it said.
+    change: Option<(ChangeKind, Version)>,
+}
+
+impl Entry {
+    /// The holder holds a version. An older one than the newest known, or a withdrawn one, is answered with a
+    /// change, so that the holder learns what it missed.
+    pub fn hold(&mut self, holder: &Holder, content: Content, mark: i64) {
+        let version = content.version;
+        if let Some(known) = &self.newest
+            && known.withdrawn
+            && version <= known.content.version
+        {
+            self.change = Some((ChangeKind::Withdrawn, known.content.version));
+            return;
+        }
+        let before = self.holders.get(holder).copied();
+        if let Some(before) = before.filter(|before| before.version >= version) {
+            // A snapshot confirms what was known.
+            if before.mark < mark {
+                self.put_holder(holder, Held { mark, ..before });
+            }
+            return;
+        }
+        self.put_holder(holder, Held { version, mark });
+        match &mut self.newest {
+            Some(known) if version < known.content.version => {
+                self.change = Some((ChangeKind::NewVersion, known.content.version));
+                return;
+            }
+            Some(known) if version == known.content.version => known.held += 1,
+            known => {
+                // The newest version from now on, with this as its one holder.
+                self.change = known.is_some().then_some((ChangeKind::NewVersion, version));
+                *known = Some(Newest { content, withdrawn: false, held: 1 });
+            }
+        }
+        self.is_changed = true;
+    }
+
+    /// The holder no longer holds this version or an earlier one.
+    pub fn release(&mut self, holder: &Holder, version: Version) {
+        if self.holders.get(holder).is_some_and(|held| held.version <= version) {
+            self.remove_holder(holder);
+        }
+    }
+
+    /// The holder was asked for exactly this version and did not have it.
+    pub fn missing(&mut self, holder: &Holder, version: Version) {
+        if self.holders.get(holder).is_some_and(|held| held.version == version) {
+            self.remove_holder(holder);
+        }
+    }
+
+    /// The holder's snapshot did not confirm what it held.
+    pub fn unconfirmed(&mut self, holder: &Holder, mark: i64) {
+        if self.holders.get(holder).is_some_and(|held| held.mark < mark) {
+            self.remove_holder(holder);
+        }
+    }
+
+    /// Versions up to this one are not to be found any more, whoever holds them.
+    pub fn withdraw(&mut self, version: Version) {
+        let known = self.newest.as_ref();
+        if known.is_some_and(|known| known.withdrawn && known.content.version >= version) {
+            return;
+        }
+        self.change = Some((ChangeKind::Withdrawn, version));
+        let gone = self.holders.extract_if(.., |_, held| held.version <= version);
+        self.touched.extend(gone.map(|(holder, _)| holder));
+        if known.is_some_and(|known| known.content.version > version) {
+            return;
+        }
+        // Also of a name that was never announced: its holders' announcements may come later.
+        let content = Content { version, len: 0, media_type: String::new(), provider: String::new() };
+        let content = self.newest.take().map_or(content, |known| Content { version, ..known.content });
+        self.newest = Some(Newest { content, withdrawn: true, held: 0 });
+        self.is_changed = true;
+    }
+
+    fn put_holder(&mut self, holder: &Holder, held: Held) {
+        self.holders.insert(holder.clone(), held);
+        self.touched.insert(holder.clone());
+    }
+
+    fn remove_holder(&mut self, holder: &Holder) {
+        let Some(held) = self.holders.remove(holder) else { return };
+        self.touched.insert(holder.clone());
+        if let Some(known) = self.newest.as_mut().filter(|known| known.content.version == held.version) {
+            known.held -= 1;
+            self.is_changed = true;
+        }
+    }
+}
+
+/// What a set of announcements did to the totals, and to the change feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Effect {
     /// Names listed, more or fewer.
     pub contents: i64,
     /// Rows of holders, more or fewer.
     pub holders: i64,
-    /// To be appended to the change feed.
-    pub change: Option<(ChangeKind, Version)>,
+    /// Last number of the change feed, if it grew.
+    pub last_change: Option<i64>,
 }
 
-struct Newest {
-    version: Version,
-    withdrawn: bool,
-    held: i64,
+/// The entries that some announcements are about.
+#[derive(Debug, Default)]
+pub struct Entries<'a> {
+    entries: HashMap<&'a str, Entry>,
+    /// Names listed and rows of holders when they were read.
+    listed_before: i64,
+    holders_before: i64,
 }
 
-async fn newest(conn: &mut Connection, name: &ContentName) -> Result<Option<Newest>, Failure> {
-    let row: Option<(i64, Vec<u8>, bool, i64)> =
-        sqlx::query_as("SELECT time, hash, withdrawn, held FROM contents WHERE name = $1")
-            .bind(name.as_str())
-            .fetch_optional(conn)
-            .await?;
-    let read = |(time, hash, withdrawn, held): (i64, Vec<u8>, bool, i64)| {
-        Ok(Newest { version: version_of(time, &hash)?, withdrawn, held })
-    };
-    row.map(read).transpose()
-}
-
-async fn held_version(
-    conn: &mut Connection,
-    name: &ContentName,
-    holder: &Holder,
-) -> Result<Option<Version>, Failure> {
-    let row: Option<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT time, hash FROM holders WHERE name = $1 AND kind = $2 AND holder = $3")
-            .bind(name.as_str())
-            .bind(holder.kind)
-            .bind(&holder.name)
-            .fetch_optional(conn)
-            .await?;
-    row.map(|(time, hash)| version_of(time, &hash)).transpose()
-}
-
-/// The holder holds a version. An older one than the newest known, or a withdrawn one, is answered with a
-/// change, so that the holder learns what it missed.
-pub async fn hold(conn: &mut Connection, holder: &Holder, held: Held<'_>) -> Result<Effect, Failure> {
-    let known = newest(conn, held.name).await?;
-    if let Some(known) = &known
-        && known.withdrawn
-        && held.version <= known.version
-    {
-        let change = Some((ChangeKind::Withdrawn, known.version));
-        return Ok(Effect { change, ..Effect::default() });
-    }
-    let before = held_version(conn, held.name, holder).await?;
-    if before.is_some_and(|b| b >= held.version) {
-        return Ok(Effect::default());
-    }
-    put_holder(conn, held.name, holder, held.version).await?;
-    let mut effect = Effect { holders: i64::from(before.is_none()), ..Effect::default() };
-    match known {
-        Some(known) if held.version < known.version => {
-            effect.change = Some((ChangeKind::NewVersion, known.version));
+impl<'a> Entries<'a> {
+    /// Reads what is known of names: their contents, and their holders among `holders`; all holders of those in `whole`.
+    pub async fn read(
+        conn: &mut Connection,
+        names: &BTreeSet<&'a ContentName>,
+        holders: &BTreeSet<Holder>,
+        whole: &BTreeSet<&'a ContentName>,
+    ) -> Result<Self, Failure> {
+        let texts: Vec<&'a str> = names.iter().map(|name| name.as_str()).collect();
+        let mut entries =
+            Self { entries: texts.iter().map(|n| (*n, Entry::default())).collect(), ..Self::default() };
+        entries.read_contents(conn, &texts).await?;
+        for holder in holders {
+            entries.read_holders(conn, &texts, Some(holder)).await?;
         }
-        Some(known) if held.version == known.version => {
-            set_held(conn, held.name, known.held + 1).await?;
-            effect.contents = i64::from(known.held == 0);
+        let whole: Vec<&'a str> = whole.iter().map(|name| name.as_str()).collect();
+        entries.read_holders(conn, &whole, None).await?;
+        entries.listed_before = entries.listed();
+        entries.holders_before = entries.holders();
+        Ok(entries)
+    }
+
+    async fn read_contents(&mut self, conn: &mut Connection, names: &[&'a str]) -> Result<(), Failure> {
+        type Row = (String, i64, Vec<u8>, i64, String, String, i64, i64);
+        let select =
+            "SELECT name, time, hash, len, media_type, provider, withdrawn, held FROM contents WHERE name";
+        let rows: Vec<Row> = select_in(conn, select, &[], names).await?;
+        for (name, time, hash, len, media_type, provider, withdrawn, held) in rows {
+            let Some(entry) = self.entries.get_mut(name.as_str()) else { continue };
+            let content = Content { version: version_of(time, &hash)?, len, media_type, provider };
+            entry.newest = Some(Newest { content, withdrawn: withdrawn != 0, held });
         }
-        known => {
-            // The newest version from now on, with this as its one holder.
-            put_newest(conn, held, false, 1).await?;
-            effect.contents = i64::from(known.as_ref().is_none_or(|k| k.held == 0));
-            effect.change = known.map(|_| (ChangeKind::NewVersion, held.version));
+        Ok(())
+    }
+
+    async fn read_holders(
+        &mut self,
+        conn: &mut Connection,
+        names: &[&'a str],
+        of: Option<&Holder>,
+    ) -> Result<(), Failure> {
+        type Row = (String, String, String, i64, Vec<u8>, i64);
+        let rows: Vec<Row> = match of {
+            Some(holder) => {
+                let select = "SELECT name, kind, holder, time, hash, mark FROM holders
+                     WHERE kind = $1 AND holder = $2 AND name";
+                select_in(conn, select, &[holder.kind, &holder.name], names).await?
+            }
+            None => {
+                let select = "SELECT name, kind, holder, time, hash, mark FROM holders WHERE name";
+                select_in(conn, select, &[], names).await?
+            }
+        };
+        for (name, kind, holder, time, hash, mark) in rows {
+            let Some(entry) = self.entries.get_mut(name.as_str()) else { continue };
+            entry
+                .holders
+                .insert(Holder::of_row(&kind, holder), Held { version: version_of(time, &hash)?, mark });
         }
+        Ok(())
     }
-    Ok(effect)
-}
 
-/// The holder no longer holds this version or an earlier one.
-pub async fn release(
-    conn: &mut Connection,
-    holder: &Holder,
-    name: &ContentName,
-    version: Version,
-) -> Result<Effect, Failure> {
-    match held_version(conn, name, holder).await? {
-        Some(held) if held <= version => remove_holder(conn, holder, name, held).await,
-        _ => Ok(Effect::default()),
+    /// The entry of a name that was read.
+    pub fn of(&mut self, name: &'a ContentName) -> &mut Entry {
+        self.entries.entry(name.as_str()).or_default()
     }
-}
 
-/// The holder was asked for exactly this version and did not have it.
-pub async fn missing(
-    conn: &mut Connection,
-    holder: &Holder,
-    name: &ContentName,
-    version: Version,
-) -> Result<Effect, Failure> {
-    match held_version(conn, name, holder).await? {
-        Some(held) if held == version => remove_holder(conn, holder, name, held).await,
-        _ => Ok(Effect::default()),
+    fn listed(&self) -> i64 {
+        let is_listed = |entry: &&Entry| entry.newest.as_ref().is_some_and(|known| known.held > 0);
+        i64::try_from(self.entries.values().filter(is_listed).count()).unwrap_or(i64::MAX)
     }
-}
 
-async fn remove_holder(
-    conn: &mut Connection,
-    holder: &Holder,
-    name: &ContentName,
-    held: Version,
-) -> Result<Effect, Failure> {
-    sqlx::query("DELETE FROM holders WHERE name = $1 AND kind = $2 AND holder = $3")
-        .bind(name.as_str())
-        .bind(holder.kind)
-        .bind(&holder.name)
-        .execute(&mut *conn)
-        .await?;
-    let mut effect = Effect { holders: -1, ..Effect::default() };
-    if let Some(known) = newest(conn, name).await?
-        && known.version == held
-    {
-        set_held(conn, name, known.held - 1).await?;
-        effect.contents = -i64::from(known.held == 1);
+    fn holders(&self) -> i64 {
+        i64::try_from(self.entries.values().map(|entry| entry.holders.len()).sum::<usize>())
+            .unwrap_or(i64::MAX)
     }
-    Ok(effect)
-}
 
-/// Versions up to this one are not to be found any more, whoever holds them.
-pub async fn withdraw(
-    conn: &mut Connection,
-    name: &ContentName,
-    version: Version,
-) -> Result<Effect, Failure> {
-    let known = newest(conn, name).await?;
-    if known.as_ref().is_some_and(|k| k.withdrawn && k.version >= version) {
-        return Ok(Effect::default());
-    }
-    let mut effect = Effect { change: Some((ChangeKind::Withdrawn, version)), ..Effect::default() };
-    let removed =
-        sqlx::query("DELETE FROM holders WHERE name = $1 AND (time < $2 OR (time = $2 AND hash <= $3))")
-            .bind(name.as_str())
-            .bind(integer(version.time.0, "the version's time")?)
-            .bind(version.hash.as_bytes().as_slice())
-            .execute(&mut *conn)
-            .await?;
-    effect.holders = -i64::try_from(removed.rows_affected()).unwrap_or(i64::MAX);
-    match known {
-        Some(known) if known.version > version => {}
-        known => {
-            put_withdrawn(conn, name, version).await?;
-            effect.contents = -i64::from(known.is_some_and(|k| k.held > 0));
+    /// Writes what changed.
+    pub async fn write(self, conn: &mut Connection) -> Result<Effect, Failure> {
+        let mut effect = Effect {
+            contents: self.listed() - self.listed_before,
+            holders: self.holders() - self.holders_before,
+            last_change: None,
+        };
+        // In the order of names: neighbours are on the same pages.
+        let mut entries: Vec<(&str, Entry)> = self.entries.into_iter().collect();
+        entries.sort_unstable_by_key(|(name, _)| *name);
+        write_contents(conn, &entries).await?;
+        write_holders(conn, &entries).await?;
+        let changes: Vec<_> =
+            entries.iter().filter_map(|(name, entry)| Some((*name, entry.change?))).collect();
+        if !changes.is_empty() {
+            effect.last_change = Some(changes::append(conn, &changes).await?);
         }
+        Ok(effect)
     }
-    Ok(effect)
 }
 
-async fn put_holder(
-    conn: &mut Connection,
-    name: &ContentName,
-    holder: &Holder,
-    version: Version,
-) -> Result<(), Failure> {
-    sqlx::query(
-        "INSERT INTO holders (name, kind, holder, time, hash) VALUES ($1, $2, $3, $4, $5)
-         ON CONFLICT (name, kind, holder) DO UPDATE SET time = excluded.time, hash = excluded.hash",
-    )
-    .bind(name.as_str())
-    .bind(holder.kind)
-    .bind(&holder.name)
-    .bind(integer(version.time.0, "the version's time")?)
-    .bind(version.hash.as_bytes().as_slice())
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-async fn set_held(conn: &mut Connection, name: &ContentName, held: i64) -> Result<(), Failure> {
-    sqlx::query("UPDATE contents SET held = $1 WHERE name = $2")
-        .bind(held)
-        .bind(name.as_str())
-        .execute(conn)
-        .await?;
-    Ok(())
-}
-
-async fn put_newest(conn: &mut Connection, new: Held<'_>, withdrawn: bool, held: i64) -> Result<(), Failure> {
-    sqlx::query(
-        "INSERT INTO contents (name, time, hash, len, media_type, provider, withdrawn, held)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-         ON CONFLICT (name) DO UPDATE SET
+async fn write_contents(conn: &mut Connection, entries: &[(&str, Entry)]) -> Result<(), Failure> {
+    const CONTENTS: Table<'_> = Table {
+        insert: "INSERT INTO contents (name, time, hash, len, media_type, provider, withdrawn, held)",
+        columns: 8,
+        conflict: "ON CONFLICT (name) DO UPDATE SET
              time = excluded.time, hash = excluded.hash, len = excluded.len, media_type = excluded.media_type,
              provider = excluded.provider, withdrawn = excluded.withdrawn, held = excluded.held",
-    )
-    .bind(new.name.as_str())
-    .bind(integer(new.version.time.0, "the version's time")?)
-    .bind(new.version.hash.as_bytes().as_slice())
-    .bind(integer(new.len, "the content's length")?)
-    .bind(new.media_type)
-    .bind(new.provider.as_str())
-    .bind(withdrawn)
-    .bind(held)
-    .execute(conn)
-    .await?;
-    Ok(())
+    };
+    let changed: Vec<(&str, &Newest)> = entries
+        .iter()
+        .filter(|(_, entry)| entry.is_changed)
+        .filter_map(|(name, entry)| Some((*name, entry.newest.as_ref()?)))
+        .collect();
+    CONTENTS
+        .put(conn, &changed, |query, (name, newest)| {
+            let Newest { content, withdrawn, held } = newest;
+            Ok(query
+                .bind((*name).to_owned())
+                .bind(integer(content.version.time.0, "the version's time")?)
+                .bind(content.version.hash.as_bytes().to_vec())
+                .bind(content.len)
+                .bind(content.media_type.clone())
+                .bind(content.provider.clone())
+                .bind(i64::from(*withdrawn))
+                .bind(*held))
+        })
+        .await
 }
 
-/// Notes a withdrawal, also of a name that was never announced: its holders' announcements may come later.
-async fn put_withdrawn(conn: &mut Connection, name: &ContentName, version: Version) -> Result<(), Failure> {
-    sqlx::query(
-        "INSERT INTO contents (name, time, hash, len, media_type, provider, withdrawn, held)
-         VALUES ($1, $2, $3, 0, '', '', TRUE, 0)
-         ON CONFLICT (name) DO UPDATE SET
-             time = excluded.time, hash = excluded.hash, withdrawn = excluded.withdrawn, held = excluded.held",
-    )
-    .bind(name.as_str())
-    .bind(integer(version.time.0, "the version's time")?)
-    .bind(version.hash.as_bytes().as_slice())
-    .execute(conn)
-    .await?;
-    Ok(())
+async fn write_holders(conn: &mut Connection, entries: &[(&str, Entry)]) -> Result<(), Failure> {
+    const HOLDERS: Table<'_> = Table {
+        insert: "INSERT INTO holders (name, kind, holder, time, hash, mark)",
+        columns: 6,
+        conflict: "ON CONFLICT (name, kind, holder) DO UPDATE SET
+             time = excluded.time, hash = excluded.hash, mark = excluded.mark",
+    };
+    let touched = entries.iter().flat_map(|(name, entry)| {
+        entry.touched.iter().map(move |holder| (*name, holder, entry.holders.get(holder)))
+    });
+    let (mut put, mut gone) = (Vec::new(), Vec::new());
+    for (name, holder, held) in touched {
+        match held {
+            Some(held) => put.push((name, holder, held)),
+            None => gone.push((name, holder)),
+        }
+    }
+    for (name, holder) in gone {
+        sqlx::query("DELETE FROM holders WHERE name = $1 AND kind = $2 AND holder = $3")
+            .bind(name)
+            .bind(holder.kind)
+            .bind(holder.name.as_str())
+            .execute(&mut *conn)
+            .await?;
+    }
+    HOLDERS
+        .put(conn, &put, |query, (name, holder, held)| {
+            Ok(query
+                .bind((*name).to_owned())
+                .bind(holder.kind)
+                .bind(holder.name.clone())
+                .bind(integer(held.version.time.0, "the version's time")?)
+                .bind(held.version.hash.as_bytes().to_vec())
+                .bind(held.mark))
+        })
+        .await
+}
+
+/// Changes what is known of one name.
+pub async fn change(
+    conn: &mut Connection,
+    name: &ContentName,
+    holder: &Holder,
+    change: impl FnOnce(&mut Entry),
+) -> Result<Effect, Failure> {
+    let holders = BTreeSet::from([holder.clone()]);
+    let mut entries = Entries::read(conn, &BTreeSet::from([name]), &holders, &BTreeSet::new()).await?;
+    change(entries.of(name));
+    entries.write(conn).await
 }
 
 /// Names listed, and rows of holders.

@@ -17,9 +17,11 @@
 //! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
 //! | draining and removing nodes | `nodes` |
 //! | clients, their cards, buckets | `clients`, `cards`, `buckets` |
-//! | announcements, lookups, listings, the change feed | `announcements`, `contents`, `listing`, `changes` |
+//! | announcements, snapshots of a site, the change feed | `announcements`, `contents`, `sweep`, `changes` |
+//! | lookups and listings | `listing` |
 //!
-//! SQL is written in those topic modules alone, in the dialect that SQLite and PostgreSQL share.
+//! SQL is written in those topic modules alone, in the dialect that SQLite and PostgreSQL share; `db` says how the two are
+//! reached, `statements` how many rows are written at once.
 
 mod announcements;
 mod buckets;
@@ -39,7 +41,9 @@ pub mod server;
 mod servers;
 mod shards;
 mod slots;
+mod statements;
 mod suspicion;
+mod sweep;
 
 pub use config::Config;
 pub use server::start;

@@ -29,6 +29,13 @@ impl View {
     pub fn epoch(&self) -> MapEpoch {
         self.map.epoch
     }
+
+    /// Whether all servers that a site ever had have fallen silent: what it holds is not offered until one of them reports.
+    pub fn is_silent(&self, site: &SiteId) -> bool {
+        self.map.site(site).is_some_and(|site| {
+            !site.gateways.iter().any(|gateway| gateway.alive) && !site.nodes.iter().any(|node| node.alive)
+        })
+    }
 }
 
 /// One entry of Prometheus' HTTP service discovery.

@@ -210,11 +210,11 @@ async fn has_other_active(conn: &mut Connection, node: &NodeId) -> Result<bool, 
 /// A removed node is not alive either: its heartbeats are refused.
 async fn set_state(conn: &mut Connection, node: &NodeId, state: NodeState) -> Result<(), Failure> {
     sqlx::query(
-        "UPDATE servers SET state = $1, alive = (alive AND $2)
+        "UPDATE servers SET state = $1, alive = alive * $2
          WHERE role = 'storage-node' AND site = $3 AND name = $4",
     )
     .bind(state_text(state))
-    .bind(state != NodeState::Removed)
+    .bind(i64::from(state != NodeState::Removed))
     .bind(node.site())
     .bind(node.name())
     .execute(conn)

@@ -20,12 +20,13 @@ use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
     AnnounceAnswer, AnnounceBatch, BucketRecord, CardHolder, CardRecord, ChangePage, ClientKeys,
     ClientLimits, ClientRecord, ContentInfo, ContentPage, DisableCards, Fence, FenceRequest, FollowersChange,
-    HandOver, ListQuery, MissingAt, MissingReport, NewBucket, NewCard, NewClient, NodeAction, Registered,
-    Registration, SiteSettings, SlotMove, Suspicion, SuspicionAnswer,
+    HandOver, HolderList, HolderName, ListQuery, MissingAt, MissingReport, NewBucket, NewCard, NewClient,
+    NodeAction, Registered, Registration, Resync, SiteSettings, SlotMove, Suspicion, SuspicionAnswer,
 };
 use common::auth::{Guard, Role, require_server};
 use common::cluster::MapEpoch;
 use common::error::{ApiError, ApiResult, ErrorCode};
+use common::hash::ContentHash;
 use common::id::{BucketName, ClientId, NodeId, SiteId};
 use common::name::ContentName;
 use common::server::bad_request;
@@ -59,6 +60,7 @@ pub fn service(app: App, guard: Guard) -> Router {
         .route("/v1/nodes/suspect", op("suspect", post(suspect)))
         .route("/v1/nodes/{node}/{action}", op("node", post(change_node)))
         .route("/v1/sites/{site}", op("site", put(set_site)))
+        .route("/v1/sites/{site}/resync", op("resync", post(resync)))
         .route("/v1/clients", op("clients", get(list_clients).post(create_client)))
         .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
         .route("/v1/clients/{client}/limits", op("limit_client", post(limit_client)))
@@ -69,6 +71,9 @@ pub fn service(app: App, guard: Guard) -> Router {
         .route("/v1/buckets", op("buckets", get(list_buckets)))
         .route("/v1/buckets/{bucket}", op("bucket", put(put_bucket).get(get_bucket)))
         .route("/v1/contents/lookup", op("lookup", get(lookup)))
+        .route("/v1/contents/by-hash/{hash}", op("by_hash", get(by_hash)))
+        .route("/v1/contents/by-provider/{client}", op("by_provider", get(by_provider)))
+        .route("/v1/contents/holders", op("holders", get(holders)))
         .route("/v1/contents/list", op("list", get(list)))
         .route("/v1/contents/search", op("find", get(find)))
         .route("/v1/contents/missing", op("missing", post(missing)))
@@ -311,6 +316,19 @@ async fn set_site(
     Ok(json_response(view.map_json))
 }
 
+/// Asks a site's nodes for snapshots of what they hold; they send them with their next announcements.
+async fn resync(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<Resync>> {
+    let site = SiteId::new(&path_text(path)?)?;
+    let nodes = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        let nodes = announcements::ask_for_snapshots(&mut tx, site.as_str()).await?;
+        tx.commit().await?;
+        Ok(nodes)
+    })
+    .await?;
+    Ok(ApiJson(Resync { nodes }))
+}
+
 async fn targets(State(app): State<App>) -> Response {
     let View { targets, .. } = app.view.borrow().clone();
     let all: Vec<_> = std::iter::once(&*app.own_target).chain(targets.iter()).collect();
@@ -449,19 +467,7 @@ async fn announce(
     State(app): State<App>,
     ApiJson(batch): ApiJson<AnnounceBatch>,
 ) -> ApiResult<ApiJson<AnnounceAnswer>> {
-    let next_seq = to_the_end(async move {
-        let mut tx = app.db.write().await?;
-        let applied = announcements::apply(&mut tx, &batch).await?;
-        if applied.items > 0 {
-            tx.commit().await?;
-            app.metrics.announcements.increment(applied.items);
-            app.count(applied.contents, applied.holders);
-            app.publish_changes(applied.last_change);
-        }
-        Ok(applied.next_seq)
-    })
-    .await?;
-    Ok(ApiJson(AnnounceAnswer { next_seq: u64::try_from(next_seq).unwrap_or(1) }))
+    Ok(ApiJson(app.announcements.apply(batch).await?))
 }
 
 #[derive(Deserialize)]
@@ -475,7 +481,58 @@ async fn lookup(
 ) -> ApiResult<ApiJson<ContentInfo>> {
     let name: ContentName = params.name.parse()?;
     let mut conn = app.db.read().await?;
-    Ok(ApiJson(listing::lookup(&mut conn, &name).await?))
+    let mut info = listing::lookup(&mut conn, &name).await?;
+    let view = app.view.borrow().clone();
+    info.sites.retain(|site| !view.is_silent(site));
+    if info.sites.is_empty() && info.origins.is_empty() {
+        let message = format!("no site that holds {name} is heard of; ask again later");
+        return Err(ApiError::new(ErrorCode::SourceUnavailable, message));
+    }
+    Ok(ApiJson(info))
+}
+
+async fn holders(
+    State(app): State<App>,
+    ApiQuery(params): ApiQuery<NameParams>,
+) -> ApiResult<ApiJson<HolderList>> {
+    let name: ContentName = params.name.parse()?;
+    let mut conn = app.db.read().await?;
+    let mut list = listing::holders(&mut conn, &name).await?;
+    let view = app.view.borrow().clone();
+    for line in &mut list.holders {
+        if let HolderName::Site(site) = &line.holder {
+            line.is_silent = view.is_silent(site);
+            line.heard_ms_ago = app.leases.heard_of_site(site.as_str()).map(|ago| ago.as_millis() as u64);
+        }
+    }
+    Ok(ApiJson(list))
+}
+
+#[derive(Deserialize)]
+struct PageParams {
+    #[serde(default)]
+    after: String,
+    limit: Option<u32>,
+}
+
+async fn by_hash(
+    State(app): State<App>,
+    path: PathOf,
+    ApiQuery(page): ApiQuery<PageParams>,
+) -> ApiResult<ApiJson<ContentPage>> {
+    let hash = path_text(path)?.parse::<ContentHash>()?;
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(listing::by_hash(&mut conn, hash, &page.after, page.limit).await?))
+}
+
+async fn by_provider(
+    State(app): State<App>,
+    path: PathOf,
+    ApiQuery(page): ApiQuery<PageParams>,
+) -> ApiResult<ApiJson<ContentPage>> {
+    let provider = ClientId::new(&path_text(path)?)?;
+    let mut conn = app.db.read().await?;
+    Ok(ApiJson(listing::by_provider(&mut conn, &provider, &page.after, page.limit).await?))
 }
 
 #[derive(Deserialize)]
@@ -513,7 +570,7 @@ async fn find(
     ApiQuery(params): ApiQuery<FindParams>,
 ) -> ApiResult<ApiJson<ContentPage>> {
     let mut conn = app.db.read().await?;
-    Ok(ApiJson(listing::find(&mut conn, &params.q, &params.after, params.limit).await?))
+    Ok(ApiJson(listing::find(&mut conn, app.db.dialect, &params.q, &params.after, params.limit).await?))
 }
 
 async fn missing(State(app): State<App>, ApiJson(report): ApiJson<MissingReport>) -> ApiResult<ApiJson<()>> {
@@ -523,12 +580,14 @@ async fn missing(State(app): State<App>, ApiJson(report): ApiJson<MissingReport>
             MissingAt::Origin(name) => Holder::origin(name.as_str()),
         };
         let mut tx = app.db.write().await?;
-        let effect = contents::missing(&mut tx, &holder, &report.name, report.version).await?;
+        let effect =
+            contents::change(&mut tx, &report.name, &holder, |entry| entry.missing(&holder, report.version))
+                .await?;
         tx.commit().await?;
         if effect != Effect::default() {
             tracing::warn!(name = %report.name, at = ?report.at, "a holder did not have what it announced");
         }
-        app.count(effect.contents, effect.holders);
+        app.publish_effect(effect);
         Ok(())
     })
     .await?;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Sqlite, Transaction};
-use tokio::sync::watch;
+use sqlx::{Any, Transaction};
+use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -14,14 +14,16 @@ use common::client::{HttpClient, ServerClient};
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
+use crate::announcements::{self, Queue};
 use crate::config::Config;
+use crate::contents::Effect;
 use crate::db::Db;
 use crate::error::{Failure, natural};
 use crate::map::{Target, View};
 use crate::metrics::Metrics;
 use crate::servers::{Leases, ServerKey};
 use crate::suspicion::Suspicions;
-use crate::{changes, contents, map, routes, servers, shards};
+use crate::{changes, contents, map, routes, servers, shards, sweep};
 
 /// What requests share. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +34,9 @@ pub(crate) struct App {
     pub last_change: watch::Sender<u64>,
     pub leases: Arc<Leases>,
     pub suspicions: Arc<Suspicions>,
+    pub announcements: Queue,
+    /// Told when a snapshot has ended.
+    pub sweep_due: Arc<Notify>,
     /// For asking nodes.
     pub server: ServerClient,
     pub metrics: Metrics,
@@ -44,7 +49,7 @@ pub(crate) struct App {
 
 impl App {
     /// Commits a change of the map under a new epoch, and serves it.
-    pub async fn commit_map(&self, mut tx: Transaction<'static, Sqlite>) -> Result<View, Failure> {
+    pub async fn commit_map(&self, mut tx: Transaction<'static, Any>) -> Result<View, Failure> {
         map::raise_epoch(&mut tx).await?;
         let view = map::load(&mut tx).await?;
         tx.commit().await?;
@@ -64,19 +69,16 @@ impl App {
         self.metrics.map_epoch.set(self.view.borrow().epoch().0 as f64);
     }
 
-    pub fn publish_changes(&self, last: i64) {
-        let last = natural(last);
+    /// Counts what announcements did, and wakes who waits for changes.
+    pub fn publish_effect(&self, effect: Effect) {
+        self.metrics.contents.increment(effect.contents as f64);
+        self.metrics.holders.increment(effect.holders as f64);
+        let Some(last) = effect.last_change.map(natural) else { return };
         self.last_change.send_if_modified(|current| {
             let is_newer = last > *current;
             *current = last.max(*current);
             is_newer
         });
-    }
-
-    /// Adds to the totals of names and holders.
-    pub fn count(&self, contents: i64, holders: i64) {
-        self.metrics.contents.increment(contents as f64);
-        self.metrics.holders.increment(holders as f64);
     }
 }
 
@@ -86,20 +88,29 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let listen = Listen { listen: config.listen, admin: config.admin };
     let server = Server::bind(Role::Search, "search", &listen).await?;
     server.health.set("database", Err("opening".into()));
-    let db = Db::open(&config.data_dir).await?;
+    let db = Db::open(&config.location()?).await?;
     let failed = |failure: Failure| StartError::failed("reading the directory", failure);
-    let app = load(&config, &server, db.clone(), secret.clone()).await.map_err(failed)?;
+    let (queue, waiting) = Queue::new();
+    let app = load(&config, &server, db.clone(), queue, secret.clone()).await.map_err(failed)?;
     server.health.set("database", Ok(()));
     let guard = Guard { secret, audience: Role::Search, clock: Clock::System };
     let lease = Duration::from_millis(config.lease_ms);
     server.spawn_worker(sweep(app.clone(), server.health.clone(), lease));
+    server.spawn_worker(announcements::work(app.clone(), waiting));
+    server.spawn_worker(sweep::work(app.clone()));
     let service = routes::service(app.clone(), guard);
     let admin = routes::discovery(app);
     Ok(server.run(service, admin, async move { db.close().await }))
 }
 
 /// Reads from the database what is kept in memory.
-async fn load(config: &Config, server: &Server, db: Db, secret: ClusterSecret) -> Result<App, Failure> {
+async fn load(
+    config: &Config,
+    server: &Server,
+    db: Db,
+    announcements: Queue,
+    secret: ClusterSecret,
+) -> Result<App, Failure> {
     let mut conn = db.read().await?;
     let view = map::load(&mut conn).await?;
     let last_change = natural(changes::last_seq(&mut conn).await?);
@@ -119,6 +130,8 @@ async fn load(config: &Config, server: &Server, db: Db, secret: ClusterSecret) -
         last_change: watch::Sender::new(last_change),
         leases: Arc::new(leases),
         suspicions: Arc::new(Suspicions::default()),
+        announcements,
+        sweep_due: Arc::new(Notify::new()),
         server: ServerClient::new(HttpClient::new(), secret, "search", Clock::System),
         metrics,
         clock: Clock::System,

@@ -81,7 +81,7 @@ struct Columns {
     http: String,
     s3: Option<String>,
     admin: String,
-    alive: bool,
+    alive: i64,
     state: Option<String>,
     capacity_bytes: Option<i64>,
     log_id: Option<String>,
@@ -101,7 +101,7 @@ impl Columns {
         };
         let key = ServerKey { role: role_of(&self.role)?, site: self.site, name: self.name };
         let Self { position, http, s3, admin, alive, .. } = self;
-        Ok(ServerRow { key, position, http, s3, admin, alive, node })
+        Ok(ServerRow { key, position, http, s3, admin, alive: alive != 0, node })
     }
 }
 
@@ -266,7 +266,7 @@ pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> 
     .bind(&row.http)
     .bind(&row.s3)
     .bind(&row.admin)
-    .bind(row.alive)
+    .bind(i64::from(row.alive))
     .bind(row.node.as_ref().map(|n| state_text(n.state)))
     .bind(row.node.as_ref().map(|n| n.capacity_bytes))
     .bind(row.node.as_ref().map(|n| n.log_id.as_str()))
@@ -361,14 +361,13 @@ async fn give_free_slots(conn: &mut Connection, site: &str, node: &str) -> Resul
 
 /// Marks a server as down; false if it was down already.
 pub async fn mark_down(conn: &mut Connection, key: &ServerKey) -> Result<bool, Failure> {
-    let done = sqlx::query(
-        "UPDATE servers SET alive = FALSE WHERE role = $1 AND site = $2 AND name = $3 AND alive = TRUE",
-    )
-    .bind(key.role.as_str())
-    .bind(&key.site)
-    .bind(&key.name)
-    .execute(conn)
-    .await?;
+    let done =
+        sqlx::query("UPDATE servers SET alive = 0 WHERE role = $1 AND site = $2 AND name = $3 AND alive = 1")
+            .bind(key.role.as_str())
+            .bind(&key.site)
+            .bind(&key.name)
+            .execute(conn)
+            .await?;
     Ok(done.rows_affected() > 0)
 }
 
@@ -408,6 +407,12 @@ impl Leases {
     pub fn put_back(&self, key: ServerKey, lease: Duration) {
         let past = Instant::now().checked_sub(lease).unwrap_or_else(Instant::now);
         self.lock().entry(key).or_insert(past);
+    }
+
+    /// How long ago any server of a site was heard of.
+    pub fn heard_of_site(&self, site: &str) -> Option<Duration> {
+        let heard = self.lock();
+        heard.iter().filter(|(key, _)| key.site == site).map(|(_, heard)| heard.elapsed()).min()
     }
 
     /// Whether the server was heard of since it was taken out.

@@ -62,7 +62,7 @@ pub async fn of_site(conn: &mut Connection, site: &str) -> Result<Vec<ShardRow>,
 pub async fn settle(conn: &mut Connection, site: &str) -> Result<(), Failure> {
     let alive: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM servers
-         WHERE role = 'storage-node' AND site = $1 AND alive = TRUE AND state <> 'removed'",
+         WHERE role = 'storage-node' AND site = $1 AND alive = 1 AND state <> 'removed'",
     )
     .bind(site)
     .fetch_all(&mut *conn)

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::api::peer::{PeerClient, RankedCandidate, Ranking};
 use common::api::search::ContentInfo;
-use common::client::{HttpClient, ServerClient};
+use common::client::{CallError, HttpClient, ServerClient};
 use common::cluster::{ClusterMap, ServerEntry, SiteEntry};
 use common::id::ServerName;
 use common::name::ContentName;
@@ -177,6 +177,14 @@ impl Sources {
         self.links.lock().entry(address.clone()).or_insert_with(|| Link::new(begun)).fetching(bytes);
         let (links, metrics) = (self.links.clone(), self.metrics.clone());
         InFlight { links, metrics, address, asked: bytes, begun, told: false }
+    }
+
+    /// Notes that a call to a source failed. One that did not answer comes last until it answers a probe.
+    pub fn not_answered(&self, candidate: &Candidate, error: &CallError) {
+        let sample = self.sample(candidate, 0);
+        if let CallError::Refused { .. } = error {
+            sample.refused();
+        }
     }
 
     /// The sources of a content, best first: at most [`CANDIDATES_MAX`].

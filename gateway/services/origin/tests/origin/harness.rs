@@ -42,7 +42,11 @@ fn caller() -> ServerClient {
 
 pub async fn start_search(data_dir: PathBuf, listen: SocketAddr) -> Running {
     let admin = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = search::Config { listen, admin, data_dir, lease_ms: 600_000, heartbeat_ms: 100 };
+    let config = search::Config {
+        lease_ms: 600_000,
+        heartbeat_ms: 100,
+        ..search::Config::in_folder(listen, admin, data_dir)
+    };
     search::start(config, secret()).await.unwrap()
 }
 

@@ -31,15 +31,22 @@ pub fn secret() -> ClusterSecret {
     ClusterSecret::new(SECRET).unwrap()
 }
 
-pub async fn start_in(dir: &Path, lease_ms: u64) -> Running {
-    let config = search::Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        admin: ([127, 0, 0, 1], 0).into(),
-        data_dir: dir.to_owned(),
+pub fn config(dir: &Path, lease_ms: u64) -> search::Config {
+    let any_port = ([127, 0, 0, 1], 0).into();
+    search::Config {
         lease_ms,
         heartbeat_ms: 50,
-    };
-    search::start(config, secret()).await.unwrap()
+        database: crate::database(dir),
+        ..search::Config::in_folder(any_port, any_port, dir.to_owned())
+    }
+}
+
+pub async fn start(config: search::Config) -> Running {
+    search::start(config, secret()).await.unwrap_or_else(|e| panic!("{}", common::error::chain(&e)))
+}
+
+pub async fn start_in(dir: &Path, lease_ms: u64) -> Running {
+    start(config(dir, lease_ms)).await
 }
 
 pub fn client_of(running: &Running) -> SearchClient {

@@ -12,3 +12,8 @@ mod nodes;
 mod servers;
 mod shards;
 mod suspicion;
+
+/// SQLite in the folder; these tests run on PostgreSQL as well, see `tests/postgres`.
+fn database(_dir: &std::path::Path) -> Option<String> {
+    None
+}
