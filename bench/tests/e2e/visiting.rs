@@ -452,6 +452,14 @@ fn while_home_is_away_what_is_kept_is_served_and_booked_once_and_nothing_else_is
     cluster.restart("tokyo.g1");
     cluster.await_ready("tokyo.g1");
     restart_site(&cluster, HOME);
+    eventually("home has the end that waited for it", Duration::from_secs(90), || {
+        let path = format!("/v1/records?delivery={begun_at_home}");
+        let found: Value = cluster.billing(true).get(&path).expect(200).json();
+        if found["records"].as_array().is_some_and(|records| records.len() == 1) {
+            return Ok(());
+        }
+        Err(found.to_string())
+    });
     cluster.await_billed(&carol, &[("complete", 4)]);
     let [service, _] = booked(&cluster, &begun_at_home);
     assert_eq!(
