@@ -53,14 +53,19 @@ fn waiting(rows: &(impl Rows + ?Sized)) -> ApiResult<Vec<(NodeId, Vec<HomeEnd>)>
 /// Hands ends over, for ever.
 pub async fn send(shard: Arc<Shard>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut maps = shard.node.maps.watch();
     loop {
+        maps.mark_unchanged();
         match pass(&shard).await {
             Ok(Pass::Empty) => {
                 backoff.reset();
                 let _either = tokio::time::timeout(LOOK_INTERVAL, shard.signals.end_kept.notified()).await;
             }
             Ok(Pass::Sent) => backoff.reset(),
-            Ok(Pass::Unreached) => tokio::time::sleep(backoff.next_delay()).await,
+            // A home that is back shows in the map.
+            Ok(Pass::Unreached) => {
+                let _either = tokio::time::timeout(backoff.next_delay(), maps.changed()).await;
+            }
             Err(error) => {
                 tracing::warn!(shard = %shard.id, error = chain(&error), "ends of visitors' deliveries are not handed over");
                 tokio::time::sleep(backoff.next_delay()).await;
