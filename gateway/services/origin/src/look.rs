@@ -43,14 +43,13 @@ pub async fn run(
                 look(app, open, &mut settling, location, None).await;
             }
             Some(change) = changes.recv() => {
-                let overflowed = watch::is_full(&changes) || settling.len() >= changes.max_capacity();
+                let overflowed = watch::was_full(&changes) || settling.len() >= changes.max_capacity();
                 match change {
-                    _ if overflowed => open.scan_soon.notify_one(),
-                    Change::Everything => open.scan_soon.notify_one(),
-                    Change::File(location) => {
+                    Change::File(location) if !overflowed => {
                         let due = Instant::now() + app.settle;
                         settling.insert(location, Settling { due, seen: None });
                     }
+                    Change::File(_) | Change::Everything => open.scan_soon.notify_one(),
                 }
             }
             () = until(next_due) => {

@@ -57,7 +57,7 @@ fn begin(folder: PathBuf, changes: mpsc::Sender<Change>) -> Result<RecommendedWa
             Err(_) => vec![Change::Everything],
         };
         for change in told {
-            // Whoever reads a full queue looks at everything, see `is_full`.
+            // Whoever reads a full queue looks at everything, see `was_full`.
             let _full = changes.try_send(change);
         }
     };
@@ -67,9 +67,9 @@ fn begin(folder: PathBuf, changes: mpsc::Sender<Change>) -> Result<RecommendedWa
     Ok(watcher)
 }
 
-/// Whether changes may have been dropped: to be asked before the queue is read.
-pub fn is_full(changes: &mpsc::Receiver<Change>) -> bool {
-    changes.capacity() == 0
+/// Whether the queue was full before the last change was taken from it, so that others may have been dropped.
+pub fn was_full(changes: &mpsc::Receiver<Change>) -> bool {
+    changes.len() + 1 >= changes.max_capacity()
 }
 
 fn changes_of(root: &Path, event: &Event) -> Vec<Change> {
@@ -98,4 +98,22 @@ fn changes_of(root: &Path, event: &Event) -> Vec<Change> {
 
 fn files(root: &Path, event: &Event) -> Vec<Change> {
     event.paths.iter().filter_map(|path| location_of(root, path)).map(Change::File).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_was_full_is_told_after_its_first_change_was_taken() {
+        let (sender, mut changes) = mpsc::channel(3);
+        let put = |count: usize| (0..count).for_each(|_| sender.try_send(Change::Everything).unwrap());
+        put(2);
+        changes.try_recv().unwrap();
+        assert!(!was_full(&changes));
+        put(2);
+        assert!(sender.try_send(Change::Everything).is_err());
+        changes.try_recv().unwrap();
+        assert!(was_full(&changes));
+    }
 }
