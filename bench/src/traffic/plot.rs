@@ -8,6 +8,9 @@ use crate::traffic::model::{Model, Outcome};
 use crate::traffic::report::TrafficReport;
 use crate::traffic::sweep::SweepPoint;
 
+/// What is drawn of an outcome.
+type Figure = fn(&Outcome) -> u64;
+
 const WIDTH: f64 = 1120.0;
 const PANEL_WIDTH: f64 = 500.0;
 const LEFT: [f64; 2] = [40.0, 580.0];
@@ -62,7 +65,7 @@ pub fn svg(report: &TrafficReport) -> String {
 fn costs(picture: &mut Picture, report: &TrafficReport) {
     let (x, y) = (LEFT[0], TOP[0]);
     picture.title(x, y, "Traffic");
-    let figures: [(&str, fn(&Outcome) -> u64); 2] =
+    let figures: [(&str, Figure); 2] =
         [("bytes × hops", |o| o.byte_hops), ("bytes from the origin", |o| o.origin_bytes)];
     let server = report.model(Model::ClientServer);
     for (group, (name, figure)) in figures.into_iter().enumerate() {
@@ -84,7 +87,7 @@ fn costs(picture: &mut Picture, report: &TrafficReport) {
 fn senders(picture: &mut Picture, models: &[Outcome]) {
     let (x, y) = (LEFT[1], TOP[0]);
     picture.title(x, y, "Who sends, by requests");
-    let kinds: [(&str, f64, fn(&Outcome) -> u64); 4] = [
+    let kinds: [(&str, f64, Figure); 4] = [
         ("nobody else: it is there", 1.0, |o| o.local),
         ("another client or site", 0.6, |o| o.from_peer),
         ("the origin", 0.3, |o| o.from_origin - o.no_running_holder),
@@ -227,7 +230,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(' ');
         }
         text.push(digit);

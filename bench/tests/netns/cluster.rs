@@ -1,4 +1,4 @@
-//! Sites in namespaces: a place `hub` with search and an origin, and one for each site with a gateway and a node.
+//! Sites in namespaces: a place for search, one for an origin, and one for each site with a gateway and a node.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,8 @@ use crate::net::Net;
 use crate::process::{Process, dozo, watch};
 
 const SECRET: &str = "a secret of tests in namespaces, not for other use";
-pub const HUB: &str = "hub";
+pub const SEARCH: &str = "search";
+pub const ORIGIN: &str = "origin";
 /// Longest wait for what the system brings about by itself.
 pub const SOON: Duration = Duration::from_secs(30);
 /// Debug builds, many at once on few cores.
@@ -53,7 +54,7 @@ impl Cluster {
     /// Starts a site for each name, each with a client and a public bucket of the site's name, on links that are set
     /// before.
     pub fn start(sites: &[&str], set_links: impl FnOnce(&Net)) -> Self {
-        let places: Vec<&str> = [HUB].into_iter().chain(sites.iter().copied()).collect();
+        let places: Vec<&str> = [SEARCH, ORIGIN].into_iter().chain(sites.iter().copied()).collect();
         let net = Net::new(&places);
         set_links(&net);
         let folder = tempfile::Builder::new().prefix("dozo-netns-").tempdir().expect("a temporary folder");
@@ -62,10 +63,10 @@ impl Cluster {
         let mut cluster = Self { _processes: Vec::new(), net, clients: BTreeMap::new(), folder, admin_token };
         fs::write(cluster.path("cluster-secret"), SECRET).expect("the folder is ours");
         fs::create_dir_all(cluster.path("studio")).expect("the folder is ours");
-        cluster.spawn(HUB, "search", &[]);
-        cluster.await_ready(HUB, "search");
+        cluster.spawn(SEARCH, "search", &[]);
+        cluster.await_ready(SEARCH, "search");
         let source = format!("studio,studio,dir:{}", cluster.path("studio").display());
-        cluster.spawn(HUB, "origin", &["--name", "origin", "--rescan-ms", "500", "--source", &source]);
+        cluster.spawn(ORIGIN, "origin", &["--name", "origin", "--rescan-ms", "500", "--source", &source]);
         for site in sites {
             cluster.spawn(site, "storage-node", &["--name", "n1", "--site", site, "--store", "memory:"]);
             cluster.spawn(site, "gateway", &["--name", "g1", "--site", site]);
@@ -74,6 +75,7 @@ impl Cluster {
             cluster.await_ready(site, "storage-node");
             cluster.await_ready(site, "gateway");
         }
+        cluster.await_ready(ORIGIN, "origin");
         cluster.enter_directory(sites);
         cluster
     }
@@ -107,7 +109,7 @@ impl Cluster {
         command.args(["--listen", &format!("{address}:{port}"), "--admin", &format!("{address}:{admin}")]);
         command.arg("--cluster-secret-file").arg(self.path("cluster-secret"));
         if role != "search" {
-            command.args(["--search", &self.url(HUB, "search")]);
+            command.args(["--search", &self.url(SEARCH, "search")]);
         }
         if role != "gateway" {
             command.arg("--data-dir").arg(data_dir);
@@ -137,8 +139,8 @@ impl Cluster {
     }
 
     fn search(&self, method: &str, path: &str, body: &serde_json::Value) -> Answer {
-        let search = Client::new("operator", &self.url(HUB, "search"), &self.admin_token);
-        self.net.at(HUB, || search.send_json(method, path, body))
+        let search = Client::new("operator", &self.url(SEARCH, "search"), &self.admin_token);
+        self.net.at(SEARCH, || search.send_json(method, path, body))
     }
 
     fn enter_directory(&mut self, sites: &[&str]) {

@@ -18,6 +18,7 @@ mod http;
 mod process;
 
 mod nearness;
+mod traffic;
 mod viral;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -20,7 +20,6 @@ fn spread(cluster: &Cluster, name: &str, bytes: &[u8], holders: &[&str]) {
     for holder in &holders[1..] {
         assert!(cluster.get(holder, name).expect(200).body == bytes, "the bytes differ");
     }
-    cluster.await_held(name, holders, 0);
 }
 
 /// Waits until a site's gateway finds a holder alone to be the nearest, and answers how long that took.
@@ -60,6 +59,7 @@ fn the_near_holder_is_chosen_and_the_choice_follows_when_links_change_or_break()
     for (name, bytes) in &contents {
         spread(&cluster, name, bytes, &holders);
     }
+    contents.iter().for_each(|(name, _)| cluster.await_held(name, &holders, 0));
     let content = |id: usize| (contents[id].0.as_str(), contents[id].1.as_slice());
     // The first time nothing is known; all three are measured for it.
     let (name, bytes) = content(0);
@@ -117,7 +117,7 @@ fn the_near_holder_is_chosen_and_the_choice_follows_when_links_change_or_break()
 #[test]
 fn equal_holders_share_what_is_asked() {
     let Some(_turn) = turn() else { return };
-    const CONTENTS: u64 = 100;
+    const CONTENTS: u64 = 60;
     let holders = ["osaka", "kobe"];
     let cluster = Cluster::start(&["tokyo", "osaka", "kobe"], |net| {
         holders.iter().for_each(|site| net.set_round_trip("tokyo", site, 20 * MS));
@@ -126,13 +126,14 @@ fn equal_holders_share_what_is_asked() {
     for (id, name) in (0..).zip(&names) {
         spread(&cluster, name, &bytes_of(id, 20_000), &holders);
     }
+    names.iter().for_each(|name| cluster.await_held(name, &holders, 0));
     let mut chosen: BTreeMap<String, u64> = BTreeMap::new();
     for name in &names {
         let answer = cluster.get("tokyo", name).expect(200);
         *chosen.entry(answer.header("dozo-source-site").unwrap().to_owned()).or_default() += 1;
     }
     println!("{CONTENTS} contents that two equally near sites hold came from {chosen:?}");
-    // Five times the spread of fair draws.
-    let fair = holders.iter().all(|site| (25..=75).contains(chosen.get(*site).unwrap_or(&0)));
+    // Beyond four and a half times the spread of fair draws.
+    let fair = holders.iter().all(|site| (12..=48).contains(chosen.get(*site).unwrap_or(&0)));
     assert!(fair, "{chosen:?}");
 }

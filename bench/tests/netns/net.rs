@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::process::watch;
-use crate::wire::{Path, Wire};
+use crate::wire::{Carried, Path, Wire};
 
 const DEVICE: &str = "wan0";
 
@@ -106,9 +106,22 @@ impl Net {
         self.set(a, b, Path { is_cut: true, ..Path::default() });
     }
 
-    /// Bytes of IP packets that went from one place to another.
-    pub fn carried_bytes(&self, from: &str, to: &str) -> u64 {
-        self.wire.carried_bytes(self.place(from), self.place(to))
+    /// What went from one place to another so far.
+    pub fn carried(&self, from: &str, to: &str) -> Carried {
+        self.wire.carried(self.place(from), self.place(to))
+    }
+
+    /// Bytes of IP packets that went from a place to any other.
+    pub fn sent_by(&self, name: &str) -> u64 {
+        let from = self.place(name);
+        (0..self.places.len()).map(|to| self.wire.carried(from, to).ip_bytes).sum()
+    }
+
+    /// Bytes that the kernel says a place's device has sent.
+    pub fn sent_bytes(&self, name: &str) -> u64 {
+        let text = ip(&format!("-n {} -s -j link show dev {DEVICE}", self.space(name)));
+        let links: serde_json::Value = serde_json::from_str(&text).expect("ip writes JSON");
+        links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a device has counters")
     }
 
     /// A command that runs in a place's namespace, as the process that it starts.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bench::content::Content;
 
-use crate::cluster::{Cluster, HUB, SOON, eventually};
+use crate::cluster::{Cluster, ORIGIN, SEARCH, SOON, eventually};
 use crate::net::Net;
 use crate::turn;
 
@@ -16,7 +16,8 @@ const LEN: usize = 3 << 20;
 /// Sites on a line, 4 ms from one to the next; search and the origin are 60 ms from all.
 fn set_links(net: &Net) {
     for (a, site) in SITES.iter().enumerate() {
-        net.set_round_trip(HUB, site, Duration::from_millis(60));
+        net.set_round_trip(SEARCH, site, Duration::from_millis(60));
+        net.set_round_trip(ORIGIN, site, Duration::from_millis(60));
         for (b, other) in SITES.iter().enumerate().skip(a + 1) {
             net.set_round_trip(site, other, Duration::from_millis(4) * (b - a) as u32);
         }
@@ -58,7 +59,7 @@ fn of_a_content_that_all_sites_want_each_collects_one_copy_and_the_origin_sends_
     let cluster = Cluster::start(&SITES, set_links);
     let wanted = (SITES.len() * CLIENTS_PER_SITE * LEN) as f64;
     let mut before = 0;
-    let on_links = || SITES.iter().map(|site| cluster.net.carried_bytes(HUB, site)).sum::<u64>();
+    let on_links = || SITES.iter().map(|site| cluster.net.carried(ORIGIN, site).ip_bytes).sum::<u64>();
     for (id, (title, pause)) in
         [("at-once", Duration::ZERO), ("in-turn", Duration::from_millis(1500))].iter().enumerate()
     {
@@ -66,7 +67,7 @@ fn of_a_content_that_all_sites_want_each_collects_one_copy_and_the_origin_sends_
         std::fs::write(cluster.path("studio").join(format!("{id}.bin")), &bytes).unwrap();
         let name = format!("studio/{id}.bin");
         cluster.await_held(&name, &[], 1);
-        let from_hub = on_links();
+        let from_origin = on_links();
         let took = ask(&cluster, title, &name, &bytes, *pause);
         let sum = |from| SITES.iter().map(|site| collected(&cluster, site, from)).sum::<u64>();
         let (origin, peer) = (sum("origin"), sum("peer"));
@@ -74,11 +75,11 @@ fn of_a_content_that_all_sites_want_each_collects_one_copy_and_the_origin_sends_
         before = origin;
         println!(
             "{title}: {} clients at {} sites in {took:.1?}; origin bytes / (clients x size) = {:.3}; \
-             packets of search and origin {:.1} MiB; from sites so far {:.1} MiB",
+             packets of the origin {:.1} MiB; from sites so far {:.1} MiB",
             SITES.len() * CLIENTS_PER_SITE,
             SITES.len(),
             now as f64 / wanted,
-            (on_links() - from_hub) as f64 / f64::from(1 << 20),
+            (on_links() - from_origin) as f64 / f64::from(1 << 20),
             peer as f64 / f64::from(1 << 20)
         );
         // Each site has one copy, whatever many clients it has; counted over both contents.

@@ -34,8 +34,16 @@ struct Way {
     path: Path,
     /// When the last packet will have left.
     busy_until: Option<Instant>,
-    /// Length of all IP packets that were passed on, headers included.
-    carried_bytes: u64,
+    carried: Carried,
+}
+
+/// What went one way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Length of all IP packets, headers included.
+    pub ip_bytes: u64,
+    /// What TCP carried in them: contents, and what is said about them. What was sent again counts again.
+    pub tcp_payload_bytes: u64,
 }
 
 type Ways = BTreeMap<(usize, usize), Way>;
@@ -66,9 +74,9 @@ impl Wire {
         lock(&self.ways).entry((from, to)).or_default().path = path;
     }
 
-    /// Length of all packets that went from one place to another, IP headers included.
-    pub fn carried_bytes(&self, from: usize, to: usize) -> u64 {
-        lock(&self.ways).get(&(from, to)).map_or(0, |way| way.carried_bytes)
+    /// What went from one place to another so far.
+    pub fn carried(&self, from: usize, to: usize) -> Carried {
+        lock(&self.ways).get(&(from, to)).map_or_else(Carried::default, |way| way.carried)
     }
 }
 
@@ -112,7 +120,7 @@ fn pass_on(devices: &[File], place_of: fn([u8; 4]) -> Option<usize>, ways: &Mute
                 let Some(to) = destination(packet).and_then(place_of).filter(|to| *to < devices.len()) else {
                     continue;
                 };
-                if let Some(due) = take(&mut lock(ways), (from, to), len as u64) {
+                if let Some(due) = take(&mut lock(ways), (from, to), packet) {
                     count += 1;
                     on_the_way.push(Reverse((due, count, to, packet.to_vec())));
                 }
@@ -122,7 +130,8 @@ fn pass_on(devices: &[File], place_of: fn([u8; 4]) -> Option<usize>, ways: &Mute
 }
 
 /// When a packet arrives; `None` if it does not.
-fn take(ways: &mut Ways, between: (usize, usize), len: u64) -> Option<Instant> {
+fn take(ways: &mut Ways, between: (usize, usize), packet: &[u8]) -> Option<Instant> {
+    let len = packet.len() as u64;
     let now = Instant::now();
     let way = ways.entry(between).or_default();
     if way.path.is_cut {
@@ -137,7 +146,8 @@ fn take(ways: &mut Ways, between: (usize, usize), len: u64) -> Option<Instant> {
         .bytes_per_s
         .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(len as f64 / rate.max(1) as f64));
     way.busy_until = Some(begins + takes);
-    way.carried_bytes += len;
+    way.carried.ip_bytes += len;
+    way.carried.tcp_payload_bytes += tcp_payload_len(packet).unwrap_or(0);
     Some(begins + takes + way.path.delay)
 }
 
@@ -145,6 +155,15 @@ fn take(ways: &mut Ways, between: (usize, usize), len: u64) -> Option<Instant> {
 fn destination(packet: &[u8]) -> Option<[u8; 4]> {
     let is_v4 = packet.first()? >> 4 == 4;
     packet.get(16..20)?.try_into().ok().filter(|_| is_v4)
+}
+
+/// Length of what a TCP segment carries; `None` if the packet is none.
+fn tcp_payload_len(packet: &[u8]) -> Option<u64> {
+    const TCP: u8 = 6;
+    let ip_header_len = usize::from(packet.first()? & 15) * 4;
+    let tcp_header_len = usize::from(packet.get(ip_header_len + 12)? >> 4) * 4;
+    let payload_len = packet.len().checked_sub(ip_header_len + tcp_header_len)?;
+    (*packet.get(9)? == TCP).then_some(payload_len as u64)
 }
 
 /// Places of the devices that have packets, as soon as one has or the time is over.
