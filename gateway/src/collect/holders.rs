@@ -176,8 +176,7 @@ impl Holders {
             let holder = &mut known[index];
             holder.outstanding += len;
             let owed = holder.outstanding;
-            let late = LATE_TIMES * holder.cost * owed as f64;
-            let late = Duration::from_secs_f64(late.clamp(LATE_MIN.as_secs_f64(), LATE_MAX.as_secs_f64()));
+            let late = late(LATE_TIMES * holder.cost * owed as f64);
             let candidate = holder.candidate.clone();
             let sample = Some(self.sources.sample(&candidate, len));
             Some((Turn { holders: self, index, candidate, len, owed, begun: now, sample }, late))
@@ -236,6 +235,11 @@ impl Holders {
             tracing::debug!(error = chain(&error), "search did not take the report");
         }
     }
+}
+
+/// When a source is late that would take `seconds` if it were slower than expected.
+pub fn late(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.clamp(LATE_MIN.as_secs_f64(), LATE_MAX.as_secs_f64()))
 }
 
 /// Whether a source answered that it has not got the content.

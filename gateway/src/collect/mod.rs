@@ -36,6 +36,8 @@ use common::id::ClientId;
 use common::manifest::{ChunkList, ChunkRef, ChunkSlice};
 use common::name::ContentName;
 use common::placement::Slot;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -52,6 +54,8 @@ use sources::{Candidate, Sources};
 const RENEW_INTERVAL: Duration = Duration::from_millis(LEASE_TIME.as_millis() as u64 / 4);
 /// How often one that asks is sent from one gateway to the next before it is told to come again.
 const TURNS_MAX: u32 = 8;
+/// A source is late with its beginning after so many times of what a chunk of it is expected to take.
+const OPEN_LATE_TIMES: f64 = 4.0;
 /// Between two turns.
 const TURN_DELAY: Duration = Duration::from_millis(50);
 
@@ -336,25 +340,49 @@ impl Collector {
         }
     }
 
-    /// The beginning of the content from the nearest source that gives it.
+    /// The beginning of the content from the nearest source that gives it; of one that is late the next is asked as
+    /// well.
     async fn open(
         &self,
         info: &ContentInfo,
         holders: &Holders,
         candidates: &[Candidate],
     ) -> ApiResult<(Opened, Candidate)> {
-        for candidate in candidates {
-            match candidate.peer.open(&info.name).await {
-                Ok(opened) if is_good(&opened.holding, info) => return Ok((opened, candidate.clone())),
-                Ok(_) => holders.report_missing(candidate).await,
-                Err(error) if is_not_there(error.code()) => holders.report_missing(candidate).await,
+        let ask = |candidate: Candidate| async move {
+            let answer = candidate.peer.open(&info.name).await;
+            (candidate, answer)
+        };
+        let (mut asked, mut others, mut another) = (FuturesUnordered::new(), candidates.iter(), true);
+        let mut late = Duration::ZERO;
+        loop {
+            if std::mem::take(&mut another)
+                && let Some(candidate) = others.next()
+            {
+                late = holders::late(OPEN_LATE_TIMES * candidate.chunk_seconds);
+                asked.push(ask(candidate.clone()));
+            }
+            let (candidate, answer) = tokio::select! {
+                answer = asked.next() => match answer {
+                    Some(answer) => answer,
+                    None => return Err(no_source(&info.name)),
+                },
+                () = tokio::time::sleep(late), if !others.as_slice().is_empty() => {
+                    self.metrics.hedged_fetches.increment(1);
+                    another = true;
+                    continue;
+                }
+            };
+            another = true;
+            match answer {
+                Ok(opened) if is_good(&opened.holding, info) => return Ok((opened, candidate)),
+                Ok(_) => holders.report_missing(&candidate).await,
+                Err(error) if is_not_there(error.code()) => holders.report_missing(&candidate).await,
                 Err(error) => {
-                    self.sources.not_answered(candidate, &error);
+                    self.sources.not_answered(&candidate, &error);
                     tracing::warn!(content = %info.name, source = ?candidate.source, error = chain(&error), "source does not answer");
                 }
             }
         }
-        Err(no_source(&info.name))
     }
 
     /// The chunks of a content; the list that came along is used if it is right.
