@@ -224,8 +224,17 @@ fn a_visited_gateway_that_is_killed_in_the_middle_is_followed_by_another_and_not
     let [first, second] = [0, 1].map(|n| carol.at(&cluster.site(VISITED).gateways[n].http));
     let bytes = fresh_bytes(48 << 20);
     carol.put_content("carol/long", &bytes).expect(201);
+    let stored = || -> u64 {
+        let nodes = cluster.site(VISITED).nodes.iter();
+        nodes.filter_map(|n| cluster.node_status(&format!("{VISITED}.{}", n.name))["chunks"].as_u64()).sum()
+    };
+    let before = stored();
     let mut download = first.open("GET", "/v1/contents/carol/long", &[]).unwrap();
     download.read_exact(1 << 20).unwrap();
+    eventually("some of it is stored", SOON, || match stored() - before {
+        0 => Err("nothing is".to_owned()),
+        _ => Ok(()),
+    });
     cluster.kill("tokyo.g1");
     assert!(download.finish().is_err(), "it broke off");
     // What came in before is here; the other gateway goes on from there.
