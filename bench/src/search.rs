@@ -186,7 +186,15 @@ impl Bench {
             admin: "http://127.0.0.1:1".to_owned(),
             node: None,
         };
-        self.client.register(&gateway).await?;
+        let heartbeat = Duration::from_millis(self.client.register(&gateway).await?.heartbeat_ms);
+        let client = self.client.clone();
+        // A site that is not heard of holds nothing for search: should a heartbeat fail, the lookups will say so.
+        tokio::spawn(async move {
+            tokio::time::sleep(heartbeat).await;
+            while client.register(&gateway).await.is_ok() {
+                tokio::time::sleep(heartbeat).await;
+            }
+        });
         let provider: ClientId = "provider".parse()?;
         let new = NewClient { client: provider.clone(), site: "tokyo".parse()? };
         self.client.create_client(&new).await?;
