@@ -215,7 +215,7 @@ impl super::peer::PeerClient {
     pub async fn progress(&self, name: &ContentName, run: u64, after: usize) -> Result<Progress, CallError> {
         let name = encode(name.as_str());
         let path = format!("/v1/peer/collection/progress?name={name}&run={run}&after={after}");
-        self.server().json(self.get(&path, PROGRESS_WAIT + Duration::from_secs(1))).await
+        self.server().json(self.get(&path, PROGRESS_WAIT + PROGRESS_LATE_MAX)).await
     }
 
     /// A reader waits for the chunk at `place`. `GET /v1/peer/collection/want?name=&run=&place=`
@@ -226,5 +226,8 @@ impl super::peer::PeerClient {
     }
 }
 
+/// How much later it may come on a busy machine: whoever takes a colleague for lost collects the same beside it. A
+/// colleague that is gone refuses the connection at once.
+const PROGRESS_LATE_MAX: Duration = Duration::from_secs(5);
 /// How long an answer to `progress` waits for news.
 pub const PROGRESS_WAIT: Duration = Duration::from_secs(2);
