@@ -56,7 +56,7 @@ impl Ledger {
     ///
     /// # Errors
     /// If a delivery is not booked, was not charged or was corrected before.
-    pub(crate) async fn correct(
+    pub async fn correct(
         &self,
         request: CorrectionRequest,
         key: Option<RequestKey>,

@@ -35,7 +35,7 @@ impl Ledger {
     ///
     /// # Errors
     /// If there is no such invoice, less is owed, or the reference was used for something else.
-    pub(crate) async fn pay(
+    pub async fn pay(
         &self,
         request: PaymentRequest,
         key: Option<RequestKey>,

@@ -9,7 +9,7 @@ use super::LedgerError;
 
 /// A request's key and the digest of all that it asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RequestKey {
+pub struct RequestKey {
     pub key: String,
     pub digest: [u8; 32],
 }

@@ -4,6 +4,8 @@
 
 #[path = "../billing/books.rs"]
 mod books;
+#[path = "../billing/corrections.rs"]
+mod corrections;
 #[path = "../billing/fixtures.rs"]
 mod fixtures;
 #[path = "../billing/http.rs"]
