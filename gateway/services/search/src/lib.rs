@@ -15,6 +15,7 @@
 //! | HTTP resources | `routes` |
 //! | servers, leases, the map, slots | `servers`, `map`, `slots` |
 //! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
+//! | sites and what is set of them | `sites` |
 //! | draining and removing nodes | `nodes` |
 //! | clients, their cards, buckets | `clients`, `cards`, `buckets` |
 //! | announcements, snapshots of a site, the change feed | `announcements`, `contents`, `sweep`, `changes` |
@@ -40,6 +41,7 @@ mod routes;
 pub mod server;
 mod servers;
 mod shards;
+mod sites;
 mod slots;
 mod statements;
 mod suspicion;
