@@ -3,6 +3,8 @@
 //! Changed only by search, one SQL transaction per change, each raising the epoch. Everyone else long-polls
 //! it; nodes keep the last one on disk and hand it on, so sites run and gateways start while search is down.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, ServerName, SiteId};
@@ -74,8 +76,12 @@ impl ClusterMap {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteEntry {
     pub id: SiteId,
+    /// Where it is, by the operator's word.
     #[serde(default)]
     pub zone: Option<String>,
+    /// How far sites, zones and origins are from it, by name, in the operator's unit.
+    #[serde(default)]
+    pub distances: BTreeMap<String, u32>,
     /// Nodes that are to have each chunk, and each shard's rows: 1 to [`REPLICAS_MAX`].
     pub replicas: u8,
     /// As many as the operator wants; `None`: two, or one while the site has one node.
@@ -97,6 +103,7 @@ impl SiteEntry {
         Self {
             id,
             zone: None,
+            distances: BTreeMap::new(),
             replicas: 1,
             replicas_wanted: None,
             gateways: Vec::new(),
@@ -138,6 +145,12 @@ impl SiteEntry {
 
     pub fn node_index(&self, id: &NodeId) -> Option<usize> {
         self.nodes.iter().position(|n| &n.id == id)
+    }
+
+    /// How far another site is: as was said of it, or else of its zone.
+    pub fn distance_to(&self, other: &Self) -> Option<u32> {
+        let of_zone = || other.zone.as_ref().and_then(|zone| self.distances.get(zone));
+        self.distances.get(other.id.as_str()).or_else(of_zone).copied()
     }
 
     /// The slots of a node's shard.

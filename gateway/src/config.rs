@@ -1,6 +1,5 @@
 //! Configuration of a gateway.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use common::id::{ServerName, SiteId};
@@ -20,12 +19,6 @@ pub struct Config {
     /// Short name, unique among the site's gateways.
     pub name: ServerName,
     pub site: SiteId,
-    /// Where the site is; a tie-break when two sources are equally near.
-    #[serde(default)]
-    pub zone: Option<String>,
-    /// How far sites, zones and origins are, by name, in any unit: the nearer of two equally near sources is taken.
-    #[serde(default)]
-    pub distances: BTreeMap<String, u32>,
     /// Round trips are measured by ICMP echo as well as by calls.
     #[serde(default)]
     pub icmp_probes: bool,

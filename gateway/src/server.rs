@@ -113,7 +113,7 @@ fn registration(config: &Config, server: &Server) -> Registration {
         role: Role::Gateway,
         name: config.name.clone(),
         site: Some(config.site.clone()),
-        zone: config.zone.clone(),
+        zone: None,
         http: address(config, server),
         s3: None,
         admin: server.admin_url(),

@@ -332,16 +332,22 @@ impl SiteView {
         self.metrics.node_retries.increment(1);
         match error {
             CallError::Unreachable { .. } | CallError::Timeout { .. } => self.suspect(node),
-            // The node knows a newer map than we do, also while search is down.
-            _ if error.code() == Some(ErrorCode::WrongNode) => {
-                if let Ok(map) = client.map().await {
-                    self.adopt(map);
-                }
-            }
+            _ if error.code() == Some(ErrorCode::WrongNode) => self.exchange_maps(client).await,
             _ => {}
         }
         tokio::time::sleep(backoff.next_delay()).await;
         Ok(())
+    }
+
+    /// The node knows a newer map than we do, or an older one, also while search is down; then both have the newer.
+    async fn exchange_maps(&self, node: &NodeClient) {
+        let Ok(theirs) = node.map().await else { return };
+        let ours = self.map();
+        if theirs.epoch >= ours.epoch {
+            self.adopt(theirs);
+        } else if let Err(error) = node.hand_on_map(&ours).await {
+            tracing::debug!(error = %common::error::chain(&error), "the node does not take the map");
+        }
     }
 
     /// The outcome of a call to a node. Once it is slow the node is suspected, and if search then finds that

@@ -51,9 +51,6 @@ pub struct SiteArgs {
     /// The site that it belongs to
     #[arg(long)]
     pub site: Option<String>,
-    /// Where the site is: breaks ties between sources that are equally near
-    #[arg(long)]
-    pub zone: Option<String>,
     /// Base address under which other servers reach it, if that is not the one it listens at
     #[arg(long, value_name = "URL")]
     pub advertise: Option<String>,
@@ -70,19 +67,9 @@ pub struct GatewayArgs {
     /// Memory for hot chunks, as in 256MiB
     #[arg(long, value_name = "BYTES", value_parser = config::parse_bytes)]
     cache_bytes: Option<u64>,
-    /// How far a site, a zone or an origin is, as in osaka=2: breaks ties between sources that are equally near and
-    /// in no zone of ours; may be repeated
-    #[arg(long = "distance", value_name = "NAME=N", value_parser = distance)]
-    distances: Vec<(String, u32)>,
     /// Measure round trips by ICMP echo too; without the right to do so calls alone are measured
     #[arg(long)]
     icmp_probes: bool,
-}
-
-fn distance(text: &str) -> Result<(String, u32), String> {
-    let (name, number) = text.split_once('=').ok_or("a distance is NAME=N")?;
-    let number = number.parse().map_err(|_| format!("{number:?} is not a number from 0 to {}", u32::MAX))?;
-    Ok((name.to_owned(), number))
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -93,6 +80,9 @@ pub struct StorageNodeArgs {
     member: MemberArgs,
     #[command(flatten)]
     site: SiteArgs,
+    /// The zone that the site is in, until one is set (`dozo site set`)
+    #[arg(long)]
+    zone: Option<String>,
     /// Where chunks are kept: file:/path?size=20GiB, device:/dev/nvme1n1, dir:/path, s3://bucket/prefix?endpoint=URL&region=R, memory:
     #[arg(long)]
     store: Option<String>,
@@ -245,15 +235,7 @@ impl Flags {
 
     fn site(&mut self, args: &SiteArgs) {
         self.set("site", args.site.as_ref());
-        self.set("zone", args.zone.as_ref());
         self.set("advertise", args.advertise.as_ref());
-    }
-
-    fn distances(&mut self, distances: &[(String, u32)]) {
-        if !distances.is_empty() {
-            let numbers = distances.iter().map(|(name, n)| (name.clone(), Value::Integer(i64::from(*n))));
-            self.0.push(("distances".to_owned(), Value::Table(numbers.collect())));
-        }
     }
 
     fn folder(&mut self, data_dir: Option<&PathBuf>) {
@@ -315,12 +297,12 @@ impl RoleCommand {
                 flags.member(&args.member);
                 flags.site(&args.site);
                 flags.set_number("cache_bytes", args.cache_bytes);
-                flags.distances(&args.distances);
                 flags.set_true("icmp_probes", args.icmp_probes);
             }
             Self::StorageNode(args) => {
                 flags.member(&args.member);
                 flags.site(&args.site);
+                flags.set("zone", args.zone.as_ref());
                 flags.set("store", args.store.as_ref());
                 flags.folder(args.data_dir.as_ref());
                 flags.set_true("force", args.force);

@@ -16,13 +16,13 @@ use tokio::sync::{Mutex, Notify, watch};
 
 use crate::catalog::Catalog;
 use crate::catalog::key::{self, Fee, Key, Tag};
-use crate::catalog::rows::ChainHead;
+use crate::catalog::rows::{ChainHead, MoveStep};
 use crate::catalog::stream::Stream;
 use crate::catalog::txn::{Reader, Rows, Txn};
 use crate::deliveries::{Ended, Recorder};
 use crate::node::Node;
 use crate::outbox;
-use crate::slots::Slots;
+use crate::slots::{self, Slots};
 use crate::temporary;
 
 /// How far search has heard.
@@ -147,12 +147,16 @@ impl Shard {
     }
 
     /// What is still to be settled with others before the shard may be forgotten: deliveries without their record,
-    /// records that a billing server has not booked, announcements, references to be released, ends for other sites.
+    /// records that a billing server has not booked, announcements, references to be released, ends for other sites,
+    /// slots that their new owner has yet to fetch.
     pub fn unsettled(&self) -> ApiResult<u64> {
         let waiting = [Tag::OpenDelivery, Tag::Announcement, Tag::Reap, Tag::HomeEnd];
         let records = outbox::billing::pending(self)?;
         self.catalog.read(|rows| {
-            waiting.into_iter().try_fold(records, |sum, tag| Ok(sum + rows.count(&key::all(tag))?))
+            let moving = slots::moving(rows)?;
+            let taken_back = moving.iter().filter(|(_, moving)| moving.step == MoveStep::TakenBack).count();
+            let unsettled = records + taken_back as u64;
+            waiting.into_iter().try_fold(unsettled, |sum, tag| Ok(sum + rows.count(&key::all(tag))?))
         })
     }
 
@@ -178,8 +182,10 @@ impl Shard {
     /// Reads rows of a slot that the shard must have: what is durable here. A follower may not have the last of it yet,
     /// which is not acknowledged then; who must be sure reads in a commit, or with [`Shard::read_settled`].
     pub fn read_in<T>(&self, slot: Slot, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
+        // Before: rows that are still coming in are not to be seen. And after: those of a slot that goes are deleted only
+        // when the map that moves it was taken.
+        self.slots.check(slot)?;
         let value = self.catalog.read(read)?;
-        // Checked after reading: the rows of a slot go only after the map that moves it was taken.
         self.slots.check(slot)?;
         Ok(value)
     }

@@ -11,30 +11,59 @@
 //!                                   or time is over: fence anew (the old one is void), thaw
 //! ```
 //! Every step may be repeated. Until the map changes the old owner is the owner; it only takes no changes.
+//!
+//! Should search die in between, nobody knows whether the move took effect. The slots are served all the same:
+//!
+//! ```text
+//! new owner                         old owner
+//!   promise (durable) ◀──────────── release(slots, fence)
+//!   not to serve them ────────────▶ takes them back (durable), takes changes
+//!
+//! search is back, and the map has the old owner: it fences anew, and all is as before.
+//! Or the map has the new owner:
+//!   export anew(slots, fence) ────▶ takes no changes any more, by the map
+//!   import rows (durable) ◀──────── rows
+//!   serves them                     release(slots, fence) again: no promise is left; delete rows
+//! ```
+//! Two never take changes to one slot: the old owner does while it is the owner in its map and the slot is not handed out,
+//! the new one while it is the owner in its map and has not promised otherwise. A promise is given only under a map that
+//! has the old owner, and ends with rows that were read when that one had the newer map.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `slot_moves.rs` | the rows' way: handing out, taking over |
+//! | `settle.rs` | the old owner's side: what became of the slots that were handed out |
+//! | `promise.rs` | the new owner's side of a move that search did not see through |
+
+mod promise;
+mod settle;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::api::node::{ExportAnswer, ExportRequest};
+use common::api::node::{ExportAnswer, ExportRequest, NodeClient};
 use common::api::search::{FenceRequest, SlotMove};
 use common::backoff::Backoff;
+use common::client::CallError;
 use common::cluster::NodeEntry;
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::id::NodeId;
 use common::placement::{SLOT_COUNT, Slot, preferred_owner};
 
 use crate::catalog::key::{self, Key};
-use crate::catalog::rows::FrozenSlot;
+use crate::catalog::rows::{MoveStep, MovingSlot};
 use crate::catalog::txn::{Rows, Txn};
 use crate::feed;
+use crate::node::Node;
 use crate::outbox::snapshot;
 use crate::shard::Shard;
-use crate::slots::{self, RowBytes};
+use crate::slots::{self, RowBytes, Slots};
 use crate::view::View;
 
-/// How often it is looked for frozen slots that nobody told of.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+pub use promise::{export_anew, promise};
+pub use settle::settle;
+
 /// Slots that are asked for at once.
 const BATCH_LEN: usize = 64;
 /// Rows of one export; JSON makes about four times as much of it.
@@ -42,42 +71,65 @@ const EXPORT_BYTES: usize = 8 << 20;
 /// Rows that are written or deleted in one commit.
 const PIECE_LEN: usize = 1000;
 
-fn unavailable(error: &common::client::CallError) -> ApiError {
+fn unavailable(error: &CallError) -> ApiError {
     error.to_api(ErrorCode::SearchUnavailable, "search does not answer, and slots move only with it")
+}
+
+/// The other shard's server may have heard what search said last.
+async fn learn_map(node: &Node, peer: &NodeClient) -> ApiResult<()> {
+    let map = peer.map().await;
+    node.adopt(map.map_err(|error| error.to_api(ErrorCode::NodeUnavailable, "it gives no map"))?).await
+}
+
+/// As many of the slots as fit one answer, at least one.
+fn fitting(rows: &impl Rows, slots: Vec<Slot>) -> ApiResult<Vec<Slot>> {
+    let (mut fitting, mut bytes) = (Vec::new(), 0);
+    for slot in slots {
+        bytes += slots::row_bytes(rows, slot)?;
+        if bytes > EXPORT_BYTES && !fitting.is_empty() {
+            break;
+        }
+        fitting.push(slot);
+    }
+    Ok(fitting)
+}
+
+/// The rows of slots that take no changes at this moment, and the last change of search's feed that is in them.
+fn read_out(shard: &Shard, slots: &[Slot]) -> ApiResult<(Vec<RowBytes>, u64)> {
+    shard.catalog.read(|reader| {
+        let mut rows = Vec::new();
+        for slot in slots {
+            slots::export(reader, *slot, &mut rows)?;
+        }
+        Ok((rows, feed::cursor(reader)?))
+    })
 }
 
 /// Owner's side: freezes slots and hands out their rows.
 pub async fn export(shard: &Shard, request: ExportRequest) -> ApiResult<ExportAnswer> {
-    let slots = shard.catalog.read(|rows| {
-        let (mut fitting, mut bytes) = (Vec::new(), 0);
-        for slot in request.slots {
-            bytes += slots::row_bytes(rows, slot)?;
-            if bytes > EXPORT_BYTES && !fitting.is_empty() {
-                break;
-            }
-            fitting.push(slot);
-        }
-        Ok(fitting)
-    })?;
+    let slots = shard.catalog.read(|rows| fitting(rows, request.slots))?;
     let question =
         FenceRequest { site: shard.node.site.clone(), owner: shard.id.clone(), slots: slots.clone() };
     let fence = shard.node.search.fence_slots(&question).await.map_err(|error| unavailable(&error))?.fence;
-    let (ours, moving) = (shard.slots.clone(), slots.clone());
-    let frozen = FrozenSlot { to: request.to, fence, since: shard.node.clock.now() };
-    shard
-        .catalog
-        .commit(move |txn| ours.freeze(txn, &moving, &frozen))
-        .await
-        .inspect_err(|_| shard.slots.unfreeze(&slots))?;
+    let since = shard.node.clock.now();
+    let moving = MovingSlot { other: request.to, fence, since, step: MoveStep::HandedOut };
+    note(shard, slots.clone(), move |ours, txn, slots| ours.freeze(txn, slots, &moving)).await?;
     shard.signals.slot_frozen.notify_one();
-    let (rows, changes_after) = shard.catalog.read(|reader| {
-        let mut rows = Vec::new();
-        for slot in &slots {
-            slots::export(reader, *slot, &mut rows)?;
-        }
-        Ok((rows, feed::cursor(reader)?))
-    })?;
+    let (rows, changes_after) = read_out(shard, &slots)?;
     Ok(ExportAnswer { fence, slots, changes_after, rows })
+}
+
+/// A commit that notes how far moves of slots are, and one that goes by what was noted.
+async fn note<T, F>(shard: &Shard, slots: Vec<Slot>, change: F) -> ApiResult<T>
+where
+    T: Send + 'static,
+    F: FnOnce(&Slots, &mut Txn<'_>, &[Slot]) -> ApiResult<T> + Send + 'static,
+{
+    let (ours, concerned) = (shard.slots.clone(), slots.clone());
+    let noted = shard.catalog.commit(move |txn| change(&ours, txn, &concerned)).await;
+    let ours = shard.slots.clone();
+    let recalled = shard.catalog.commit(move |txn| ours.recall(txn, &slots)).await;
+    noted.and_then(|noted| recalled.map(|()| noted))
 }
 
 /// New owner's side: takes over, for ever, the slots that the placement gives to this node.
@@ -86,18 +138,24 @@ pub async fn take_over(shard: Arc<Shard>) {
     let mut views = shard.node.maps.watch();
     loop {
         let view = views.borrow_and_update().clone();
-        let Some((owner, wanted)) = next_batch(&view, &shard.id) else {
-            // The sender lives as long as the node, so this ends with a new map.
-            let _changed = views.changed().await;
-            continue;
+        let taken = match promise::fetch_next(&shard).await {
+            Ok(0) => match next_batch(&view, &shard.id) {
+                Some((owner, wanted)) => take_batch(&shard, owner, wanted).await,
+                None => {
+                    // The sender lives as long as the node, so this ends with a new map.
+                    let _changed = views.changed().await;
+                    continue;
+                }
+            },
+            fetched => fetched,
         };
-        match take_batch(&shard, owner, wanted).await {
+        match taken {
             Ok(moved) => {
-                tracing::info!(shard = %shard.id, from = %owner.id, slots = moved, "took over slots");
+                tracing::info!(shard = %shard.id, slots = moved, "took over slots");
                 backoff.reset();
             }
             Err(error) => {
-                tracing::debug!(shard = %shard.id, from = %owner.id, error = chain(&error), "slots are not taken over yet");
+                tracing::debug!(shard = %shard.id, error = chain(&error), "slots are not taken over yet");
                 // A newer map may be all that is missing.
                 let _either = tokio::time::timeout(backoff.next_delay(), views.changed()).await;
             }
@@ -126,18 +184,13 @@ fn next_batch<'a>(view: &'a View, shard: &NodeId) -> Option<(&'a NodeEntry, Vec<
 
 async fn take_batch(shard: &Shard, owner: &NodeEntry, wanted: Vec<Slot>) -> ApiResult<usize> {
     let request = ExportRequest { from: owner.id.clone(), to: shard.id.clone(), slots: wanted };
-    let export = shard.node.shard_peer(&owner.id)?.export_slots(&request).await.map_err(|error| {
-        error.to_api(ErrorCode::NodeUnavailable, "the owner of the slots does not answer")
-    })?;
-    let ExportAnswer { fence, slots, changes_after, rows } = export;
-    let outside = |(key, _): &RowBytes| !slots.iter().any(|slot| key::is_in_slot(key, *slot));
-    if slots.is_empty() || slots.iter().any(|s| !request.slots.contains(s)) || rows.iter().any(outside) {
-        return Err(ApiError::new(
-            ErrorCode::InvalidRequest,
-            "the owner sent other slots than were asked for",
-        ));
-    }
-    import(shard, &slots, rows, changes_after).await?;
+    let export = shard.node.shard_peer(&owner.id)?.export_slots(&request).await;
+    let ExportAnswer { fence, slots, changes_after, rows } = export.map_err(|error| no_answer(&error))?;
+    check_rows(&request.slots, &slots, &rows)?;
+    begin_import(shard, slots.clone(), fence).await?;
+    let coming = slots.clone();
+    let still = move |txn: &Txn<'_>| coming.iter().try_for_each(|slot| check_not_released(txn, *slot));
+    import(shard, &slots, rows, changes_after, still).await?;
     let step = SlotMove {
         site: shard.node.site.clone(),
         from: owner.id.clone(),
@@ -150,27 +203,63 @@ async fn take_batch(shard: &Shard, owner: &NodeEntry, wanted: Vec<Slot>) -> ApiR
     Ok(slots.len())
 }
 
-/// Replaces the rows of slots that this node does not own yet, durably.
-async fn import(shard: &Shard, slots: &[Slot], rows: Vec<RowBytes>, changes_after: u64) -> ApiResult<()> {
-    // What this node itself once handed out is superseded: its old rows must not be tidied away later.
-    let (ours, thawed) = (shard.slots.clone(), slots.to_vec());
-    shard
-        .catalog
-        .commit(move |txn| {
-            thawed.iter().for_each(|slot| txn.delete(Key::FrozenSlot(*slot)));
-            ours.unfreeze(&thawed);
-            Ok(())
-        })
-        .await?;
+fn no_answer(error: &CallError) -> ApiError {
+    error.to_api(ErrorCode::NodeUnavailable, "the owner of the slots does not answer")
+}
+
+/// Whether an export is of slots that were asked for.
+fn check_rows(wanted: &[Slot], slots: &[Slot], rows: &[RowBytes]) -> ApiResult<()> {
+    let is_outside = |(key, _): &RowBytes| !slots.iter().any(|slot| key::is_in_slot(key, *slot));
+    if slots.is_empty() || slots.iter().any(|slot| !wanted.contains(slot)) || rows.iter().any(is_outside) {
+        let message = "the owner sent other slots than were asked for";
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message));
+    }
+    Ok(())
+}
+
+/// What this shard itself once handed out, or promised, is superseded by a newer handing out: its old rows must not be
+/// tidied away later.
+async fn begin_import(shard: &Shard, slots: Vec<Slot>, fence: u64) -> ApiResult<()> {
+    let begin = move |ours: &Slots, txn: &mut Txn<'_>, slots: &[Slot]| {
+        for slot in slots {
+            if ours.owns(*slot) || slots::of(txn, *slot)?.is_some_and(|moving| moving.fence >= fence) {
+                return Err(superseded(*slot));
+            }
+            txn.delete(Key::MovingSlot(*slot));
+        }
+        Ok(())
+    };
+    note(shard, slots, begin).await
+}
+
+fn check_not_released(txn: &Txn<'_>, slot: Slot) -> ApiResult<()> {
+    if slots::of(txn, slot)?.is_some() { Err(superseded(slot)) } else { Ok(()) }
+}
+
+fn superseded(slot: Slot) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("the rows of slot {} that come in are out of date", slot.0))
+}
+
+/// Replaces the rows of slots that are not served here, durably, as long as `still` says so in each commit.
+async fn import(
+    shard: &Shard,
+    slots: &[Slot],
+    rows: Vec<RowBytes>,
+    changes_after: u64,
+    still: impl Fn(&Txn<'_>) -> ApiResult<()> + Clone + Send + 'static,
+) -> ApiResult<()> {
     for slot in slots {
-        delete_rows(shard, *slot, |_| Ok(true)).await?;
+        let still = still.clone();
+        delete_rows(shard, *slot, move |txn| still(txn).map(|()| true)).await?;
     }
     let mut rows = rows.into_iter().peekable();
     while rows.peek().is_some() {
         let piece: Vec<RowBytes> = rows.by_ref().take(PIECE_LEN).collect();
+        let still = still.clone();
         shard
             .catalog
             .commit(move |txn| {
+                still(txn)?;
                 piece.iter().for_each(|(key, value)| txn.put_raw(key.to_vec(), value.to_vec()));
                 Ok(())
             })
@@ -180,6 +269,7 @@ async fn import(shard: &Shard, slots: &[Slot], rows: Vec<RowBytes>, changes_afte
     shard
         .catalog
         .commit(move |txn| {
+            still(txn)?;
             // A snapshot that is under way has passed by some of these rows.
             snapshot::restart(txn)?;
             feed::rewind(txn, changes_after)
@@ -215,97 +305,7 @@ async fn delete_rows(
     }
 }
 
-/// Owner's side: settles, for ever, what became of the slots that were handed out.
-pub async fn settle(shard: Arc<Shard>) {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut views = shard.node.maps.watch();
-    loop {
-        views.borrow_and_update();
-        match settle_once(&shard).await {
-            Ok(None) => {
-                backoff.reset();
-                // Who froze one may have gone away before it could say so.
-                let _either = tokio::time::timeout(LOOK_INTERVAL, shard.signals.slot_frozen.notified()).await;
-            }
-            Ok(Some(wait)) => {
-                backoff.reset();
-                let _either = tokio::time::timeout(wait, views.changed()).await;
-            }
-            Err(error) => {
-                tracing::debug!(shard = %shard.id, error = chain(&error), "handed out slots are not settled yet");
-                let _either = tokio::time::timeout(backoff.next_delay(), views.changed()).await;
-            }
-        }
-    }
-}
-
-/// Deletes the rows of slots that went, takes back those whose time is over. Answers how long to wait for the
-/// rest; `None` when there is none.
-async fn settle_once(shard: &Shard) -> ApiResult<Option<Duration>> {
-    let (now, mut wait, mut overdue) = (shard.node.clock.now(), None::<Duration>, Vec::new());
-    for (slot, frozen) in shard.catalog.read(slots::frozen)? {
-        if !shard.slots.owns(slot) {
-            delete_rows(shard, slot, move |txn| is_still(txn, slot, frozen.fence)).await?;
-            thaw(shard, vec![(slot, frozen.fence)]).await?;
-            continue;
-        }
-        let age = now.since(frozen.since);
-        if age >= shard.node.limits.slot_move {
-            overdue.push((slot, frozen.fence));
-        } else {
-            let left = shard.node.limits.slot_move - age;
-            wait = Some(wait.map_or(left, |wait| wait.min(left)));
-        }
-    }
-    if !overdue.is_empty() {
-        take_back(shard, overdue).await?;
-    }
-    Ok(wait)
-}
-
-/// Voids the fence that was handed out, so that the slots cannot go any more, then thaws them.
-async fn take_back(shard: &Shard, slots: Vec<Handed>) -> ApiResult<()> {
-    let question = FenceRequest {
-        site: shard.node.site.clone(),
-        owner: shard.id.clone(),
-        slots: slots.iter().map(|(slot, _)| *slot).collect(),
-    };
-    match shard.node.search.fence_slots(&question).await {
-        Ok(_) => {
-            tracing::warn!(shard = %shard.id, slots = slots.len(), "handed out slots were not taken over in time; they stay");
-            thaw(shard, slots).await
-        }
-        Err(error) => {
-            if error.code() == Some(ErrorCode::Conflict) {
-                // Some went after all; the newest map says which.
-                let map = shard.node.search.map(common::cluster::MapEpoch(0), Duration::ZERO).await;
-                shard.node.adopt(map.map_err(|error| unavailable(&error))?).await?;
-            }
-            Err(unavailable(&error))
-        }
-    }
-}
-
-/// Lets changes in again, except to slots that were handed out anew meanwhile.
-async fn thaw(shard: &Shard, slots: Vec<Handed>) -> ApiResult<()> {
-    let ours = shard.slots.clone();
-    shard
-        .catalog
-        .commit(move |txn| {
-            for (slot, fence) in slots {
-                if is_still(txn, slot, fence)? {
-                    txn.delete(Key::FrozenSlot(slot));
-                    ours.unfreeze(&[slot]);
-                }
-            }
-            Ok(())
-        })
-        .await
-}
-
-/// A slot and the fence that it was handed out with.
-type Handed = (Slot, u64);
-
-fn is_still(txn: &Txn<'_>, slot: Slot, fence: u64) -> ApiResult<bool> {
-    Ok(txn.get::<FrozenSlot>(Key::FrozenSlot(slot))?.is_some_and(|frozen| frozen.fence == fence))
+/// The slot's move with that fence, if it is under way.
+fn move_of(rows: &impl Rows, slot: Slot, fence: u64) -> ApiResult<Option<MovingSlot>> {
+    Ok(slots::of(rows, slot)?.filter(|moving| moving.fence == fence))
 }

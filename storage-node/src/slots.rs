@@ -1,12 +1,12 @@
-//! Which slots a shard decides for: what the cluster map says, and the slots that were handed out.
+//! Which slots a shard decides for: what the cluster map says, less the slots that are between two owners.
 //!
 //! A change asks [`Slots::check`] inside its commit. Freezing is itself a commit, so whatever came before it is in
-//! what the new owner gets, and whatever comes after is refused. Frozen slots are rows of the shard: whoever serves it
-//! next, in the middle of a move, must not bring back an owner that was moved away from.
+//! what the new owner gets, and whatever comes after is refused. How far a move is is a row of the shard: whoever serves
+//! it next, in the middle of a move, must not bring back an owner that was moved away from.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use common::error::{ApiError, ApiResult, ErrorCode};
@@ -14,7 +14,7 @@ use common::id::NodeId;
 use common::placement::{SLOT_COUNT, Slot};
 
 use crate::catalog::key::{self, Key, SLOT_TAGS, Tag};
-use crate::catalog::rows::{FrozenSlot, Row};
+use crate::catalog::rows::{MoveStep, MovingSlot, Row};
 use crate::catalog::txn::{Rows, Txn};
 use crate::view::Maps;
 
@@ -25,13 +25,15 @@ pub struct Slots {
     shard: NodeId,
     maps: Arc<Maps>,
     frozen: Vec<AtomicBool>,
+    /// Why moves do not go on, for whoever is refused meanwhile.
+    hindrance: Mutex<Option<String>>,
 }
 
 impl Slots {
     /// Of a shard that this node serves while the map says so.
     pub fn new(shard: NodeId, maps: Arc<Maps>) -> Self {
         let frozen = (0..SLOT_COUNT).map(|_| AtomicBool::new(false)).collect();
-        Self { shard, maps, frozen }
+        Self { shard, maps, frozen, hindrance: Mutex::default() }
     }
 
     /// Whether the shard has the slot, and this node serves it, under the map that it knows.
@@ -47,7 +49,9 @@ impl Slots {
             return Err(ApiError::new(ErrorCode::WrongNode, message));
         }
         if self.is_frozen(slot) {
-            return Err(ApiError::new(ErrorCode::SlotMoving, format!("slot {} is moving", slot.0)));
+            let hindrance = self.hindrance.lock().unwrap_or_else(PoisonError::into_inner);
+            let why = hindrance.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            return Err(ApiError::new(ErrorCode::SlotMoving, format!("slot {} is moving{why}", slot.0)));
         }
         Ok(())
     }
@@ -56,21 +60,25 @@ impl Slots {
         self.frozen[usize::from(slot.0)].load(Ordering::Acquire)
     }
 
+    /// Tells those who are refused why moves do not go on; `None` when they do.
+    pub fn set_hindrance(&self, why: Option<String>) {
+        *self.hindrance.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     fn set_frozen(&self, slot: Slot, frozen: bool) {
         self.frozen[usize::from(slot.0)].store(frozen, Ordering::Release);
     }
 
-    /// Reads which slots were frozen when the shard was served last.
+    /// Reads how far moves were when the shard was served last.
     pub fn restore(&self, rows: &(impl Rows + ?Sized)) -> ApiResult<()> {
-        for (slot, _) in frozen(rows)? {
-            self.set_frozen(slot, true);
+        for (slot, moving) in moving(rows)? {
+            self.set_frozen(slot, moving.step.freezes());
         }
         Ok(())
     }
 
-    /// Freezes slots for the move that `frozen` describes; in a commit. Should the commit fail,
-    /// [`Slots::unfreeze`] them.
-    pub fn freeze(&self, txn: &mut Txn<'_>, slots: &[Slot], frozen: &FrozenSlot) -> ApiResult<()> {
+    /// Freezes slots for the move that `moving` describes; in a commit.
+    pub fn freeze(&self, txn: &mut Txn<'_>, slots: &[Slot], moving: &MovingSlot) -> ApiResult<()> {
         for slot in slots {
             if !self.owns(*slot) {
                 return Err(ApiError::new(
@@ -78,27 +86,44 @@ impl Slots {
                     format!("slot {} is not owned here", slot.0),
                 ));
             }
+            // What is here of such a slot is not what it should be.
+            if of(txn, *slot)?.is_some_and(|before| before.step == MoveStep::Promised) {
+                self.check(*slot)?;
+            }
         }
-        for slot in slots {
-            txn.put(Key::FrozenSlot(*slot), frozen);
-            self.set_frozen(*slot, true);
-        }
+        slots.iter().for_each(|slot| self.note(txn, *slot, moving));
         Ok(())
     }
 
-    /// Lets changes in again. In the commit that removes the rows which say otherwise, so that a freeze behind it is
-    /// not undone.
-    pub fn unfreeze(&self, slots: &[Slot]) {
-        slots.iter().for_each(|slot| self.set_frozen(*slot, false));
+    /// Notes how far a slot's move is; in a commit, with [`Slots::recall`] in another one behind it.
+    pub fn note(&self, txn: &mut Txn<'_>, slot: Slot, moving: &MovingSlot) {
+        txn.put(Key::MovingSlot(slot), moving);
+        if moving.step.freezes() {
+            self.set_frozen(slot, true);
+        }
+    }
+
+    /// Lets changes in again, or not, as is noted of the slots. In a commit of its own: only a note that is durable lets
+    /// changes in, and one that failed has frozen nothing.
+    pub fn recall(&self, txn: &Txn<'_>, slots: &[Slot]) -> ApiResult<()> {
+        slots.iter().try_for_each(|slot| {
+            self.set_frozen(*slot, of(txn, *slot)?.is_some_and(|moving| moving.step.freezes()));
+            Ok(())
+        })
     }
 }
 
-/// The slots that are frozen, and for whom.
-pub fn frozen(rows: &(impl Rows + ?Sized)) -> ApiResult<Vec<(Slot, FrozenSlot)>> {
+/// How far the move of a slot is.
+pub fn of(rows: &(impl Rows + ?Sized), slot: Slot) -> ApiResult<Option<MovingSlot>> {
+    rows.get(Key::MovingSlot(slot))
+}
+
+/// The slots that are between two owners.
+pub fn moving(rows: &(impl Rows + ?Sized)) -> ApiResult<Vec<(Slot, MovingSlot)>> {
     let mut slots = Vec::new();
-    rows.scan(&key::all(Tag::FrozenSlot), &mut |key, value| {
-        if let Some(slot) = key::frozen_slot(key) {
-            slots.push((slot, FrozenSlot::decode(value)?));
+    rows.scan(&key::all(Tag::MovingSlot), &mut |key, value| {
+        if let Some(slot) = key::moving_slot(key) {
+            slots.push((slot, MovingSlot::decode(value)?));
         }
         Ok(ControlFlow::Continue(()))
     })?;

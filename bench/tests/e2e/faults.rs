@@ -167,7 +167,6 @@ fn while_search_is_down_sites_serve_what_they_hold_and_the_rest_is_a_clear_503()
     carol.get_content("alice/held").expect(200);
     cluster.await_billed(&carol, &[("complete", 1)]);
 
-    cluster.await_slots_settled();
     cluster.kill("search");
     assert!(bob.get_content("alice/held").expect(200).body == held);
     assert!(carol.get_content("alice/held").expect(200).body == held);

@@ -6,11 +6,9 @@ use std::time::Duration;
 use common::api::billing::{Totals, Usage};
 use common::api::search::ContentInfo;
 use common::client::encode;
-use common::cluster::ClusterMap;
-use common::placement::{SLOT_COUNT, Slot, preferred_owner};
 use common::time::UnixMillis;
 
-use crate::cluster::{Cluster, SITES, SOON, eventually, unix_millis};
+use crate::cluster::{Cluster, SOON, eventually, unix_millis};
 use crate::http::Client;
 
 impl Cluster {
@@ -77,25 +75,6 @@ impl Cluster {
             (whole_name && labels.contains(label)).then(|| value.parse::<f64>().ok())?
         };
         text.lines().filter_map(of).sum()
-    }
-
-    /// Waits until every name and client is with the node that is to decide for it, as the site's first gateway sees
-    /// it: what is on the move when search dies is refused until it is back.
-    #[track_caller]
-    pub fn await_slots_settled(&self) {
-        for site in SITES {
-            let gateway = &self.site(site).gateways[0];
-            eventually(&format!("all slots of {site} are where they belong"), SOON, || {
-                let map: ClusterMap = self.operator(&gateway.admin).get("/v1/map").expect(200).json();
-                let entry = map.sites.iter().find(|entry| entry.id.as_str() == site).ok_or("no such site")?;
-                let is_away = |slot: &Slot| {
-                    let owner = entry.slot_owner(*slot).map(|node| &node.id);
-                    owner.is_none() || owner != preferred_owner(entry, *slot).map(|node| &node.id)
-                };
-                let away = (0..SLOT_COUNT).map(Slot).filter(is_away).count();
-                if away == 0 { Ok(()) } else { Err(format!("{away} are not")) }
-            });
-        }
     }
 
     pub fn node_status(&self, server: &str) -> serde_json::Value {

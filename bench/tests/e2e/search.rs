@@ -256,4 +256,36 @@ fn the_command_line_finds_and_explains() {
     assert_eq!((first["source"].as_str(), first["chosen"].as_bool()), (Some("site:tokyo"), Some(true)));
     let text = run_dozo(cluster, &["search", "explain", name, "--from", "osaka"]);
     assert!(text.contains("site tokyo") && text.contains("as osaka.g1 ranks them"), "{text}");
+
+    let set = |arguments: &[&str]| run_dozo(cluster, &[&["site"], arguments].concat());
+    assert!(set(&["set", "tokyo", "--zone", "east"]).contains("site tokyo is in zone east"));
+    assert!(set(&["distance", "osaka", "east", "3"]).contains("east is at distance 3 from site osaka"));
+    let candidate =
+        || json(&["search", "explain", name, "--from", "osaka"])["ranking"]["candidates"][0].clone();
+    let becomes = |what: &str, expected: serde_json::Value| {
+        eventually(&format!("osaka goes by {what}"), SOON, || {
+            let candidate = candidate();
+            let now = json!([candidate["same_zone"], candidate["distance"]]);
+            if now == expected { Ok(()) } else { Err(candidate.to_string()) }
+        });
+    };
+    becomes("the distance of the zone", json!([false, 3]));
+    set(&["distance", "osaka", "tokyo", "7"]);
+    becomes("the distance of the site", json!([false, 7]));
+    set(&["set", "osaka", "--zone", "east"]);
+    becomes("the zone", json!([true, 7]));
+    let sites = json(&["site", "list"]);
+    let osaka = sites.as_array().unwrap().iter().find(|site| site["site"] == "osaka").unwrap();
+    assert_eq!((&osaka["zone"], &osaka["distances"]), (&json!("east"), &json!({"east": 3, "tokyo": 7})));
+    let text = set(&["list"]);
+    assert!(text.contains("east 3, tokyo 7"), "{text}");
+    for undo in [
+        &["set", "tokyo", "--zone", "none"][..],
+        &["set", "osaka", "--zone", "none"],
+        &["distance", "osaka", "east", "none"],
+        &["distance", "osaka", "tokyo", "none"],
+    ] {
+        set(undo);
+    }
+    becomes("nothing of it", json!([false, null]));
 }

@@ -19,7 +19,7 @@ use crate::api::temporary::{
 };
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
-use crate::cluster::MapEpoch;
+use crate::cluster::{ClusterMap, MapEpoch};
 use crate::hash::{ChunkHash, ContentHash};
 use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use crate::manifest::{ChunkRef, Manifest};
@@ -541,6 +541,50 @@ pub struct ExportAnswer {
     pub rows: Vec<(Bytes, Bytes)>,
 }
 
+/// The old owner of slots that were handed out, while search does not answer, asks the new one to promise that it will
+/// not serve them with the rows it got: only with those that it fetches anew should the map name it as their owner.
+/// Then the old owner may take changes again. `POST /v1/slots/release`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseSlotsRequest {
+    /// The shard that asks, and had the slots.
+    pub from: NodeId,
+    /// The shard that was to have them.
+    pub to: NodeId,
+    pub slots: Vec<Slot>,
+    /// What they were handed out with.
+    pub fence: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseSlotsAnswer {
+    /// Those for which the promise is given, durably, and still stands. The map that the answerer has gives the others
+    /// to another shard than the one that asks, and nothing of that one is needed any more.
+    pub promised: Vec<Slot>,
+}
+
+/// The owner of slots that it promised not to serve asks for their rows anew. `POST /v1/slots/export-anew`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExportAnewRequest {
+    /// The shard that had the slots.
+    pub from: NodeId,
+    /// The shard that has them.
+    pub to: NodeId,
+    pub slots: Vec<Slot>,
+    /// What they were handed out with.
+    pub fence: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExportAnewAnswer {
+    /// Slots whose rows are as they were handed out.
+    pub unchanged: Vec<Slot>,
+    /// Slots whose rows these are: as many of the others as fit one answer.
+    pub slots: Vec<Slot>,
+    /// As in [`ExportAnswer`].
+    pub changes_after: u64,
+    pub rows: Vec<(Bytes, Bytes)>,
+}
+
 /// How far a shard's rows are: number of the last batch, in the term of the primary that committed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct ShardPosition {
@@ -736,6 +780,9 @@ impl NodeClient {
         /// `ChallengeReplayed`.
         answer_challenge, "/v1/challenges/answer", AnsweredChallenge => ();
         export_slots, "/v1/slots/export", ExportRequest => ExportAnswer;
+        release_slots, "/v1/slots/release", ReleaseSlotsRequest => ReleaseSlotsAnswer;
+        /// `WrongNode` while the answerer has the slots under the newest map that it can get.
+        export_slots_anew, "/v1/slots/export-anew", ExportAnewRequest => ExportAnewAnswer;
         check_refs, "/v1/holdings/check-refs", CheckRefsRequest => CheckRefsAnswer;
         keep_temporary, "/v1/temporary/keep", KeepRequest => KeepAnswer;
         leave_temporary, "/v1/temporary/leave", LeaveRequest => ();
@@ -858,7 +905,12 @@ impl NodeClient {
     }
 
     /// The last cluster map that the node saw; it has one also while search is down.
-    pub async fn map(&self) -> Result<crate::cluster::ClusterMap, CallError> {
+    pub async fn map(&self) -> Result<ClusterMap, CallError> {
         self.server.get_json(&self.base, Role::StorageNode, "/v1/map", LIMIT).await
+    }
+
+    /// Hands a map on, which the node takes if it is newer than its own: search may have died before it had told all.
+    pub async fn hand_on_map(&self, map: &ClusterMap) -> Result<(), CallError> {
+        self.server.send_json(Method::PUT, &self.base, Role::StorageNode, "/v1/map", map, LIMIT).await
     }
 }

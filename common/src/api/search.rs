@@ -158,6 +158,20 @@ pub struct SiteSettings {
     pub replicas: Option<u8>,
 }
 
+/// The zone that a site is in; `None` for none. `PUT /v1/sites/{site}/zone`, answers [`ClusterMap`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SiteZone {
+    pub zone: Option<ServerName>,
+}
+
+/// How far a site, a zone or an origin is from a site; `None` forgets it. `PUT /v1/sites/{site}/distance`, answers
+/// [`ClusterMap`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SiteDistance {
+    pub to: ServerName,
+    pub distance: Option<u32>,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewClient {
     pub client: ClientId,
@@ -473,6 +487,18 @@ impl SearchClient {
 
     pub async fn set_site(&self, site: &SiteId, settings: &SiteSettings) -> Result<ClusterMap, CallError> {
         self.send(Method::PUT, &format!("/v1/sites/{site}"), settings).await
+    }
+
+    pub async fn set_zone(&self, site: &SiteId, zone: &SiteZone) -> Result<ClusterMap, CallError> {
+        self.send(Method::PUT, &format!("/v1/sites/{site}/zone"), zone).await
+    }
+
+    pub async fn set_distance(
+        &self,
+        site: &SiteId,
+        distance: &SiteDistance,
+    ) -> Result<ClusterMap, CallError> {
+        self.send(Method::PUT, &format!("/v1/sites/{site}/distance"), distance).await
     }
 
     pub async fn create_client(&self, client: &NewClient) -> Result<ClientKeys, CallError> {

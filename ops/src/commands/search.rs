@@ -275,6 +275,7 @@ fn show_ranking(ranking: &Ranking) -> String {
         ("round trip", Align::Right),
         ("throughput", Align::Right),
         ("load", Align::Right),
+        ("distance", Align::Right),
         ("score", Align::Right),
         ("why", Align::Left),
     ]);
@@ -284,6 +285,8 @@ fn show_ranking(ranking: &Ranking) -> String {
         round_trip_us,
         throughput_bytes_per_s,
         load,
+        same_zone,
+        distance,
         score,
         chosen,
         why,
@@ -300,6 +303,11 @@ fn show_ranking(ranking: &Ranking) -> String {
             measured(*round_trip_us, 1e3, "ms"),
             measured(*throughput_bytes_per_s, f64::from(1 << 20), "MiB/s"),
             format!("{load:.0}"),
+            match distance {
+                _ if *same_zone => "same zone".to_owned(),
+                Some(distance) => distance.to_string(),
+                None => "-".to_owned(),
+            },
             format!("{score:.4}"),
             why.clone(),
         ]);

@@ -21,8 +21,8 @@ use common::version::{HybridTime, Version};
 use super::key;
 use super::redo;
 use super::rows::{
-    AnnouncementHead, ChainHead, ChangeCursor, ChunkValue, FrozenSlot, HomeEnd, LibraryValue, OpenDelivery,
-    ReapValue, Row, Since, Snapshot, TallyHolding, TemporaryValue, VisitorValue,
+    AnnouncementHead, ChainHead, ChangeCursor, ChunkValue, HomeEnd, LibraryValue, MoveStep, MovingSlot,
+    OpenDelivery, ReapValue, Row, Since, Snapshot, TallyHolding, TemporaryValue, VisitorValue,
 };
 use super::txn::Overlay;
 use crate::fuzz::{ROUNDS, Target, corpus, fuzz};
@@ -217,8 +217,8 @@ fn what_the_site_is_told_is_read_as_it_was_written() {
     let covered = Some(vec![Slot(3)]);
     run_rows("snapshot", &[Snapshot::default(), Snapshot { slots: covered, after: vec![1, 2] }]);
     run_rows("newest-time", &[HybridTime(TIME.0 << 16)]);
-    let to = NodeId::new("tokyo.n2").unwrap();
-    run_rows("frozen-slot", &[FrozenSlot { to, fence: 5, since: TIME }]);
+    let moving = |step| MovingSlot { other: NodeId::new("tokyo.n2").unwrap(), fence: 5, since: TIME, step };
+    run_rows("moving-slot", &[MoveStep::HandedOut, MoveStep::TakenBack, MoveStep::Promised].map(moving));
 }
 
 #[test]
@@ -269,8 +269,8 @@ fn any_key(bytes: &[u8]) {
     let hash = key::chunk_hash(bytes);
     assert!(hash.is_none_or(|hash| bytes[1..33] == *hash.as_bytes()));
     assert_eq!(key::announcement_seq(bytes).is_some(), bytes.len() >= 9);
-    assert_eq!(key::frozen_slot(bytes).is_some(), bytes.len() >= 3);
-    if let Some(slot) = key::frozen_slot(bytes) {
+    assert_eq!(key::moving_slot(bytes).is_some(), bytes.len() >= 3);
+    if let Some(slot) = key::moving_slot(bytes) {
         let other = Slot(slot.0.wrapping_add(1));
         assert!(!key::is_in_slot(bytes, other), "a key is in one slot");
     }
@@ -286,7 +286,7 @@ fn a_key_is_in_one_slot() {
         key::Key::ChunkRef(&hash, RefTag(7), &name()).encode(),
         key::Key::UnreferencedChunk(&hash).encode(),
         key::Key::Announcement(5).encode(),
-        key::Key::FrozenSlot(Slot(3)).encode(),
+        key::Key::MovingSlot(Slot(3)).encode(),
         key::Key::Temporary(&name(), RefTag(7)).encode(),
         key::Key::Visitor(&name(), RefTag(7), &client()).encode(),
     ];

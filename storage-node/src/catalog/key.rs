@@ -61,7 +61,7 @@ pub enum Tag {
     HomeEnd = 0x43,
     Snapshot = 0x44,
     NewestTime = 0x50,
-    FrozenSlot = 0x51,
+    MovingSlot = 0x51,
     ShardPosition = 0x52,
     Syncing = 0x53,
     Scrub = 0x60,
@@ -101,7 +101,7 @@ impl Tag {
         Self::HomeEnd,
         Self::Snapshot,
         Self::NewestTime,
-        Self::FrozenSlot,
+        Self::MovingSlot,
         Self::ShardPosition,
         Self::Syncing,
         Self::Scrub,
@@ -233,9 +233,9 @@ pub enum Key<'a> {
     Snapshot,
     /// [`common::version::HybridTime`]. Not before any version that this node gave.
     NewestTime,
-    /// [`super::rows::FrozenSlot`]. A slot whose rows were handed to another node and which takes no changes until the
-    /// map says who owns it.
-    FrozenSlot(Slot),
+    /// [`super::rows::MovingSlot`]. A slot that is between this shard and another, until the map says for good who owns
+    /// it and the owner has its rows.
+    MovingSlot(Slot),
     /// [`super::rows::ShardPosition`]. How far the rows of the shard are in this catalog.
     ShardPosition,
     /// [`super::rows::SyncAttempt`]. While the rows of the shard come in from its primary: some are missing.
@@ -348,7 +348,7 @@ impl Key<'_> {
             }
             Self::Snapshot => all(Tag::Snapshot),
             Self::NewestTime => all(Tag::NewestTime),
-            Self::FrozenSlot(slot) => tagged(Tag::FrozenSlot, &slot.0.to_be_bytes()),
+            Self::MovingSlot(slot) => tagged(Tag::MovingSlot, &slot.0.to_be_bytes()),
             Self::ShardPosition => all(Tag::ShardPosition),
             Self::Syncing => all(Tag::Syncing),
             Self::Scrub => all(Tag::Scrub),
@@ -517,8 +517,8 @@ pub fn is_in_slot(key: &[u8], slot: Slot) -> bool {
     key.len() >= 3 && SLOT_TAGS.iter().any(|tag| *tag as u8 == key[0]) && key[1..3] == slot.0.to_be_bytes()
 }
 
-/// The slot of an encoded [`Key::FrozenSlot`].
-pub fn frozen_slot(key: &[u8]) -> Option<Slot> {
+/// The slot of an encoded [`Key::MovingSlot`].
+pub fn moving_slot(key: &[u8]) -> Option<Slot> {
     key.get(1..3).and_then(|bytes| bytes.try_into().ok()).map(|bytes| Slot(u16::from_be_bytes(bytes)))
 }
 
@@ -569,7 +569,7 @@ mod tests {
         assert_eq!(hex(Key::Reap(RefTag(1), &name)), "230000000000000001616c6963652f736f6e67");
         assert_eq!(hex(Key::Record(RecordNumber { epoch: 1, seq: 2 })), "3100000000000000010000000000000002");
         assert_eq!(hex(Key::BillingCursor(Fee::Content)), "3302");
-        assert_eq!(hex(Key::FrozenSlot(Slot(258))), "510102");
+        assert_eq!(hex(Key::MovingSlot(Slot(258))), "510102");
         assert_eq!(hex(Key::ShardPosition), "52");
         assert_eq!(hex(Key::Scrub), "60");
         let chunk = ChunkHash::of(b"la");

@@ -76,7 +76,7 @@ macro_rules! rows {
 rows! {
     HomeEnd => 1, Holding => 1, Since => 1, ChunkValue => 1, ReapValue => 1, TemporaryValue => 1, VisitorValue => 1,
     ChainedRecord => 1, ChainHead => 1, RecordNumber => 1, Announcement => 1, AnnouncementHead => 1,
-    ChangeCursor => 1, Snapshot => 1, HybridTime => 1, FrozenSlot => 1, ScrubValue => 1, Account => 1,
+    ChangeCursor => 1, Snapshot => 1, HybridTime => 1, ScrubValue => 1, Account => 1,
     ChunkTally => 1, ClientTally => 1, SlotTally => 1, ShardPosition => 1, SyncAttempt => 1,
     AnsweredChallenge => 1,
 }
@@ -94,6 +94,15 @@ impl Row for OpenDelivery {
     const VERSION: u8 = 2;
 
     /// Version 1 ended before [`OpenDelivery::home`].
+    fn upgrade(version: u8, encoded: &[u8]) -> Option<Vec<u8>> {
+        (version == 1).then(|| [encoded, &[0]].concat())
+    }
+}
+
+impl Row for MovingSlot {
+    const VERSION: u8 = 2;
+
+    /// Version 1 ended before [`MovingSlot::step`] and had [`MoveStep::HandedOut`] alone.
     fn upgrade(version: u8, encoded: &[u8]) -> Option<Vec<u8>> {
         (version == 1).then(|| [encoded, &[0]].concat())
     }
@@ -313,12 +322,33 @@ pub struct Snapshot {
     pub after: Vec<u8>,
 }
 
-/// A slot handed out to `to` with `fence`, which no other handing out has.
+/// A slot between this shard and another, handed out with `fence`, which no other handing out has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrozenSlot {
-    pub to: NodeId,
+pub struct MovingSlot {
+    /// Who is to have it; for [`MoveStep::Promised`] who had it.
+    pub other: NodeId,
     pub fence: u64,
     pub since: UnixMillis,
+    pub step: MoveStep,
+}
+
+/// How far a move is that did not go through at once; see [`crate::slot_moves`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MoveStep {
+    /// At the old owner: no changes are taken.
+    HandedOut,
+    /// At the old owner: the new one promised not to serve the slot, so changes are taken again. What is here goes only
+    /// when the new owner has it.
+    TakenBack,
+    /// At the new owner: not served here, whatever the map says, until the old one's rows have come anew.
+    Promised,
+}
+
+impl MoveStep {
+    /// No changes are taken to the slot.
+    pub fn freezes(self) -> bool {
+        self != Self::TakenBack
+    }
 }
 
 /// Who took the answer to a challenge, and until when that must be known.
@@ -360,6 +390,16 @@ mod tests {
         let error = Since::decode(&bytes).unwrap_err();
         assert!(error.to_string().contains("version 9"), "{error}");
         assert!(matches!(Since::decode(&[]), Err(RowError::Empty)));
+    }
+
+    #[test]
+    fn a_moving_slot_of_version_1_is_one_that_was_handed_out() {
+        let version_1 = [&[1, 8][..], b"tokyo.n2", &[5, 7]].concat();
+        let other = NodeId::new("tokyo.n2").unwrap();
+        let row = MovingSlot { other, fence: 5, since: UnixMillis(7), step: MoveStep::HandedOut };
+        assert_eq!(MovingSlot::decode(&version_1).unwrap(), row);
+        let row = MovingSlot { step: MoveStep::Promised, ..row };
+        assert_eq!(MovingSlot::decode(&row.encode()).unwrap(), row);
     }
 
     #[test]

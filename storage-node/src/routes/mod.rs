@@ -64,8 +64,10 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/tally", post(tally::apply))
         .route("/v1/tally/sums", post(tally::sums))
         .route("/v1/slots/export", post(slots::export))
+        .route("/v1/slots/export-anew", post(slots::export_anew))
+        .route("/v1/slots/release", post(slots::release))
         .route("/v1/audit", get(audit::page))
-        .route("/v1/map", get(status::map))
+        .route("/v1/map", get(status::map).put(status::take_map))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     let bytes = Router::new()
         .route("/v1/chunks/{hash}", get(chunks::read).put(chunks::store))

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::api::extract::ApiJson;
 use common::api::node::NodeStatus;
+use common::cluster::ClusterMap;
 use common::error::ApiResult;
 
 use crate::node::Node;
@@ -13,6 +14,14 @@ use crate::temporary;
 
 pub async fn map(State(node): State<Arc<Node>>) -> Response {
     axum::Json(&node.maps.view().map).into_response()
+}
+
+/// A map that another server has; taken if it is newer.
+pub async fn take_map(
+    State(node): State<Arc<Node>>,
+    ApiJson(map): ApiJson<ClusterMap>,
+) -> ApiResult<ApiJson<()>> {
+    node.adopt(map).await.map(ApiJson)
 }
 
 pub async fn node(State(node): State<Arc<Node>>) -> ApiResult<ApiJson<NodeStatus>> {

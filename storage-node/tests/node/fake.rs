@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use common::api::billing::{BatchAnswer, RecordBatch};
 use common::api::extract::{ApiJson, ApiQuery};
@@ -36,8 +38,19 @@ pub struct Books {
     pub marks: Vec<(NodeId, u64, UnixMillis)>,
 }
 
+/// When search is to die.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    BeforeMove,
+    /// Of which nobody hears.
+    AfterMove,
+}
+
 pub struct Fake {
     pub url: String,
+    /// Search does not answer; billing does.
+    away: watch::Sender<bool>,
+    death: Mutex<Option<Death>>,
     pub books: Mutex<Books>,
     pub map: watch::Sender<ClusterMap>,
     pub changes: watch::Sender<Vec<Change>>,
@@ -60,8 +73,9 @@ impl Fake {
             ..ClusterMap::default()
         };
         let (map, changes) = (watch::Sender::new(map), watch::Sender::new(Vec::new()));
-        let fake = Arc::new(Self { url, books: Mutex::default(), map, changes });
-        let app = Router::new()
+        let (away, death) = (watch::Sender::new(false), Mutex::default());
+        let fake = Arc::new(Self { url, away, death, books: Mutex::default(), map, changes });
+        let search = Router::new()
             .route("/v1/servers", post(register))
             .route("/v1/map", get(map_after))
             .route("/v1/map/slots/fence", post(fence))
@@ -71,10 +85,24 @@ impl Fake {
             .route("/v1/nodes/suspect", post(suspect))
             .route("/v1/announcements", post(announce))
             .route("/v1/changes", get(changes_after))
-            .route("/v1/batches", post(book))
-            .with_state(fake.clone());
+            .layer(middleware::from_fn_with_state(fake.clone(), unless_away));
+        let app = search.route("/v1/batches", post(book)).with_state(fake.clone());
         tokio::spawn(common::server::accept_loop(listener, app, CancellationToken::new()));
         fake
+    }
+
+    /// Search dies at the next move of slots.
+    pub fn dies(&self, death: Death) {
+        *self.death.lock().unwrap() = Some(death);
+    }
+
+    pub fn is_away(&self) -> bool {
+        *self.away.borrow()
+    }
+
+    pub fn comes_back(&self) {
+        *self.death.lock().unwrap() = None;
+        self.away.send_replace(false);
     }
 
     pub fn owned(&self, node: &NodeId) -> usize {
@@ -114,6 +142,19 @@ impl Fake {
     pub fn record_count(&self) -> usize {
         self.books.lock().unwrap().records.values().map(Vec::len).sum()
     }
+}
+
+async fn unless_away(State(fake): Shared, request: Request, next: Next) -> Response {
+    let mut away = fake.away.subscribe();
+    tokio::select! {
+        biased;
+        _away = away.wait_for(|away| *away) => is_away().into_response(),
+        answer = next.run(request) => answer,
+    }
+}
+
+fn is_away() -> ApiError {
+    ApiError::new(ErrorCode::SearchUnavailable, "search is away")
 }
 
 async fn register(
@@ -197,12 +238,22 @@ async fn move_slots(State(fake): Shared, ApiJson(step): ApiJson<SlotMove>) -> Ap
     if step.slots.iter().any(|slot| books.fences.get(slot) != Some(&step.fence)) {
         return Err(ApiError::new(ErrorCode::Conflict, "another fence"));
     }
+    let death = fake.death.lock().unwrap().take();
+    if death.is_some() {
+        fake.away.send_replace(true);
+    }
+    if death == Some(Death::BeforeMove) {
+        return Err(is_away());
+    }
     fake.map.send_modify(|map| {
         let site = map.sites.iter_mut().find(|s| s.id == step.site).unwrap();
         let to = site.nodes.iter().position(|n| n.id == step.to).unwrap() as u16;
         step.slots.iter().for_each(|slot| site.slot_owners[usize::from(slot.0)] = to);
         map.epoch.0 += 1;
     });
+    if death.is_some() {
+        return Err(is_away());
+    }
     Ok(ApiJson(fake.map.borrow().clone()))
 }
 

@@ -4,6 +4,7 @@
 
 mod challenges;
 mod fake;
+mod lost_moves;
 mod moves;
 mod recount;
 mod s3;

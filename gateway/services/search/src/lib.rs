@@ -17,6 +17,7 @@
 //! | HTTP resources | `routes` |
 //! | servers, leases, the map, slots | `servers`, `map`, `slots` |
 //! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
+//! | sites and what is set of them | `sites` |
 //! | draining and removing nodes | `nodes` |
 //! | copies of the database | [`backup`] |
 //! | a database that was lost, or is older than the nodes | `recovery` |
@@ -46,6 +47,7 @@ mod routes;
 pub mod server;
 mod servers;
 mod shards;
+mod sites;
 mod slots;
 mod statements;
 mod suspicion;

@@ -17,7 +17,7 @@ use common::placement;
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 use crate::servers::{self, ServerRow};
-use crate::shards;
+use crate::{shards, sites};
 
 /// One state of the directory of servers. Cheap to clone.
 #[derive(Clone)]
@@ -123,13 +123,14 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     let rows = servers::all(conn).await?;
     let runs = runs(conn).await?;
     let mut map = ClusterMap { epoch: MapEpoch(natural(epoch)), runs, ..ClusterMap::default() };
-    let sites: Vec<(String, Option<String>, Option<i64>)> =
+    let known: Vec<(String, Option<String>, Option<i64>)> =
         sqlx::query_as("SELECT site, zone, replicas FROM sites ORDER BY position")
             .fetch_all(&mut *conn)
             .await?;
-    for (site, zone, replicas) in sites {
+    for (site, zone, replicas) in known {
         let replicas_wanted = replicas.and_then(|copies| u8::try_from(copies).ok());
-        let mut entry = SiteEntry { zone, replicas_wanted, ..SiteEntry::new(SiteId::new(&site)?) };
+        let distances = sites::distances(conn, &site).await?;
+        let mut entry = SiteEntry { zone, distances, replicas_wanted, ..SiteEntry::new(SiteId::new(&site)?) };
         for row in rows.iter().filter(|r| r.key.site == site) {
             add_to_site(&mut entry, row)?;
         }

@@ -28,7 +28,7 @@ use crate::db::Connection;
 use crate::error::{Failure, integer};
 use crate::server::App;
 use crate::servers::{self, NodeRow, ServerKey, ServerRow};
-use crate::{map, shards, slots};
+use crate::{map, shards, sites, slots};
 
 /// How long a node may take to say which map it has.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
@@ -198,8 +198,9 @@ async fn take_over(app: &App, own: &ClusterMap, newest: &ClusterMap) -> Result<u
     let known = servers::all(&mut tx).await?;
     forget(&mut tx).await?;
     for site in &newest.sites {
-        servers::put_site(&mut tx, site.id.as_str(), site.zone.as_deref()).await?;
-        servers::set_replicas(&mut tx, &site.id, site.replicas_wanted).await?;
+        sites::put(&mut tx, site.id.as_str(), site.zone.as_deref()).await?;
+        sites::set_replicas(&mut tx, &site.id, site.replicas_wanted).await?;
+        sites::set_distances(&mut tx, &site.id, &site.distances).await?;
         for row in rows_of(site, &known) {
             servers::put_row(&mut tx, &row).await?;
             if row.alive {
@@ -219,7 +220,7 @@ async fn take_over(app: &App, own: &ClusterMap, newest: &ClusterMap) -> Result<u
 /// Forgets what maps tell of sites. Other servers stay.
 async fn forget(conn: &mut Connection) -> Result<(), Failure> {
     let servers = "servers WHERE role IN ('gateway', 'storage-node')";
-    for rows in ["shard_followers", "shards", "slots", servers, "sites"] {
+    for rows in ["shard_followers", "shards", "slots", servers, "site_distances", "sites"] {
         sqlx::query(AssertSqlSafe(format!("DELETE FROM {rows}"))).execute(&mut *conn).await?;
     }
     Ok(())

@@ -21,13 +21,14 @@ use common::api::search::{
     AnnounceAnswer, AnnounceBatch, BucketRecord, CardHolder, CardRecord, ChangePage, ClientKeys,
     ClientLimits, ClientRecord, ContentInfo, ContentPage, DisableCards, Fence, FenceRequest, FollowersChange,
     HandOver, HolderList, HolderName, ListQuery, MissingAt, MissingReport, NewBucket, NewCard, NewClient,
-    NodeAction, Registered, Registration, Resync, SiteSettings, SlotMove, Suspicion, SuspicionAnswer,
+    NodeAction, Registered, Registration, Resync, SiteDistance, SiteSettings, SiteZone, SlotMove, Suspicion,
+    SuspicionAnswer,
 };
 use common::auth::{Guard, Role, require_server};
 use common::cluster::MapEpoch;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ContentHash;
-use common::id::{BucketName, ClientId, NodeId, SiteId};
+use common::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
 use common::name::ContentName;
 use common::server::bad_request;
 
@@ -39,7 +40,7 @@ use crate::server::App;
 use crate::servers::ServerKey;
 use crate::{
     announcements, buckets, cards, changes, clients, contents, listing, nodes, recovery, servers, shards,
-    slots, suspicion,
+    sites, slots, suspicion,
 };
 
 /// Longest time a caller may wait for a change; it asks again then.
@@ -60,6 +61,8 @@ pub fn service(app: App, guard: Guard) -> Router {
         .route("/v1/nodes/suspect", op("suspect", post(suspect)))
         .route("/v1/nodes/{node}/{action}", op("node", post(change_node)))
         .route("/v1/sites/{site}", op("site", put(set_site)))
+        .route("/v1/sites/{site}/zone", op("site_zone", put(set_zone)))
+        .route("/v1/sites/{site}/distance", op("site_distance", put(set_distance)))
         .route("/v1/sites/{site}/resync", op("resync", post(resync)))
         .route("/v1/clients", op("clients", get(list_clients).post(create_client)))
         .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
@@ -127,7 +130,7 @@ async fn register(
         recovery::catch_up(&app, &registration).await?;
         let mut conn = app.db.read().await?;
         let known = servers::find(&mut conn, &key).await?;
-        let tells_zone = registration.zone.is_some() && servers::lacks_zone(&mut conn, &key.site).await?;
+        let tells_zone = registration.zone.is_some() && sites::lacks_zone(&mut conn, &key.site).await?;
         drop(conn);
         let wanted = servers::wanted(&key, &registration, known.as_ref())?;
         app.leases.renew(key.clone());
@@ -306,11 +309,50 @@ async fn set_site(
     let site = SiteId::new(&path_text(path)?)?;
     let view = to_the_end(async move {
         let mut tx = app.db.write().await?;
-        if !servers::set_replicas(&mut tx, &site, settings.replicas).await? {
+        if !sites::set_replicas(&mut tx, &site, settings.replicas).await? {
             return Ok(app.view.borrow().clone());
         }
         let view = app.commit_map(tx).await?;
         tracing::info!(%site, replicas = settings.replicas, epoch = view.epoch().0, "site changed");
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+async fn set_zone(
+    State(app): State<App>,
+    path: PathOf,
+    ApiJson(SiteZone { zone }): ApiJson<SiteZone>,
+) -> ApiResult<Response> {
+    let site = SiteId::new(&path_text(path)?)?;
+    let view = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        if !sites::set_zone(&mut tx, &site, zone.as_ref()).await? {
+            return Ok(app.view.borrow().clone());
+        }
+        let view = app.commit_map(tx).await?;
+        let zone = zone.as_ref().map(ServerName::as_str);
+        tracing::info!(%site, zone, epoch = view.epoch().0, "site changed");
+        Ok(view)
+    })
+    .await?;
+    Ok(json_response(view.map_json))
+}
+
+async fn set_distance(
+    State(app): State<App>,
+    path: PathOf,
+    ApiJson(SiteDistance { to, distance }): ApiJson<SiteDistance>,
+) -> ApiResult<Response> {
+    let site = SiteId::new(&path_text(path)?)?;
+    let view = to_the_end(async move {
+        let mut tx = app.db.write().await?;
+        if !sites::set_distance(&mut tx, &site, &to, distance).await? {
+            return Ok(app.view.borrow().clone());
+        }
+        let view = app.commit_map(tx).await?;
+        tracing::info!(%site, %to, distance, epoch = view.epoch().0, "site changed");
         Ok(view)
     })
     .await?;

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use common::api::search::{NodeFacts, Registration};
 use common::auth::Role;
-use common::cluster::{NodeState, REPLICAS_MAX};
+use common::cluster::NodeState;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::id::{NodeId, SiteId};
 use common::placement::SLOT_COUNT;
 
 use crate::db::Connection;
 use crate::error::{Failure, integer};
-use crate::shards;
+use crate::{shards, sites};
 
 const ADDRESS_LEN_MAX: usize = 255;
 const LOG_ID_LEN_MAX: usize = 128;
@@ -259,7 +259,7 @@ fn is_same_size(known: i64, told: i64) -> bool {
 /// first node.
 pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> Result<(), Failure> {
     if !row.key.site.is_empty() {
-        put_site(conn, &row.key.site, zone).await?;
+        sites::put(conn, &row.key.site, zone).await?;
     }
     put_row(conn, row).await?;
     if row.key.role == Role::StorageNode {
@@ -295,54 +295,6 @@ pub async fn put_row(conn: &mut Connection, row: &ServerRow) -> Result<(), Failu
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// The first zone that a site's servers tell stays, so servers that disagree do not turn the map over.
-pub async fn put_site(conn: &mut Connection, site: &str, zone: Option<&str>) -> Result<(), Failure> {
-    sqlx::query(
-        "INSERT INTO sites (site, zone, position)
-         VALUES ($1, $2, (SELECT COALESCE(MAX(position), 0) + 1 FROM sites))
-         ON CONFLICT (site) DO UPDATE SET zone = COALESCE(sites.zone, excluded.zone)",
-    )
-    .bind(site)
-    .bind(zone)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// The zone of a site that has none yet is worth a write.
-pub async fn lacks_zone(conn: &mut Connection, site: &str) -> Result<bool, Failure> {
-    let zone: Option<Option<String>> =
-        sqlx::query_scalar("SELECT zone FROM sites WHERE site = $1").bind(site).fetch_optional(conn).await?;
-    Ok(zone.is_some_and(|z| z.is_none()))
-}
-
-/// The copies that a site's operator wants, `None` for automatic; outer `None` for an unknown site.
-pub async fn replicas(conn: &mut Connection, site: &str) -> Result<Option<Option<i64>>, Failure> {
-    let query = sqlx::query_scalar("SELECT replicas FROM sites WHERE site = $1");
-    Ok(query.bind(site).fetch_optional(conn).await?)
-}
-
-/// Sets how many copies a site keeps. False if it is so already.
-pub async fn set_replicas(conn: &mut Connection, site: &SiteId, wanted: Option<u8>) -> Result<bool, Failure> {
-    if wanted.is_some_and(|copies| !(1..=REPLICAS_MAX).contains(&copies)) {
-        let message = format!("`replicas` must be 1 to {REPLICAS_MAX}, or null for automatic");
-        return Err(Failure::refused(ErrorCode::InvalidRequest, message));
-    }
-    let wanted = wanted.map(i64::from);
-    match replicas(conn, site.as_str()).await? {
-        None => Err(Failure::refused(ErrorCode::NotFound, format!("there is no site {site}"))),
-        Some(known) if known == wanted => Ok(false),
-        Some(_) => {
-            sqlx::query("UPDATE sites SET replicas = $1 WHERE site = $2")
-                .bind(wanted)
-                .bind(site.as_str())
-                .execute(conn)
-                .await?;
-            Ok(true)
-        }
-    }
 }
 
 pub fn no_such_node(node: &NodeId) -> Failure {

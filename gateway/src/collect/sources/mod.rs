@@ -11,7 +11,7 @@ mod link;
 mod order;
 mod probe;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use common::api::peer::{PeerClient, RankedCandidate, Ranking};
 use common::api::search::ContentInfo;
 use common::client::{CallError, HttpClient, ServerClient};
-use common::cluster::{ClusterMap, ServerEntry, SiteEntry};
+use common::cluster::{ClusterMap, ServerEntry};
 use common::id::ServerName;
 use common::name::ContentName;
 use common::record::{DeliveryPath, Source};
@@ -85,8 +85,6 @@ pub struct Sources {
     server: ServerClient,
     /// Calls over connections on which nothing else goes.
     prober: ServerClient,
-    zone: Option<String>,
-    distances: BTreeMap<String, u32>,
     icmp: Option<Icmp>,
     links: Arc<Links>,
     /// The newest ranking of each content, as text.
@@ -158,16 +156,7 @@ impl Sources {
                 None
             }
         });
-        Self {
-            server,
-            prober,
-            zone: config.zone.clone(),
-            distances: config.distances.clone(),
-            icmp,
-            links: Arc::default(),
-            rankings: Cache::new(RANKINGS_KEPT),
-            metrics,
-        }
+        Self { server, prober, icmp, links: Arc::default(), rankings: Cache::new(RANKINGS_KEPT), metrics }
     }
 
     /// Notes that `bytes` are about to be asked of a source.
@@ -253,11 +242,11 @@ impl Sources {
         site: &SiteView,
         info: &ContentInfo,
     ) -> Vec<(Candidate, bool, Option<u32>)> {
-        let own_zone = map.site(&site.id).and_then(|own| own.zone.as_ref()).or(self.zone.as_ref());
+        let own = map.site(&site.id);
         let mut found = Vec::new();
         for holder in info.sites.iter().filter(|s| **s != site.id).filter_map(|s| map.site(s)) {
-            let same_zone = own_zone.is_some() && own_zone == holder.zone.as_ref();
-            let distance = self.distance(holder);
+            let same_zone = own.is_some_and(|own| own.zone.is_some() && own.zone == holder.zone);
+            let distance = own.and_then(|own| own.distance_to(holder));
             for gateway in holder.gateways.iter().filter(|g| g.alive) {
                 let candidate = Candidate {
                     source: Source::Site(holder.id.clone()),
@@ -276,15 +265,10 @@ impl Sources {
                 gateway: name.clone(),
                 chunk_seconds: f64::INFINITY,
             };
-            found.push((candidate, false, self.distances.get(name.as_str()).copied()));
+            let distance = own.and_then(|own| own.distances.get(name.as_str()).copied());
+            found.push((candidate, false, distance));
         }
         found
-    }
-
-    /// As configured for the site, or else for its zone.
-    fn distance(&self, holder: &SiteEntry) -> Option<u32> {
-        let of_zone = || holder.zone.as_ref().and_then(|zone| self.distances.get(zone));
-        self.distances.get(holder.id.as_str()).or_else(of_zone).copied()
     }
 
     /// Measures the sources of which nothing is known, all at once, but does not wait for those that cannot be nearer
@@ -402,7 +386,7 @@ mod tests {
     use common::api::peer::PeerLoad;
     use common::api::search::SearchClient;
     use common::auth::ClusterSecret;
-    use common::cluster::{GatewayEntry, MapEpoch};
+    use common::cluster::{GatewayEntry, MapEpoch, SiteEntry};
     use common::hash::ContentHash;
     use common::id::{ClientId, SiteId};
     use common::server::accept_loop;
@@ -463,8 +447,6 @@ mod tests {
             admin: ([127, 0, 0, 1], 0).into(),
             name: ServerName::new("g1").unwrap(),
             site: id("tokyo"),
-            zone: None,
-            distances: BTreeMap::new(),
             icmp_probes: false,
             search: String::new(),
             cache_bytes: 0,
@@ -510,6 +492,27 @@ mod tests {
         let ranked = rig.sources.rank(&rig.site, &held_by(&silent)).await;
         assert!(begun.elapsed() < UNKNOWN_WAIT_MAX * 2, "{:?} for six", begun.elapsed());
         assert_eq!(ranked.len(), 6);
+    }
+
+    #[tokio::test]
+    async fn zones_and_distances_are_those_of_the_map() {
+        let rig = rig(&["osaka", "kobe", "kyoto"], &[]).await;
+        let mut map = ClusterMap::clone(&rig.site.map());
+        let mut tokyo = SiteEntry { zone: Some("east".into()), ..SiteEntry::new(id("tokyo")) };
+        tokyo.distances = [("osaka".to_owned(), 3), ("west".to_owned(), 5)].into();
+        for site in &mut map.sites {
+            site.zone = Some(if site.id.as_str() == "kyoto" { "east" } else { "west" }.to_owned());
+        }
+        map.sites.push(tokyo);
+        map.epoch.0 += 1;
+        rig.site.adopt(map);
+        let ranking = rig.sources.explain(&rig.site, &held_by(&["osaka", "kobe", "kyoto"])).await;
+        let mut seen: Vec<_> =
+            ranking.candidates.iter().map(|c| (c.source.as_str(), c.same_zone, c.distance)).collect();
+        seen.sort();
+        let expected =
+            [("site:kobe", false, Some(5)), ("site:kyoto", true, None), ("site:osaka", false, Some(3))];
+        assert_eq!(seen, expected);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 //!    of the source, its outstanding bytes before ours.
 //! 3. Those within [`BAND`] of it are equals, or within [`BAND_IN_USE`] if they are in use already, so that what is
 //!    measured a little differently each time does not turn the order over. Among equals the own zone comes first,
-//!    then the least configured distance; what is still equal is drawn, the faster more often: so equals share.
+//!    then the least distance that the operator set; what is still equal is drawn, the faster more often: so equals share.
 //!    A source that has much to do is not equal any more.
 //! 4. The others follow by their expected time.
 
@@ -39,7 +39,7 @@ pub enum Reason {
     Nearest,
     /// Of equally near ones it is in this zone.
     Zone,
-    /// Of equally near ones it has the least configured distance.
+    /// Of equally near ones it has the least distance that the operator set.
     Distance,
     /// Drawn among equals.
     Shared,
@@ -71,7 +71,7 @@ impl Reason {
             Self::Only => "the only source",
             Self::Nearest => "nearest: least expected time",
             Self::Zone => "of equally near ones in this zone",
-            Self::Distance => "of equally near ones at the least configured distance",
+            Self::Distance => "of equally near ones at the least distance that was set",
             Self::Shared => "drawn among equally near ones, which share the load",
             Self::Origin => "no site that holds it answers",
             Self::Failing => "no source answers; this one may be back first",

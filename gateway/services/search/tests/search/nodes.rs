@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::routing::get;
 use common::api::node::NodeStatus;
-use common::api::search::{FenceRequest, NodeAction, Registration, SiteSettings, SlotMove};
+use common::api::search::{
+    FenceRequest, NodeAction, Registration, SiteDistance, SiteSettings, SiteZone, SlotMove,
+};
 use common::client::CallError;
 use common::cluster::{ClusterMap, MapEpoch, NodeState, SiteEntry};
 use common::error::ErrorCode;
@@ -61,6 +63,45 @@ async fn a_site_keeps_two_copies_or_as_many_as_are_set_and_its_nodes_can() {
     assert_code(elsewhere, ErrorCode::NotFound);
     let search = search.restart().await;
     assert_eq!(search.tokyo().await.replicas, 1);
+}
+
+#[tokio::test]
+async fn a_site_is_in_the_zone_and_at_the_distances_that_are_set() {
+    let search = TestSearch::new().await.with_nodes(&["n1"]).await;
+    let told = Registration { zone: Some("east".into()), ..node("tokyo", "n1", "n1", 10) };
+    search.client.register(&told).await.unwrap();
+    assert_eq!(
+        search.tokyo().await.zone.as_deref(),
+        Some("east"),
+        "what a node tells is better than nothing"
+    );
+    let zone = |zone: Option<&str>| SiteZone { zone: zone.map(id) };
+    let map = search.client.set_zone(&id("tokyo"), &zone(Some("west"))).await.unwrap();
+    assert_eq!(map.site(&id("tokyo")).unwrap().zone.as_deref(), Some("west"));
+    search.client.register(&told).await.unwrap();
+    assert_eq!(search.tokyo().await.zone.as_deref(), Some("west"), "what is set is better than what is told");
+    let distance = async |to: &str, distance: Option<u32>| {
+        search.client.set_distance(&id("tokyo"), &SiteDistance { to: id(to), distance }).await
+    };
+    distance("osaka", Some(3)).await.unwrap();
+    distance("north", Some(9)).await.unwrap();
+    distance("osaka", Some(4)).await.unwrap();
+    let expected = |pairs: &[(&str, u32)]| pairs.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+    assert_eq!(search.tokyo().await.distances, expected(&[("north", 9), ("osaka", 4)]));
+    let epoch = search.epoch().await;
+    distance("osaka", Some(4)).await.unwrap();
+    search.client.set_zone(&id("tokyo"), &zone(Some("west"))).await.unwrap();
+    assert_eq!(search.epoch().await, epoch, "it is so already");
+    distance("north", None).await.unwrap();
+    assert_code(distance("tokyo", Some(1)).await, ErrorCode::InvalidRequest);
+    assert_code(search.client.set_zone(&id("kobe"), &zone(None)).await, ErrorCode::NotFound);
+    let of_kobe = SiteDistance { to: id("tokyo"), distance: Some(1) };
+    assert_code(search.client.set_distance(&id("kobe"), &of_kobe).await, ErrorCode::NotFound);
+    let search = search.restart().await;
+    let tokyo = search.tokyo().await;
+    assert_eq!((tokyo.zone.as_deref(), tokyo.distances), (Some("west"), expected(&[("osaka", 4)])));
+    let map = search.client.set_zone(&id("tokyo"), &zone(None)).await.unwrap();
+    assert_eq!(map.site(&id("tokyo")).unwrap().zone, None);
 }
 
 #[tokio::test]
