@@ -17,12 +17,14 @@
 //! | a load that checks everything while something happens to the system | [`mixed`] |
 //! | a site that grows, shrinks and loses a node under it | [`growth`], [`operator`] |
 //! | a node's chunk store without the network | [`device`] |
+//! | collecting, as clients feel it | [`collect`] |
 //! | search alone, with many contents | [`search`] |
 //! | how even placement is, what moves, what it costs | [`placement`] |
 //! | what deduplication does on one's own files | [`dedup`] |
 //! | what ways of delivering cost the network, simulated | [`traffic`] |
 
 pub mod books;
+pub mod collect;
 pub mod content;
 pub mod dedup;
 pub mod device;
