@@ -530,6 +530,11 @@ fn run_placement(args: PlacementArgs) -> Result<bool, Failure> {
 }
 
 fn run_traffic(args: &TrafficArgs) -> Result<bool, Failure> {
+    if args.real {
+        let report = args.run_real(|what| eprintln!("bench: {what}"))?;
+        tell(&report, &report.text(), args.json.as_deref())?;
+        return Ok(true);
+    }
     let report = args.run()?;
     tell(&report, &report.text(), args.json.as_deref())?;
     Ok(true)
