@@ -12,7 +12,8 @@
 
 pub mod chain;
 pub mod config;
-pub mod invoice;
+pub mod documents;
+mod invoicing;
 pub mod ledger;
 mod metrics;
 pub mod period;
