@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use common::api::gateway::SOURCE;
 use common::config::show_bytes;
-use common::error::ErrorCode;
 use http::Method;
 use http_body_util::BodyExt;
 use serde::Serialize;
@@ -169,7 +168,6 @@ impl<'a> Replay<'a> {
         let home = self.topology.sites[self.trace.clients[request.client].home].name.as_str();
         let (url, token) = (self.sites.url(home, "gateway"), &self.tokens[request.client]);
         let path = format!("/v1/contents/{name}");
-        let busy = ErrorCode::SourceUnavailable.to_string();
         let (source, is_right) = eventually(&format!("{name} is delivered"), DELIVERY_TIME_MAX, || {
             let got = self.sites.run_at(home, || async {
                 let mut connection = connect(&url, token).await?;
@@ -180,7 +178,6 @@ impl<'a> Replay<'a> {
                 Err(WireError::Refused { status: 503, code, message }) => {
                     Ok(Err(format!("{code}: {message}")))
                 }
-                Err(error) if error.code() == busy => Ok(Err(error.to_string())),
                 Err(source) => Err(NetnsError::Request { what: format!("GET {path}"), source }),
             }
         })?;
