@@ -47,13 +47,27 @@ pub struct Content {
     gamma: u64,
     /// Bytes.
     pub len: u64,
+    /// Where a byte is another than the stream has.
+    edits: Option<[u64; 2]>,
 }
 
 impl Content {
     pub fn new(seed: u64, id: u64, len: u64) -> Self {
         let key = mix(mix(seed).wrapping_add(mix(id ^ 0xA076_1D64_78BD_642F)).wrapping_add(len));
         // A step of its own for each content: no two streams run alike, not even shifted.
-        Self { key, gamma: mix(key ^ 0xE703_7ED1_A0B4_28DB) | 1, len }
+        Self { key, gamma: mix(key ^ 0xE703_7ED1_A0B4_28DB) | 1, len, edits: None }
+    }
+
+    /// The same with another byte at each of these places.
+    pub fn edited(self, places: [u64; 2]) -> Self {
+        Self { edits: Some(places), ..self }
+    }
+
+    /// Places of edited bytes in a piece.
+    fn edits_in(&self, offset: u64, len: usize) -> impl Iterator<Item = usize> {
+        let in_piece =
+            move |place| (offset..offset + len as u64).contains(&place).then(|| (place - offset) as usize);
+        self.edits.into_iter().flatten().filter_map(in_piece)
     }
 
     fn word(&self, index: u64) -> [u8; 8] {
@@ -62,6 +76,11 @@ impl Content {
 
     /// Writes the bytes from `offset` on; what lies beyond the end of the content is defined too, but never sent.
     pub fn fill(&self, offset: u64, out: &mut [u8]) {
+        self.fill_stream(offset, out);
+        self.edits_in(offset, out.len()).for_each(|place| out[place] ^= 0xFF);
+    }
+
+    fn fill_stream(&self, offset: u64, out: &mut [u8]) {
         let skip = (offset % 8) as usize;
         let mut index = offset / 8;
         let mut out = out;
@@ -86,6 +105,9 @@ impl Content {
     pub fn matches(&self, offset: u64, bytes: &[u8]) -> bool {
         if offset + bytes.len() as u64 > self.len {
             return false;
+        }
+        if self.edits_in(offset, bytes.len()).next().is_some() {
+            return self.bytes(offset, bytes.len()) == bytes;
         }
         let skip = (offset % 8) as usize;
         let mut index = offset / 8;
@@ -160,6 +182,20 @@ mod tests {
         let chi_square: f64 = counts.iter().map(|c| (f64::from(*c) - expected).powi(2) / expected).sum();
         // 255 degrees of freedom: mean 255, standard deviation 22.6.
         assert!((165.0..345.0).contains(&chi_square), "{chi_square}");
+    }
+
+    #[test]
+    fn an_edited_content_differs_where_it_was_edited_and_nowhere_else() {
+        let (content, places) = (Content::new(3, 1, 10_000), [17, 9_999]);
+        let edited = content.edited(places);
+        let (old, new) = (content.bytes(0, 10_000), edited.bytes(0, 10_000));
+        let differ: Vec<u64> = (0..10_000).filter(|n| old[*n as usize] != new[*n as usize]).collect();
+        assert_eq!(differ, places);
+        assert_ne!(content.hash(), edited.hash());
+        assert!(
+            edited.matches(0, &new) && edited.matches(10, &new[10..20]) && !edited.matches(10, &old[10..20])
+        );
+        assert!(edited.matches(20, &old[20..9_000]));
     }
 
     proptest! {

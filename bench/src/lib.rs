@@ -17,12 +17,16 @@
 //! | a load that checks everything while something happens to the system | [`mixed`] |
 //! | a site that grows, shrinks and loses a node under it | [`growth`], [`operator`] |
 //! | a node's chunk store without the network | [`device`] |
+//! | collecting, as clients feel it | [`collect`] |
 //! | search alone, with many contents | [`search`] |
 //! | how even placement is, what moves, what it costs | [`placement`] |
 //! | what deduplication does on one's own files | [`dedup`] |
-//! | what ways of delivering cost the network, simulated | [`traffic`] |
+//! | what ways of delivering cost the network, simulated and measured | [`traffic`] |
+//! | sites that are really apart, on one machine | [`netns`] |
+//! | that nothing of a run stays behind | [`orphans`] |
 
 pub mod books;
+pub mod collect;
 pub mod content;
 pub mod dedup;
 pub mod device;
@@ -31,7 +35,9 @@ pub mod growth;
 pub mod load;
 pub mod measure;
 pub mod mixed;
+pub mod netns;
 pub mod operator;
+pub mod orphans;
 pub mod pacer;
 pub mod placement;
 pub mod plan;

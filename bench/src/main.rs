@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::collect::{self, CollectArgs};
 use bench::dedup;
 use bench::device::{self, DeviceOp, DevicePlan};
 use bench::growth::{self, GrowthPlan, Step};
@@ -56,6 +57,9 @@ enum Command {
     /// Simulates what delivering costs a network with hop counts: from one server, between clients, and from sites
     /// that collect from each other.
     Traffic(Box<TrafficArgs>),
+    /// Publishes contents at one site and reads them at another: first bytes and totals of what is held, of what is
+    /// collected, and while it comes in; exit 2 if the first byte of what is collected comes too late.
+    Collect(CollectArgs),
     /// Announces many contents to search and looks them up: rates, times, and what they cost.
     Search(SearchArgs),
 }
@@ -361,6 +365,7 @@ fn main() -> ExitCode {
         Command::Placement(args) => run_placement(args),
         Command::Device(args) => runtime.block_on(run_device(args)),
         Command::Traffic(args) => run_traffic(&args),
+        Command::Collect(args) => runtime.block_on(run_collect(args)),
         Command::Search(args) => runtime.block_on(run_search(args)),
     };
     match done {
@@ -525,9 +530,20 @@ fn run_placement(args: PlacementArgs) -> Result<bool, Failure> {
 }
 
 fn run_traffic(args: &TrafficArgs) -> Result<bool, Failure> {
+    if args.real {
+        let report = args.run_real(|what| eprintln!("bench: {what}"))?;
+        tell(&report, &report.text(), args.json.as_deref())?;
+        return Ok(true);
+    }
     let report = args.run()?;
     tell(&report, &report.text(), args.json.as_deref())?;
     Ok(true)
+}
+
+async fn run_collect(args: CollectArgs) -> Result<bool, Failure> {
+    let report = collect::run(&args, random_seed(), |what| eprintln!("bench: {what}")).await?;
+    tell(&report, &report.to_text(), args.json.as_deref())?;
+    Ok(report.passed)
 }
 
 fn half_the_cores() -> usize {

@@ -9,19 +9,17 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use common::api::node::RefTag;
 use common::error::{ApiError, ErrorCode};
 use common::manifest::ChunkSlice;
-use common::name::ContentName;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::chunks::{Chunks, OpenChunk};
 use crate::collect::Collector;
 use crate::collect::collection::Reader;
+use crate::collect::elsewhere::Elsewhere;
 use crate::ends::EndGuard;
 use crate::limits::Pace;
-use crate::surrogate::fill::Reading;
 
 /// Attempts at one chunk before an answer is broken off.
 const ATTEMPTS_MAX: u32 = 4;
@@ -30,37 +28,27 @@ const RETRY_DELAY: Duration = Duration::from_millis(150);
 /// Where the chunks of one answer come from.
 #[derive(Clone)]
 pub enum Supply {
-    /// The site's nodes; what they lack or have damaged is fetched anew from another holder.
-    Site { chunks: Arc<Chunks>, collector: Arc<Collector>, name: ContentName, ref_tag: RefTag },
+    /// The site's nodes; what they lack or have damaged is fetched from another holder.
+    Site { chunks: Arc<Chunks>, collector: Arc<Collector>, elsewhere: Arc<Elsewhere> },
     /// A collection at work: a chunk as soon as it is there.
     Collection { collection: Reader, chunks: Arc<Chunks> },
-    /// What is kept for a visitor, or on its way.
-    Visited(Arc<Reading>),
 }
 
 impl Supply {
     fn open_cached(&self, slice: &ChunkSlice) -> Option<OpenChunk> {
         match self {
             Self::Site { chunks, .. } => chunks.open_cached(&slice.chunk),
-            Self::Visited(reading) => reading.open_cached(&slice.chunk),
             Self::Collection { .. } => None,
         }
     }
 
     async fn open(&self, slice: &ChunkSlice) -> Result<OpenChunk, ApiError> {
         match self {
-            Self::Site { chunks, collector, name, ref_tag } => match chunks.open(&slice.chunk).await {
-                Err(error) if matches!(error.code, ErrorCode::ChunkNotFound | ErrorCode::Damaged) => {
-                    tracing::warn!(content = %name, chunk = ?slice.chunk.hash, code = %error.code, "chunk fetched anew");
-                    collector.repair(name, *ref_tag, slice).await.map(OpenChunk::whole)
-                }
-                opened => opened,
-            },
+            Self::Site { collector, elsewhere, .. } => collector.open_or_fetch(elsewhere, slice).await,
             Self::Collection { collection, chunks } => match collection.chunk(slice.index).await? {
                 Some(bytes) => Ok(OpenChunk::whole(bytes)),
                 None => chunks.open(&slice.chunk).await,
             },
-            Self::Visited(reading) => reading.open(slice).await,
         }
     }
 

@@ -20,6 +20,8 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::body::{Opening, Supply};
+use crate::collect::elsewhere::Elsewhere;
+use crate::collect::sought::Sought;
 use crate::directory::may_read;
 use crate::ends::EndGuard;
 use crate::head::{class_text, etag, head_of, header};
@@ -102,7 +104,7 @@ impl Gateway {
                 let begin = self.record(wish, &held, &part, delivery).await?;
                 if let Supply::Collection { collection, .. } = &held.supply {
                     // The visited site asks for its chunks, now and perhaps later.
-                    collection.keep();
+                    collection.need();
                 }
                 Ok((held.holding, Some(begin)))
             }
@@ -294,30 +296,26 @@ impl Gateway {
 
     async fn held(&self, holding: Holding) -> ApiResult<Held> {
         let list = self.chunks.list(&holding.manifest).await?;
-        let supply = Supply::Site {
-            chunks: self.chunks.clone(),
-            collector: self.collector.clone(),
-            name: holding.name.clone(),
-            ref_tag: holding.ref_tag,
-        };
+        let supply = self.of_site(Elsewhere::of_holding(holding.name.clone(), holding.ref_tag));
         Ok(Held { holding, list, path: DeliveryPath::Hit, source: None, supply, begun: None })
+    }
+
+    /// What the site has, or `elsewhere`.
+    pub fn of_site(&self, elsewhere: Elsewhere) -> Supply {
+        let (chunks, collector) = (self.chunks.clone(), self.collector.clone());
+        Supply::Site { chunks, collector, elsewhere: Arc::new(elsewhere) }
     }
 
     /// The head of a content that the site does not hold: nothing is collected for it.
     async fn look(&self, name: &ContentName) -> ApiResult<Held> {
         let (holding, candidate) = self.collector.look(name).await?;
         let (path, source) = (candidate.path(), Some(candidate.source));
-        let supply = Supply::Site {
-            chunks: self.chunks.clone(),
-            collector: self.collector.clone(),
-            name: name.clone(),
-            ref_tag: holding.ref_tag,
-        };
+        let supply = self.of_site(Elsewhere::of_holding(name.clone(), holding.ref_tag));
         Ok(Held { holding, list: Arc::default(), path, source, supply, begun: None })
     }
 
     async fn collect(&self, name: &ContentName, client: &ClientId) -> ApiResult<Held> {
-        let joined = match self.collector.collect(name, client).await {
+        let joined = match self.collector.collect(Sought::Held { name, client }).await {
             Err(error) if error.code == ErrorCode::Conflict => {
                 let holding = self.ask_holding(name, Some(client)).await?;
                 return match holding.filter(|holding| holding.state == HoldingState::Complete) {

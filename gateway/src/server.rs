@@ -25,7 +25,6 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::routes;
 use crate::site::SiteView;
-use crate::surrogate::fill::Fills;
 use crate::visitors::Visitors;
 
 /// Everything a request needs; shared in an `Arc`.
@@ -35,7 +34,6 @@ pub struct Gateway {
     pub chunks: Arc<Chunks>,
     pub sources: Arc<Sources>,
     pub collector: Arc<Collector>,
-    pub fills: Arc<Fills>,
     pub possession_keys: PossessionKeys,
     pub directory: Directory,
     pub limits: Limits,
@@ -71,7 +69,6 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         metrics: metrics.clone(),
         address: CollectorAddress { gateway: config.name.clone(), http: address(&config, &server) },
     }));
-    let fills = Fills::new(site.clone(), chunks.clone(), collector.clone(), sources.clone(), search.clone());
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));
@@ -87,7 +84,6 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         chunks,
         sources,
         collector,
-        fills,
         possession_keys: secret.possession_keys(),
         directory: Directory::new(search),
         limits: Limits::default(),

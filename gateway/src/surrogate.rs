@@ -10,7 +10,7 @@
 //! ```
 //! Home decides and records; its answer is out as soon as its own collection began, and the visited site's fetches wait
 //! there for each chunk. What is fetched stays here as temporary content, so that a second request costs home its answer
-//! and no bytes.
+//! and no bytes. It is a collection ([`crate::collect`]) as that of a client of this site is, and shared with it.
 //!
 //! When home does not answer, a client gets what is kept here whole for it, as long as home's last confirmation holds:
 //! the delivery is recorded by this site ([`common::api::temporary::BeginAwayRequest`]). Should home have recorded it
@@ -20,16 +20,15 @@
 //! |---|---|
 //! | `surrogate.rs` | the visited site's part |
 //! | `confirm.rs` | home's part: what it confirms, and checking that it did |
-//! | `fill.rs` | fetching what is to be kept, and passing it on at once |
 
 pub mod confirm;
-pub mod fill;
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::response::Response;
-use common::api::node::{BeginAnswer, Holding, HoldingState, RefTag};
+use common::api::node::{BeginAnswer, RefTag};
 use common::api::peer::{PeerClient, PossessionAnswer, PossessionRequest};
 use common::api::temporary::{
     BeginAwayRequest, KeepAnswer, KeepRequest, Kept, LeaveRequest, ListRequest, TemporaryContent,
@@ -37,18 +36,18 @@ use common::api::temporary::{
 };
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::id::{ClientId, DeliveryId, SiteId};
-use common::manifest::Manifest;
+use common::manifest::ChunkRef;
 use common::name::ContentName;
 use common::placement::Slot;
-use common::possession::Possession;
 use common::record::Source;
 
 use crate::body::Supply;
+use crate::collect::elsewhere::Elsewhere;
+use crate::collect::sought::{Sought, Visit};
 use crate::deliver::Plan;
 use crate::ends::EndGuard;
 use crate::server::Gateway;
 use crate::wish::Wish;
-use fill::Wanted;
 
 /// How long home may take for its answer while there is something that can be served without it.
 const HOME_PATIENCE: Duration = Duration::from_secs(3);
@@ -163,15 +162,10 @@ impl Gateway {
     ) -> ApiResult<Response> {
         let Some(begin) = answer.possession.begin.clone() else {
             let PossessionAnswer { possession, manifest, .. } = answer;
-            let nothing = Supply::Visited(self.fills.nothing(&possession));
             let source = Some(Source::Site(possession.home.clone()));
-            return match self.plan_visited(
-                wish,
-                holding(&possession, manifest),
-                [].into(),
-                nothing,
-                source,
-            )? {
+            let visit = Visit::new(&possession, manifest, RefTag(0));
+            let nothing = self.of_site(Elsewhere::of_visit(&visit, false));
+            return match self.plan_visited(wish, visit.holding, [].into(), nothing, source)? {
                 Plan::Answer(response) => Ok(*response),
                 Plan::Deliver(_) => Err(ApiError::new(
                     ErrorCode::SourceUnavailable,
@@ -185,20 +179,40 @@ impl Gateway {
         self.metrics.visited_confirmed.increment(1);
         let kept = self.keep(&answer).await;
         let PossessionAnswer { possession, manifest, .. } = answer;
-        let wanted = match &kept {
-            Some(kept) if kept.complete => Wanted::Whole(kept.ref_tag),
-            Some(kept) => Wanted::Fill(kept.ref_tag),
-            None => Wanted::Unkept,
+        let is_whole = kept.as_ref().is_some_and(|kept| kept.complete);
+        let source = (!is_whole).then(|| Source::Site(possession.home.clone()));
+        let tag = kept.as_ref().map_or(RefTag(0), |kept| kept.ref_tag);
+        let visit = Visit::new(&possession, manifest, tag);
+        let (list, supply) = match kept {
+            Some(kept) if !kept.complete => self.collect_visited(&visit).await?,
+            kept => self.supply_visited(&visit, kept.is_some()).await?,
         };
-        let source = (!matches!(wanted, Wanted::Whole(_))).then(|| Source::Site(possession.home.clone()));
-        let reading = self.fills.read(&possession, &manifest, wanted).await?;
-        let list = reading.list().clone();
-        let plan =
-            self.plan_visited(wish, holding(&possession, manifest), list, Supply::Visited(reading), source)?;
-        match plan {
+        match self.plan_visited(wish, visit.holding, list, supply, source)? {
             Plan::Deliver(delivery) => self.send(*delivery, begin.class, guard, started).await,
             Plan::Answer(response) => Ok(*response),
         }
+    }
+
+    /// Collects what is kept for the visitor; what cannot be collected at the moment is passed on.
+    async fn collect_visited(&self, visit: &Visit) -> ApiResult<(Arc<[ChunkRef]>, Supply)> {
+        match self.collector.collect(Sought::Visited(visit)).await {
+            Ok(joined) => {
+                let (collection, chunks) = (joined.collection, self.chunks.clone());
+                Ok((collection.chunks.clone(), Supply::Collection { collection, chunks }))
+            }
+            Err(error) if error.code == ErrorCode::Conflict => {
+                tracing::debug!(content = %visit.holding.name, %error, "passed on");
+                self.supply_visited(visit, false).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the site has of it, the rest from elsewhere: stored if it is kept, passed on alone otherwise.
+    async fn supply_visited(&self, visit: &Visit, is_kept: bool) -> ApiResult<(Arc<[ChunkRef]>, Supply)> {
+        let elsewhere = Elsewhere::of_visit(visit, is_kept);
+        let list = self.collector.list(&elsewhere, &visit.holding.manifest).await?;
+        Ok((list, self.of_site(elsewhere)))
     }
 
     /// Notes, durably, that the content is kept for the client. `None` when it is not to be kept, or no node notes it at
@@ -245,10 +259,9 @@ impl Gateway {
         started: Instant,
     ) -> ApiResult<Response> {
         let Kept { possession, manifest, ref_tag, .. } = kept;
-        let reading = self.fills.read(&possession, &manifest, Wanted::Whole(ref_tag)).await?;
-        let list = reading.list().clone();
-        let supply = Supply::Visited(reading);
-        let plan = self.plan_visited(wish, holding(&possession, manifest), list, supply, None)?;
+        let visit = Visit::new(&possession, manifest, ref_tag);
+        let (list, supply) = self.supply_visited(&visit, true).await?;
+        let plan = self.plan_visited(wish, visit.holding, list, supply, None)?;
         let planned = match plan {
             Plan::Answer(response) => return Ok(*response),
             Plan::Deliver(planned) => planned,
@@ -307,17 +320,4 @@ impl Gateway {
 /// Whether home says that the client may not have the content, now or in a moment.
 fn is_final(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Forbidden | ErrorCode::ContentNotFound | ErrorCode::BucketNotFound)
-}
-
-/// What home confirmed, as the rest of a delivery knows a content.
-fn holding(possession: &Possession, manifest: Manifest) -> Holding {
-    Holding {
-        name: possession.name.clone(),
-        version: possession.version,
-        manifest,
-        provider: possession.provider.clone(),
-        state: HoldingState::Complete,
-        ref_tag: RefTag(0),
-        since: possession.issued,
-    }
 }

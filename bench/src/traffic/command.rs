@@ -8,31 +8,35 @@ use common::config::parse_bytes;
 use crate::plan::parse_duration;
 use crate::traffic::model::Rules;
 use crate::traffic::plot;
+use crate::traffic::real::{self, RealReport};
 use crate::traffic::report::TrafficReport;
 use crate::traffic::sweep::sweep;
 use crate::traffic::topology::Topology;
-use crate::traffic::trace::{Sizes, TraceParameters};
+use crate::traffic::trace::{Sizes, Trace, TraceParameters};
 
 #[derive(Debug, clap::Args)]
 pub struct TrafficArgs {
     /// A topology (TOML: origin, links with hops, sites); without it a provider's network as a tree
     #[arg(long, value_name = "FILE", conflicts_with_all = ["regions", "sites"])]
     topology: Option<PathBuf>,
-    /// Regions of the tree
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    regions: usize,
-    /// Sites of each region
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    sites: usize,
+    /// Regions of the tree [default: 4; with --real 2]
+    #[arg(long, value_name = "N")]
+    regions: Option<usize>,
+    /// Sites of each region [default: 4; with --real 2]
+    #[arg(long, value_name = "N")]
+    sites: Option<usize>,
     /// Repeats a run exactly
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    #[arg(long, value_name = "N", default_value_t = 2_000)]
-    clients: usize,
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
-    contents: usize,
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
-    requests: usize,
+    /// [default: 2000; with --real 12]
+    #[arg(long, value_name = "N")]
+    clients: Option<usize>,
+    /// [default: 10000; with --real 40]
+    #[arg(long, value_name = "N")]
+    contents: Option<usize>,
+    /// [default: 200000; with --real 120]
+    #[arg(long, value_name = "N")]
+    requests: Option<usize>,
     /// Time over which the requests come
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "168h")]
     duration: Duration,
@@ -45,9 +49,9 @@ pub struct TrafficArgs {
     /// Mean time that a client is on without a break
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h")]
     session: Duration,
-    /// Median length of contents
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4MiB")]
-    median: u64,
+    /// Median length of contents [default: 4MiB; with --real 400KiB, and none above 4MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    median: Option<u64>,
     /// Contents that share bytes, as versions of one thing do
     #[arg(long, value_name = "N", default_value_t = 1)]
     family: usize,
@@ -63,6 +67,13 @@ pub struct TrafficArgs {
     /// Draw the result, with its sweep, as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Replay the trace on real sites, too, each in a network namespace, and tell how many bytes went between them
+    /// beside the simulated ones; needs root and iproute2
+    #[arg(long, conflicts_with_all = ["sweep", "plot", "dedup", "family", "alike"])]
+    pub real: bool,
+    /// The program that real sites run
+    #[arg(long, value_name = "FILE", default_value = "target/release/dozo", requires = "real")]
+    dozo: PathBuf,
     /// Write the trace as JSON, for others to replay
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -75,16 +86,19 @@ type Failure = Box<dyn std::error::Error>;
 
 impl TrafficArgs {
     fn parameters(&self) -> TraceParameters {
+        let either =
+            |given: Option<usize>, simulated, real| given.unwrap_or(if self.real { real } else { simulated });
+        let sizes = if self.real { Sizes::SMALL } else { Sizes::default() };
         TraceParameters {
             seed: self.seed,
-            clients: self.clients,
-            contents: self.contents,
-            requests: self.requests,
+            clients: either(self.clients, 2_000, 12),
+            contents: either(self.contents, 10_000, 40),
+            requests: either(self.requests, 200_000, 120),
             duration_s: self.duration.as_secs(),
             zipf_alpha: self.alpha,
             availability: self.availability,
             session_s: self.session.as_secs_f64(),
-            sizes: Sizes { median: self.median as f64, ..Sizes::default() },
+            sizes: Sizes { median: self.median.map_or(sizes.median, |median| median as f64), ..sizes },
             family: self.family,
             alike: self.alike,
         }
@@ -96,7 +110,10 @@ impl TrafficArgs {
                 let text = std::fs::read_to_string(file).map_err(|e| told("reading", file, e))?;
                 Ok(Topology::parse(&text)?)
             }
-            None => Ok(Topology::tree(self.regions, self.sites)?),
+            None => {
+                let default = if self.real { 2 } else { 4 };
+                Ok(Topology::tree(self.regions.unwrap_or(default), self.sites.unwrap_or(default))?)
+            }
         }
     }
 
@@ -111,11 +128,24 @@ impl TrafficArgs {
         if let Some(file) = &self.plot {
             std::fs::write(file, plot::svg(&report)).map_err(|e| told("writing", file, e))?;
         }
+        self.keep_trace(&trace)?;
+        Ok(report)
+    }
+
+    /// Simulates, and replays the same on real sites; `say` is told what is going on.
+    pub fn run_real(&self, say: impl Fn(&str)) -> Result<RealReport, Failure> {
+        let topology = self.topology()?;
+        let trace = self.parameters().generate(&topology)?;
+        self.keep_trace(&trace)?;
+        Ok(real::run(&trace, &topology, &self.dozo, say)?)
+    }
+
+    fn keep_trace(&self, trace: &Trace) -> Result<(), Failure> {
         if let Some(file) = &self.trace {
-            let text = serde_json::to_string(&trace)?;
+            let text = serde_json::to_string(trace)?;
             std::fs::write(file, text).map_err(|e| told("writing", file, e))?;
         }
-        Ok(report)
+        Ok(())
     }
 }
 

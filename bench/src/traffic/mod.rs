@@ -24,11 +24,13 @@
 //! to its client, the client's access link. `bytes x hops` counts each link with its hops.
 //!
 //! Parameters and where they come from are told in [`trace`], networks in [`topology`]. A sweep repeats the whole at
-//! other availabilities and other slopes of popularity, everything else unchanged.
+//! other availabilities and other slopes of popularity, everything else unchanged. [`real`] replays a trace on real
+//! sites, to tell how far the third model is from them.
 
 pub mod command;
 mod model;
 mod plot;
+pub mod real;
 mod report;
 mod sweep;
 pub mod topology;

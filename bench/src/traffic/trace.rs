@@ -75,6 +75,12 @@ pub struct Sizes {
     pub max: u64,
 }
 
+impl Sizes {
+    /// Short enough to be sent by real sites on one machine.
+    pub const SMALL: Self =
+        Self { median: 400.0 * 1024.0, sigma: 0.9, tail: 0.0, tail_alpha: 1.1, min: 32 << 10, max: 4 << 20 };
+}
+
 impl Default for Sizes {
     fn default() -> Self {
         Self { median: 4.0 * 1048576.0, sigma: 1.3, tail: 0.07, tail_alpha: 1.1, min: 4 << 10, max: 4 << 30 }

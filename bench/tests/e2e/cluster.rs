@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bench::orphans::{Kind, watch};
 use bench::target::{Endpoints, ServerAddress, Site};
 use common::api::search::ClientKeys;
 use common::auth::ClusterSecret;
 use serde_json::json;
 
 use crate::http::Client;
-use crate::process::{Process, dozo, free_ports, watch};
+use crate::process::{Process, dozo, free_ports};
 
 /// Longest wait for a condition that the system brings about by itself.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -116,7 +117,7 @@ impl Cluster {
 
     pub fn start(mode: Mode, options: &Options) -> Self {
         let folder = tempfile::Builder::new().prefix("dozo-e2e-").tempdir().expect("a temporary folder");
-        watch("dir", &folder.path().display().to_string());
+        watch(Kind::Folder, &folder.path().display().to_string()).expect("a shell runs");
         let port_base = free_ports();
         let root = folder.path().to_owned();
         let mut cluster = Self {
@@ -416,7 +417,7 @@ impl Cluster {
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         command.env_remove("DOZO_ENDPOINTS").env_remove("RUST_LOG").env_remove("DOZO__CLUSTER__SECRET");
         let child = command.spawn().expect("dozo starts");
-        watch("pid", &child.id().to_string());
+        watch(Kind::Process, &child.id().to_string()).expect("a shell runs");
         lock(&self.processes).insert(name.to_owned(), Process { child, arguments: arguments.to_vec() });
     }
 

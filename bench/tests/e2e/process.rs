@@ -1,13 +1,10 @@
 //! Processes of a test: the binary they run, the ports they take, and that none of them stays behind.
 
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
-
-use crate::cluster::lock;
 
 /// The `dozo` binary beside this test's own, built once.
 pub fn dozo() -> &'static Path {
@@ -29,29 +26,6 @@ pub fn dozo() -> &'static Path {
         assert!(build.status().expect("cargo runs").success(), "the dozo binary does not build");
         profile_dir.join("dozo")
     })
-}
-
-/// Kills the processes and removes the namespaces and folders that were reported to it when this process ends, however it ends.
-pub fn watch(kind: &str, what: &str) {
-    static WATCHER: OnceLock<Mutex<Child>> = OnceLock::new();
-    const SCRIPT: &str = r#"trap '' INT TERM HUP
-pids=; dirs=; spaces=
-while read -r kind what; do
-  case "$kind" in pid) pids="$pids $what";; dir) dirs="$dirs $what";; netns) spaces="$spaces $what";; esac
-done
-for pid in $pids; do
-  if [ "$(cat /proc/$pid/comm 2>/dev/null)" = dozo ]; then kill -9 "$pid"; fi
-done
-for space in $spaces; do ip netns del "$space"; done
-for dir in $dirs; do rm -rf "$dir"; done"#;
-    let watcher = WATCHER.get_or_init(|| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        Mutex::new(shell.spawn().expect("sh runs"))
-    });
-    let mut watcher = lock(watcher);
-    let input = watcher.stdin.as_mut().expect("it was asked for");
-    writeln!(input, "{kind} {what}").expect("the watcher reads");
 }
 
 /// One process.

@@ -11,6 +11,7 @@ use crate::both_ways;
 use crate::cluster::{Cluster, Mode, Options, SOON, eventually, unix_millis};
 use crate::fresh_bytes;
 use crate::http::Client;
+use crate::link::Link;
 
 const HOME: &str = "osaka";
 const VISITED: &str = "tokyo";
@@ -213,6 +214,77 @@ fn home_collects_what_it_lacks_and_the_visited_site_passes_it_on_as_it_comes() {
     for visitor in &visitors {
         await_whole(visitor, &name);
         cluster.await_billed(visitor, &[("complete", 1)]);
+    }
+}
+
+#[test]
+fn through_however_many_gateways_visitors_and_clients_of_the_site_cost_one_collection() {
+    let link = Link::new();
+    let osaka_through = Some(link.http.clone());
+    // Slow links make long deliveries.
+    let options =
+        Options { gateways: 2, osaka_through, cache_bytes: 0, join_window_ms: 30_000, ..Options::default() };
+    let cluster = Cluster::start(Mode::ProcessPerServer, &options);
+    link.lead_to(cluster.gateway(HOME));
+    let gateways = [0, 1].map(|n| cluster.site(VISITED).gateways[n].http.clone());
+    let carol = cluster.client("carol");
+    let bucket = cluster.bucket(&carol, "public");
+    let collections = || {
+        let of = |n| cluster.metric(&format!("{VISITED}.g{n}"), "dozo_gateway_collections_total", "");
+        of(1) + of(2)
+    };
+    // More than 64 chunks: their list is collected, too. Only visitors; both kinds, the visitors first; the clients of
+    // the site first.
+    for (n, residents) in [0, 4, 4].into_iter().enumerate() {
+        let (name, bytes) = (format!("{bucket}/{n}"), fresh_bytes(80 << 20));
+        carol.put_content(&name, &bytes).expect(201);
+        link.slow_down(40 << 20);
+        let visitors: Vec<Client> = (0..6).map(|_| cluster.new_client("fan", HOME)).collect();
+        let residents: Vec<Client> = (0..residents).map(|_| cluster.new_client("fan", VISITED)).collect();
+        let clients: Vec<&Client> = match n {
+            2 => residents.iter().chain(&visitors).collect(),
+            _ => visitors.iter().chain(&residents).collect(),
+        };
+        let before = (fetched(&cluster, VISITED), link.carried_bytes(), collections());
+        std::thread::scope(|scope| {
+            for (place, client) in clients.iter().enumerate() {
+                let (name, bytes) = (&name, &bytes);
+                let client = client.at(&gateways[place % 2]);
+                scope.spawn(move || assert!(client.get_content(name).expect(200).body == *bytes));
+                // The first has begun when the others come.
+                eventually("it is being collected", SOON, || match collections() - before.2 {
+                    1.0 => Ok(()),
+                    begun => Err(format!("{begun} collections")),
+                });
+            }
+        });
+        let carried = link.carried_bytes() - before.1;
+        println!(
+            "{} clients: {carried} bytes came over the link for {} of content",
+            clients.len(),
+            bytes.len()
+        );
+        assert_eq!(collections() - before.2, 1.0);
+        // The list has 36 bytes a chunk, and is counted where it is asked for by itself.
+        let fetched = fetched(&cluster, VISITED) - before.0 - bytes.len() as u64;
+        assert!(fetched < 10_000, "{fetched} bytes more than the content were fetched");
+        assert!(carried < bytes.len() as u64 * 102 / 100, "{carried} bytes came over the link");
+        link.slow_down(0);
+        for visitor in &visitors {
+            let content = await_whole(&visitor.at(&gateways[0]), &name);
+            assert_eq!(content.len, bytes.len() as u64);
+            cluster.await_billed(visitor, &[("complete", 1)]);
+        }
+        let info = cluster.lookup(&name).unwrap();
+        let is_held = info.sites.iter().any(|site| site.as_str() == VISITED);
+        assert_eq!(is_held, !residents.is_empty(), "{info:?}");
+        // Nothing is fetched for it any more, and the chunks are those of all.
+        let before = link.carried_bytes();
+        for client in visitors.iter().chain(&residents).take(8) {
+            assert!(client.at(&gateways[1]).get_content(&name).expect(200).body == bytes);
+        }
+        let carried = link.carried_bytes() - before;
+        assert!(carried < 1 << 20, "{carried} bytes came over the link");
     }
 }
 
@@ -491,7 +563,8 @@ fn while_home_is_away_what_is_kept_is_served_and_booked_once_and_nothing_else_is
 
 #[test]
 fn home_that_dies_in_the_middle_is_followed_by_another_holder() {
-    let options = Options { cache_bytes: 0, ..Options::default() };
+    // Home waits so long for the end of what it recorded, counted from its restart.
+    let options = Options { cache_bytes: 0, join_window_ms: 60_000, ..Options::default() };
     let cluster = Cluster::start(Mode::ProcessPerServer, &options);
     let carol = cluster.client("carol");
     let visiting = carol.at(cluster.gateway(VISITED));

@@ -7,8 +7,6 @@
 #![expect(clippy::print_stdout, reason = "shown when a test fails, and where it measures")]
 
 mod cluster;
-mod net;
-mod wire;
 
 #[path = "../e2e/http.rs"]
 #[expect(dead_code, reason = "made for more tests than these")]
@@ -27,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub fn turn() -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    match net::available() {
+    match bench::netns::net::available() {
         Ok(()) => Some(turn),
         Err(missing) => {
             assert!(std::env::var_os("CI").is_none(), "network namespaces cannot be tested: {missing}");

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bench::content::Content;
+use bench::netns::net::Net;
 
 use crate::cluster::{Cluster, ORIGIN, SEARCH, SOON, eventually};
-use crate::net::Net;
 use crate::turn;
 
 const SITES: [&str; 10] =
@@ -39,7 +39,7 @@ fn ask(cluster: &Cluster, title: &str, name: &str, bytes: &[u8], pause: Duration
                 std::thread::sleep(starts.saturating_sub(begun.elapsed()));
                 // Many debug builds start here at once on few cores: search may not answer in its time.
                 let answer = eventually("the content is delivered", SOON, || {
-                    let answer = cluster.net.at(site, || client.get_content(name));
+                    let answer = cluster.at(site, || client.get_content(name));
                     if answer.status == 503 { Err(answer.text()) } else { Ok(answer.expect(200)) }
                 });
                 assert!(answer.body == bytes, "the bytes differ");

@@ -42,6 +42,9 @@ pub struct LeaseRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LeaseAnswer {
     pub collector: CollectorAddress,
+    /// What the site has of the name, as it was found when the lease was given: whoever had it before is done.
+    #[serde(default)]
+    pub holding: Option<Holding>,
 }
 
 /// The collection is over. `POST /v1/collections/release`
@@ -75,6 +78,9 @@ pub struct CollectionHead {
     /// What it began with.
     pub source: Source,
     pub path: DeliveryPath,
+    /// The holding's tag is that of a temporary content: it is collected for visitors.
+    #[serde(default)]
+    pub is_temporary: bool,
 }
 
 /// How far a collection is. `GET /v1/peer/collection/progress?name=&run=&after=`, answered when there is something new,

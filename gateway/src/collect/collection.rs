@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::api::collect::{CollectionHead, Outcome, PROGRESS_WAIT, Progress};
 use common::api::node::Holding;
+use common::api::search::ContentInfo;
 use common::error::{ApiError, ErrorBody};
 use common::manifest::{ChunkList, ChunkRef};
 use common::record::{DeliveryPath, Source};
 use tokio::sync::{Notify, watch};
+
+use super::sought::Keep;
 
 /// Bytes of chunks kept in memory for waiting readers, shared by the collections at work; slower readers read from the
 /// storage nodes.
@@ -33,6 +36,8 @@ pub struct Collection {
     pub path: DeliveryPath,
     /// Tells it from other runs of the same content.
     pub run: u64,
+    /// What a visitor's home said of who holds it.
+    pub confirmed: Option<ContentInfo>,
     /// Where each chunk begins.
     offsets: Vec<u64>,
     state: Mutex<State>,
@@ -65,8 +70,12 @@ struct State {
     readers: usize,
     /// When the last reader went.
     idle_since: Option<Instant>,
+    /// How it is kept; the tag of the first is that of the holding, which chunks are stored with.
+    keeps: Vec<Keep>,
+    /// It is kept in all these ways: too late for another.
+    is_over: bool,
     /// It is brought to its end whoever waits.
-    is_kept: bool,
+    is_needed: bool,
     /// It was stopped because nobody waited: too late to join.
     is_abandoned: bool,
     outcome: Option<Result<(), ApiError>>,
@@ -83,8 +92,12 @@ impl Collection {
         holding: Holding,
         chunks: Arc<[ChunkRef]>,
         head: CollectionHead,
+        confirmed: Option<ContentInfo>,
         at_work: Arc<AtWork>,
     ) -> Self {
+        let CollectionHead { run, source, path, is_temporary } = head;
+        let tag = holding.ref_tag;
+        let keep = if is_temporary { Keep::Temporary(tag) } else { Keep::Holding(tag) };
         let state = State {
             stored: vec![false; chunks.len()],
             order: Vec::new(),
@@ -94,7 +107,9 @@ impl Collection {
             wanted: VecDeque::new(),
             readers: 0,
             idle_since: Some(Instant::now()),
-            is_kept: false,
+            keeps: vec![keep],
+            is_over: false,
+            is_needed: false,
             is_abandoned: false,
             outcome: None,
         };
@@ -104,10 +119,9 @@ impl Collection {
             Some(start)
         });
         at_work.0.fetch_add(1, Ordering::Relaxed);
-        let CollectionHead { run, source, path } = head;
         let (offsets, changed, wanted) = (offsets.collect(), watch::Sender::new(0), Notify::new());
         let state = Mutex::new(state);
-        Self { holding, chunks, source, path, run, offsets, state, changed, wanted, at_work }
+        Self { holding, chunks, source, path, run, confirmed, offsets, state, changed, wanted, at_work }
     }
 
     /// Where in the content the chunk at a place begins.
@@ -127,7 +141,38 @@ impl Collection {
     }
 
     pub fn head(&self) -> CollectionHead {
-        CollectionHead { run: self.run, source: self.source.clone(), path: self.path }
+        let (source, is_temporary) = (self.source.clone(), self.is_temporary());
+        CollectionHead { run: self.run, source, path: self.path, is_temporary }
+    }
+
+    /// Whether it began for visitors.
+    pub fn is_temporary(&self) -> bool {
+        self.with(|state| matches!(state.keeps.first(), Some(Keep::Temporary(_))))
+    }
+
+    /// Whether it becomes a holding of the site.
+    pub fn is_held(&self) -> bool {
+        self.with(|state| state.keeps.iter().any(|keep| matches!(keep, Keep::Holding(_))))
+    }
+
+    /// Has it kept in this way, too. False when it is over.
+    pub(super) fn keep_as(&self, keep: Keep) -> bool {
+        self.with(|state| {
+            let is_known = state.keeps.contains(&keep);
+            if !is_known && !state.is_over {
+                state.keeps.push(keep);
+            }
+            is_known || !state.is_over
+        })
+    }
+
+    /// The way to keep it that comes behind the first `done`. Without one it is over.
+    pub(super) fn keep_after(&self, done: usize) -> Option<Keep> {
+        self.with(|state| {
+            let keep = state.keeps.get(done).copied();
+            state.is_over |= keep.is_none();
+            keep
+        })
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
@@ -189,14 +234,15 @@ impl Collection {
     pub(super) fn finish(&self, outcome: Result<(), ApiError>) {
         self.change(|state| {
             state.outcome = Some(outcome);
+            state.is_over = true;
             state.window.clear();
             state.window_bytes = 0;
         });
     }
 
     /// Brings it to its end even if nobody waits: somebody has bought the content already.
-    pub fn keep(&self) {
-        self.with(|state| state.is_kept = true);
+    pub fn need(&self) {
+        self.with(|state| state.is_needed = true);
     }
 
     /// The place that is wanted most: the newest wish, for who waits for an older one is being served.
@@ -230,7 +276,7 @@ impl Collection {
         loop {
             let left = self.with(|state| {
                 let idle = state.idle_since?.elapsed();
-                let is_worth_it = state.is_kept || 2 * state.stored_bytes > self.holding.manifest.len;
+                let is_worth_it = state.is_needed || 2 * state.stored_bytes > self.holding.manifest.len;
                 let left = (!is_worth_it).then(|| IDLE_MAX.saturating_sub(idle))?;
                 state.is_abandoned = left.is_zero();
                 Some(left)
@@ -366,8 +412,8 @@ mod tests {
             since: UnixMillis(0),
         };
         let source = Source::Site(SiteId::new("osaka").unwrap());
-        let head = CollectionHead { run: 1, source, path: DeliveryPath::Peer };
-        Arc::new(Collection::new(holding, chunks.into(), head, Arc::default()))
+        let head = CollectionHead { run: 1, source, path: DeliveryPath::Peer, is_temporary: false };
+        Arc::new(Collection::new(holding, chunks.into(), head, None, Arc::default()))
     }
 
     #[tokio::test]
@@ -422,7 +468,7 @@ mod tests {
         waited_for.finish(Err(ApiError::new(ErrorCode::SourceUnavailable, "nobody")));
         assert!(matches!(waited_for.progress(2).await.outcome, Some(Outcome::Stopped)));
 
-        for prepare in [|it: &Collection| (0..3).for_each(|place| it.stored(place)), Collection::keep] {
+        for prepare in [|it: &Collection| (0..3).for_each(|place| it.stored(place)), Collection::need] {
             let worth_it = collection(4);
             worth_it.with(|state| state.idle_since = Instant::now().checked_sub(IDLE_MAX));
             prepare(&worth_it);
@@ -445,6 +491,17 @@ mod tests {
         assert_eq!(collection.wanted(), Some(2));
         collection.stored(2);
         assert_eq!((waiting.await.unwrap().unwrap(), collection.wanted()), (None, None));
+    }
+
+    #[test]
+    fn it_is_kept_in_every_way_that_was_sought_before_it_is_over() {
+        let collection = collection(1);
+        let (held, kept) = (Keep::Holding(RefTag(1)), Keep::Temporary(RefTag(2)));
+        assert_eq!((collection.is_held(), collection.is_temporary()), (true, false));
+        assert!(collection.keep_as(kept) && collection.keep_as(kept) && collection.keep_as(held));
+        assert_eq!([0, 1, 2].map(|done| collection.keep_after(done)), [Some(held), Some(kept), None]);
+        assert!(collection.keep_as(kept), "it is");
+        assert!(!collection.keep_as(Keep::Temporary(RefTag(3))), "too late");
     }
 
     #[tokio::test]

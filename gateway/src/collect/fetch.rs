@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::api::node::RefTag;
 use common::error::ApiError;
 use common::hash::ChunkHash;
 use common::manifest::{ChunkList, ChunkRef};
@@ -208,33 +209,35 @@ impl Flow {
 }
 
 impl Collector {
-    /// Brings all chunks that are not there yet. Dropping it stops it; what came in stays.
+    /// Brings all chunks that the site has not got with this tag. Dropping it stops it; what came in stays.
     pub(super) async fn fetch_all(
         &self,
         collection: &Collection,
         holders: &Holders,
+        tag: RefTag,
         first: Option<FirstBytes>,
     ) -> Result<(), ApiError> {
-        let mut plan = Plan::new(collection.chunks.clone(), |place| collection.is_stored(place));
+        let is_stored = |place| tag == collection.holding.ref_tag && collection.is_stored(place);
+        let mut plan = Plan::new(collection.chunks.clone(), is_stored);
         let (mut at_work, mut fetching, mut flow) = (FuturesUnordered::new(), 0, Flow::new());
         if let ChunkList::Stored { .. } = collection.holding.manifest.chunks {
-            at_work.push(self.store_list(collection).boxed());
+            at_work.push(self.store_list(collection, tag).boxed());
         }
         if first.is_some() && plan.states.first() == Some(&State::Unclaimed) {
             plan.take(0);
             fetching += 1;
-            at_work.push(self.bring(collection, holders, 0, first).boxed());
+            at_work.push(self.bring(collection, holders, tag, 0, first).boxed());
         }
         loop {
             while fetching < flow.in_flight + WANTED_IN_FLIGHT {
                 match plan.next(collection.wanted(), fetching >= flow.in_flight) {
                     Some(Step::Claim(batch)) => {
                         let chunks = collection.chunks[plan.places_of_batch(batch)].to_vec();
-                        at_work.push(self.claim(collection, batch, chunks).boxed());
+                        at_work.push(self.claim(collection, tag, batch, chunks).boxed());
                     }
                     Some(Step::Fetch(place)) => {
                         fetching += 1;
-                        at_work.push(self.bring(collection, holders, place, None).boxed());
+                        at_work.push(self.bring(collection, holders, tag, place, None).boxed());
                     }
                     None => break,
                 }
@@ -258,10 +261,9 @@ impl Collector {
         }
     }
 
-    async fn store_list(&self, collection: &Collection) -> Result<Done, ApiError> {
-        let holding = &collection.holding;
+    async fn store_list(&self, collection: &Collection, tag: RefTag) -> Result<Done, ApiError> {
         if let Some(list) = collection.encoded_list() {
-            self.chunks.write(&ChunkHash::of(&list), &holding.name, holding.ref_tag, list).await?;
+            self.chunks.write(&ChunkHash::of(&list), &collection.holding.name, tag, list).await?;
         }
         Ok(Done::List)
     }
@@ -269,14 +271,16 @@ impl Collector {
     async fn claim(
         &self,
         collection: &Collection,
+        tag: RefTag,
         batch: usize,
         chunks: Vec<ChunkRef>,
     ) -> Result<Done, ApiError> {
-        let holding = &collection.holding;
-        let missing = self.chunks.claim(&chunks, &holding.name, holding.ref_tag).await?;
-        let there: u64 = chunks.iter().map(|c| u64::from(c.len)).sum();
-        let lacking: u64 = missing.iter().map(|c| u64::from(c.len)).sum();
-        self.metrics.collections_spared_bytes.increment(there.saturating_sub(lacking));
+        let missing = self.chunks.claim(&chunks, &collection.holding.name, tag).await?;
+        if tag == collection.holding.ref_tag {
+            let sum = |chunks: &[ChunkRef]| chunks.iter().map(|c| u64::from(c.len)).sum::<u64>();
+            let spared = sum(&chunks).saturating_sub(sum(&missing));
+            self.metrics.collections_spared_bytes.increment(spared);
+        }
         Ok(Done::Claimed { batch, missing: missing.into_iter().map(|chunk| chunk.hash).collect() })
     }
 
@@ -285,10 +289,11 @@ impl Collector {
         &self,
         collection: &Collection,
         holders: &Holders,
+        tag: RefTag,
         place: usize,
         first: Option<FirstBytes>,
     ) -> Result<Done, ApiError> {
-        let (holding, chunk) = (&collection.holding, collection.chunks[place]);
+        let chunk = collection.chunks[place];
         let room = self.room.acquire_many(chunk.len.div_ceil(1024)).await;
         let _room = room.map_err(|closed| ApiError::internal(&closed))?;
         let sent_along = match first {
@@ -303,7 +308,7 @@ impl Collector {
             None => self.fetch(holders, &chunk, collection.offset(place)).await?,
         };
         collection.tee(place, bytes.clone());
-        self.chunks.write(&chunk.hash, &holding.name, holding.ref_tag, bytes).await?;
+        self.chunks.write(&chunk.hash, &collection.holding.name, tag, bytes).await?;
         Ok(Done::Stored { place })
     }
 

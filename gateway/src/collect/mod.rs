@@ -6,19 +6,27 @@
 //! that takes over goes on with what is there. It goes on as long as somebody waits, and to its end when more than half
 //! has come in.
 //!
+//! What is collected for visitors ([`sought`]) goes the same way, under the same lease: home has said what it is, so that
+//! no manifest is asked for; home is among its sources; and it is kept as temporary content instead of a holding. A
+//! collection that is joined by clients of both kinds brings every chunk once and is kept both ways.
+//!
 //! | file | owns |
 //! |---|---|
 //! | `mod.rs` | beginning, joining and ending a collection; the lease |
+//! | `sought.rs` | what is collected, and how it is kept |
 //! | `collection.rs` | what is there, for those who wait |
 //! | `fetch.rs` | which chunk comes next |
 //! | `holders.rs` | whom it is asked of |
 //! | `follow.rs` | a collection of another gateway |
+//! | `elsewhere.rs` | single chunks that the site should have and has not |
 //! | `sources/` | which holder is nearest |
 
 pub mod collection;
+pub mod elsewhere;
 mod fetch;
 mod follow;
 mod holders;
+pub mod sought;
 pub mod sources;
 
 use std::collections::HashMap;
@@ -26,16 +34,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::api::collect::{CollectionHead, CollectorAddress, LEASE_TIME, LeaseEnd, LeaseRequest, Opened};
-use common::api::node::{HoldAnswer, HoldRequest, Holding, HoldingState, RefTag, ResolveRequest};
+use common::api::collect::{
+    CollectionHead, CollectorAddress, LEASE_TIME, LeaseAnswer, LeaseEnd, LeaseRequest, Opened,
+};
+use common::api::node::{HoldAnswer, HoldRequest, Holding, HoldingState, NodeClient, RefTag};
 use common::api::search::{ContentInfo, SearchClient};
+use common::api::temporary::CompleteRequest;
 use common::client::ServerClient;
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::hash::ChunkHash;
 use common::id::ClientId;
-use common::manifest::{ChunkList, ChunkRef, ChunkSlice};
+use common::manifest::{ChunkList, ChunkRef};
 use common::name::ContentName;
 use common::placement::Slot;
+use common::record::{DeliveryPath, Source};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OnceCell, Semaphore};
@@ -48,6 +60,7 @@ use collection::{AtWork, Collection, Reader};
 use fetch::{FirstBytes, ROOM_KIB};
 use follow::Followed;
 use holders::{Holders, is_not_there};
+use sought::{Keep, Sought, Visit};
 use sources::{Candidate, Sources};
 
 /// How often a lease is renewed.
@@ -104,6 +117,8 @@ enum Work {
 
 /// A beginning, of which the holding is durable.
 type Beginning = (Arc<Collection>, Work);
+/// Who holds a content, as search is being asked while the lease is taken.
+type Found = AbortOnDropHandle<ApiResult<ContentInfo>>;
 
 impl Collector {
     pub fn new(parts: Parts) -> Self {
@@ -141,11 +156,13 @@ impl Collector {
     }
 
     /// Starts collecting a content, or joins the collection at work. Answers as soon as the manifest is known and
-    /// the holding is durable, with `client` among those who hold the name; chunks follow.
+    /// it is durable how it is kept; chunks follow.
     ///
     /// # Errors
-    /// `Conflict` when the site holds it meanwhile; resolve it again.
-    pub async fn collect(self: &Arc<Self>, name: &ContentName, client: &ClientId) -> ApiResult<Joined> {
+    /// `Conflict` when the site holds it meanwhile (resolve it again), or another version than the sought one is being
+    /// collected.
+    pub async fn collect(self: &Arc<Self>, sought: Sought<'_>) -> ApiResult<Joined> {
+        let name = sought.name();
         for _ in 0..TURNS_MAX {
             let (cell, is_joined) = self.cells(|cells| match cells.get(name) {
                 Some(cell) => (cell.clone(), true),
@@ -157,7 +174,7 @@ impl Collector {
             let mut is_noted = false;
             let noted = &mut is_noted;
             let begin = async || {
-                let (collection, work) = self.begin(name, client).await?;
+                let (collection, work) = self.begin(sought).await?;
                 *noted = matches!(work, Work::Here { .. });
                 let run = Arc::clone(self).run(collection.clone(), work, cell.clone());
                 tokio::spawn(run);
@@ -165,9 +182,11 @@ impl Collector {
             };
             match cell.get_or_try_init(begin).await {
                 Ok(collection) => match Reader::new(collection) {
-                    Some(collection) => return Ok(Joined { collection, is_noted }),
-                    // It is just being stopped.
-                    None => self.forget(name, &cell),
+                    Some(collection) if self.keep_as(&collection, sought).await? => {
+                        return Ok(Joined { collection, is_noted });
+                    }
+                    // It is just being stopped, or over.
+                    _ => self.forget(name, &cell),
                 },
                 Err(error) => {
                     self.forget(name, &cell);
@@ -184,6 +203,29 @@ impl Collector {
                 cells.remove(name);
             }
         });
+    }
+
+    /// Has a collection kept in the way that is sought, too. False when it is too late for that.
+    async fn keep_as(&self, collection: &Collection, sought: Sought<'_>) -> ApiResult<bool> {
+        let ours = &collection.holding;
+        match sought {
+            Sought::Visited(visit) if visit.holding.version == ours.version => {
+                Ok(collection.keep_as(Keep::Temporary(visit.holding.ref_tag)))
+            }
+            Sought::Visited(_) => {
+                let message = format!("another version of {} is being collected", ours.name);
+                Err(ApiError::new(ErrorCode::Conflict, message))
+            }
+            Sought::Held { .. } if collection.is_held() => Ok(true),
+            Sought::Held { client, .. } => {
+                let tag = RefTag::generate();
+                let held = self.hold(ours, tag, HoldingState::Collecting, Some(client)).await?;
+                if held.version != ours.version {
+                    return Err(is_newer(&ours.name));
+                }
+                Ok(collection.keep_as(Keep::Holding(held.ref_tag)))
+            }
+        }
     }
 
     /// What a content is, without collecting it.
@@ -205,19 +247,24 @@ impl Collector {
         Err(no_source(name))
     }
 
-    async fn begin(&self, name: &ContentName, client: &ClientId) -> ApiResult<Beginning> {
-        let mut silent = None;
+    async fn begin(self: &Arc<Self>, sought: Sought<'_>) -> ApiResult<Beginning> {
+        let (name, mut silent) = (sought.name(), None);
+        let found = self.clone().look_up_owned(name.clone(), sought.confirmed().cloned());
+        let found = AbortOnDropHandle::new(tokio::spawn(found));
         for _ in 0..TURNS_MAX {
-            let address = self.lease(name, silent.take()).await?;
+            let LeaseAnswer { collector: address, holding: known } = self.lease(name, silent.take()).await?;
             if address.http == self.address.http {
-                let begun = self.begin_here(name, client).await;
+                let begun = match sought {
+                    Sought::Held { client, .. } => self.begin_held(name, client, known, found).await,
+                    Sought::Visited(visit) => self.begin_visited(visit, found).await,
+                };
                 if begun.is_err() {
                     self.end_lease(name).await;
                 }
                 return begun;
             }
             match self.opened_by(name, &address).await {
-                Ok(Some(opened)) => return self.begin_following(opened, address),
+                Ok(Some(opened)) => return self.begin_following(opened, address, sought),
                 // It is about to begin, or just over.
                 Ok(None) => tokio::time::sleep(TURN_DELAY).await,
                 Err(error) => {
@@ -230,10 +277,10 @@ impl Collector {
     }
 
     /// Takes the lease, or learns who has it.
-    async fn lease(&self, name: &ContentName, instead_of: Option<String>) -> ApiResult<CollectorAddress> {
+    async fn lease(&self, name: &ContentName, instead_of: Option<String>) -> ApiResult<LeaseAnswer> {
         let request = &LeaseRequest { name: name.clone(), collector: self.address.clone(), instead_of };
-        let ask = |node: common::api::node::NodeClient| async move { node.lease_collection(request).await };
-        Ok(self.site.ask_owner(Slot::of_name(name), ask).await?.collector)
+        let ask = |node: NodeClient| async move { node.lease_collection(request).await };
+        self.site.ask_owner(Slot::of_name(name), ask).await
     }
 
     async fn end_lease(&self, name: &ContentName) {
@@ -257,8 +304,14 @@ impl Collector {
         }))
     }
 
-    async fn begin_here(&self, name: &ContentName, client: &ClientId) -> ApiResult<Beginning> {
-        let (info, known) = tokio::try_join!(self.search(name), self.held(name))?;
+    async fn begin_held(
+        &self,
+        name: &ContentName,
+        client: &ClientId,
+        known: Option<Holding>,
+        found: Found,
+    ) -> ApiResult<Beginning> {
+        let info = found.await.map_err(|error| ApiError::internal(&error))??;
         if known.as_ref().is_some_and(|known| is_held(known, &info)) {
             return Err(ApiError::new(ErrorCode::Conflict, format!("the site holds {name} meanwhile")));
         }
@@ -273,20 +326,43 @@ impl Collector {
         let chunks = self.chunk_list(&holders, &holding, list).await?;
         let held = self.hold(&holding, RefTag::generate(), HoldingState::Collecting, Some(client)).await?;
         if held.version != holding.version {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                format!("the site holds a newer {name} meanwhile"),
-            ));
+            return Err(is_newer(name));
         }
         let path = candidate.path();
-        self.metrics.collection(path);
         let holding = Holding { ref_tag: held.ref_tag, state: HoldingState::Collecting, ..holding };
-        let head = CollectionHead { run: RefTag::generate().0, source: candidate.source.clone(), path };
-        let collection = Collection::new(holding, chunks, head, self.windows.clone());
+        let (run, source) = (RefTag::generate().0, candidate.source.clone());
+        let head = CollectionHead { run, source, path, is_temporary: false };
+        self.metrics.collection(path);
+        let collection = Collection::new(holding, chunks, head, None, self.windows.clone());
         Ok((Arc::new(collection), Work::Here { holders: Box::new(holders), first }))
     }
 
-    fn begin_following(&self, opened: Opened, address: CollectorAddress) -> ApiResult<Beginning> {
+    /// Home has said what it is, and it is durable that it is kept.
+    async fn begin_visited(&self, visit: &Visit, found: Found) -> ApiResult<Beginning> {
+        let Visit { holding, confirmed } = visit;
+        // What the site holds, or keeps in part, it has the list of.
+        let (found, listed) = tokio::join!(found, self.chunks.list(&holding.manifest));
+        let info = found.map_err(|error| ApiError::internal(&error))??;
+        let holders = self.holders(&info, self.rank(&info).await);
+        let chunks = match listed {
+            Ok(chunks) => chunks,
+            Err(_) => self.chunk_list(&holders, holding, None).await?,
+        };
+        let (run, path) = (RefTag::generate().0, DeliveryPath::Peer);
+        let home = confirmed.sites.first().unwrap_or(&self.site.id).clone();
+        let head = CollectionHead { run, source: Source::Site(home), path, is_temporary: true };
+        self.metrics.collection(path);
+        let (holding, confirmed) = (holding.clone(), Some(confirmed.clone()));
+        let collection = Collection::new(holding, chunks, head, confirmed, self.windows.clone());
+        Ok((Arc::new(collection), Work::Here { holders: Box::new(holders), first: None }))
+    }
+
+    fn begin_following(
+        &self,
+        opened: Opened,
+        address: CollectorAddress,
+        sought: Sought<'_>,
+    ) -> ApiResult<Beginning> {
         let Opened { holding, list, collection: head, .. } = opened;
         let (Some(head), Some(chunks)) = (head, listed(&holding, list)) else {
             let message = format!("the gateway that collects {} answers in another form", holding.name);
@@ -294,7 +370,8 @@ impl Collector {
         };
         self.metrics.collections_followed.increment(1);
         let run = head.run;
-        let collection = Collection::new(holding, chunks, head, self.windows.clone());
+        let confirmed = sought.confirmed().cloned();
+        let collection = Collection::new(holding, chunks, head, confirmed, self.windows.clone());
         Ok((Arc::new(collection), Work::There { address, run }))
     }
 
@@ -311,6 +388,30 @@ impl Collector {
         })
     }
 
+    /// *search*, with what home confirmed; without its word what search says of the newest version.
+    async fn look_up(&self, name: &ContentName, confirmed: Option<&ContentInfo>) -> ApiResult<ContentInfo> {
+        let found = self.search(name).await;
+        let Some(confirmed) = confirmed else { return found };
+        Ok(match found {
+            Ok(mut info) if info.version == confirmed.version => {
+                let others = confirmed.sites.iter().filter(|site| !info.sites.contains(site));
+                let others: Vec<_> = others.cloned().collect();
+                info.sites.extend(others);
+                info
+            }
+            // Search knows who holds another version, or does not answer.
+            _ => confirmed.clone(),
+        })
+    }
+
+    async fn look_up_owned(
+        self: Arc<Self>,
+        name: ContentName,
+        confirmed: Option<ContentInfo>,
+    ) -> ApiResult<ContentInfo> {
+        self.look_up(&name, confirmed.as_ref()).await
+    }
+
     /// *rank*: sites by measurement, then origins.
     async fn rank(&self, info: &ContentInfo) -> Vec<Candidate> {
         self.sources.rank(&self.site, info).await
@@ -321,15 +422,9 @@ impl Collector {
         Holders::new(info.name.clone(), info.version, candidates, sources, search, metrics)
     }
 
-    /// One chunk, verified, from whichever of the candidates is expected to give it first.
-    pub async fn fetch_from(
-        &self,
-        info: &ContentInfo,
-        candidates: &[Candidate],
-        chunk: &ChunkRef,
-        offset: u64,
-    ) -> ApiResult<Bytes> {
-        self.holders(info, candidates.to_vec()).fetch(chunk, offset).await
+    async fn holders_of(&self, name: &ContentName, confirmed: Option<&ContentInfo>) -> ApiResult<Holders> {
+        let info = self.look_up(name, confirmed).await?;
+        Ok(self.holders(&info, self.rank(&info).await))
     }
 
     /// Looks for holders anew. What cannot be learnt now leaves those that are known.
@@ -404,13 +499,6 @@ impl Collector {
         }
     }
 
-    /// What the site has of a name.
-    async fn held(&self, name: &ContentName) -> ApiResult<Option<Holding>> {
-        let request = &ResolveRequest { name: name.clone(), client: None };
-        let ask = |node: common::api::node::NodeClient| async move { node.resolve(request).await };
-        Ok(self.site.ask_owner(Slot::of_name(name), ask).await?.holding)
-    }
-
     async fn hold(
         &self,
         holding: &Holding,
@@ -431,7 +519,7 @@ impl Collector {
             precondition: Default::default(),
             announce_wait_ms: 0,
         };
-        let ask = |node: common::api::node::NodeClient| async move { node.hold(request).await };
+        let ask = |node: NodeClient| async move { node.hold(request).await };
         self.site.ask_owner(Slot::of_name(&holding.name), ask).await
     }
 
@@ -464,35 +552,60 @@ impl Collector {
             match work {
                 Work::Here { holders, first } => {
                     let _lease = self.keep_lease(name);
-                    let outcome = self.complete(collection, &holders, first).await;
+                    let outcome = self.complete(collection, &holders, first, 0).await;
                     self.end_lease(name).await;
                     return outcome;
                 }
                 Work::There { address, run } => {
                     let silent = match self.follow(collection, &address, run).await {
-                        Followed::Ended(outcome) => return outcome,
+                        Followed::Ended(Ok(())) => return self.keep_as_well(collection).await,
+                        Followed::Ended(Err(error)) => return Err(error),
                         Followed::Unknown => None,
                         Followed::Silent => Some(address.http),
                     };
                     match self.succeed(collection, silent).await? {
                         Some(next) => work = next,
-                        None => return Ok(()),
+                        None => return self.keep_as_well(collection).await,
                     }
                 }
             }
         }
     }
 
+    /// Brings all chunks, and says so in each way that the content is kept, behind the first `done` ways.
     async fn complete(
         &self,
         collection: &Collection,
         holders: &Holders,
-        first: Option<FirstBytes>,
+        mut first: Option<FirstBytes>,
+        mut done: usize,
     ) -> ApiResult<()> {
-        self.fetch_all(collection, holders, first).await?;
         let holding = &collection.holding;
-        self.hold(holding, holding.ref_tag, HoldingState::Complete, None).await?;
+        while let Some(keep) = collection.keep_after(done) {
+            // The second time all is there, and is only claimed.
+            self.fetch_all(collection, holders, keep.tag(), first.take()).await?;
+            match keep {
+                Keep::Holding(tag) => {
+                    self.hold(holding, tag, HoldingState::Complete, None).await?;
+                }
+                Keep::Temporary(ref_tag) => {
+                    let request = &CompleteRequest { name: holding.name.clone(), ref_tag };
+                    let ask = |node: NodeClient| async move { node.complete_temporary(request).await };
+                    self.site.ask_owner(Slot::of_name(&holding.name), ask).await?;
+                }
+            }
+            done += 1;
+        }
         Ok(())
+    }
+
+    /// Another gateway has brought it in, and kept it in its way.
+    async fn keep_as_well(&self, collection: &Collection) -> ApiResult<()> {
+        if collection.keep_after(1).is_none() {
+            return Ok(());
+        }
+        let holders = self.holders_of(&collection.holding.name, collection.confirmed.as_ref()).await?;
+        self.complete(collection, &holders, None, 1).await
     }
 
     /// Goes on where another gateway stopped, or follows the one that already does. `None` when all is there.
@@ -503,8 +616,8 @@ impl Collector {
     ) -> ApiResult<Option<Work>> {
         let (ours, name) = (&collection.holding, &collection.holding.name);
         for _ in 0..TURNS_MAX {
-            let address = self.lease(name, silent.take()).await?;
-            if let Some(known) = self.held(name).await?
+            let LeaseAnswer { collector: address, holding: known } = self.lease(name, silent.take()).await?;
+            if let Some(known) = known.filter(|_| !collection.is_temporary())
                 && known.version == ours.version
                 && known.state != HoldingState::Collecting
             {
@@ -513,15 +626,16 @@ impl Collector {
             }
             if address.http == self.address.http {
                 self.metrics.collections_taken_over.increment(1);
-                let info = self.search(name).await?;
-                let held = self.hold(ours, ours.ref_tag, HoldingState::Collecting, None).await?;
-                if (held.version, held.ref_tag) != (ours.version, ours.ref_tag) {
-                    return Err(ApiError::new(
-                        ErrorCode::SourceUnavailable,
-                        "a newer version is being collected",
-                    ));
+                let holders = self.holders_of(name, collection.confirmed.as_ref()).await?;
+                if !collection.is_temporary() {
+                    let held = self.hold(ours, ours.ref_tag, HoldingState::Collecting, None).await?;
+                    if (held.version, held.ref_tag) != (ours.version, ours.ref_tag) {
+                        return Err(ApiError::new(
+                            ErrorCode::SourceUnavailable,
+                            "a newer version is being collected",
+                        ));
+                    }
                 }
-                let holders = self.holders(&info, self.rank(&info).await);
                 return Ok(Some(Work::Here { holders: Box::new(holders), first: None }));
             }
             match self.opened_by(name, &address).await {
@@ -538,17 +652,6 @@ impl Collector {
             }
         }
         Err(busy(name))
-    }
-
-    /// Fetches a chunk that the site should have and has not (or has damaged), stores it for the holding with this tag,
-    /// gives its bytes.
-    pub async fn repair(&self, name: &ContentName, tag: RefTag, slice: &ChunkSlice) -> ApiResult<Bytes> {
-        let info = self.search(name).await?;
-        let holders = self.holders(&info, self.rank(&info).await);
-        let bytes = holders.fetch(&slice.chunk, slice.offset).await?;
-        self.chunks.write(&slice.chunk.hash, name, tag, bytes.clone()).await?;
-        self.metrics.chunks_repaired.increment(1);
-        Ok(bytes)
     }
 }
 
@@ -569,6 +672,10 @@ fn is_good(holding: &Holding, info: &ContentInfo) -> bool {
 
 fn is_held(known: &Holding, info: &ContentInfo) -> bool {
     known.state == HoldingState::Complete && known.version >= info.version
+}
+
+fn is_newer(name: &ContentName) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("the site holds a newer {name} meanwhile"))
 }
 
 fn no_source(name: &ContentName) -> ApiError {

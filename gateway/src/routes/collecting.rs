@@ -14,7 +14,7 @@ use common::error::{ApiError, ApiResult, ErrorCode};
 use common::manifest::ChunkList;
 use common::name::ContentName;
 use common::placement::Slot;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
 use super::counted;
@@ -48,11 +48,16 @@ pub async fn open(
         };
         let head = stream::iter([Ok(encode_open(&head, list.as_ref()))]);
         let Some(first) = first else { return Ok(Body::from_stream(head).into_response()) };
-        let open = gateway.chunks.open(&first).await?;
-        let pieces = stream::unfold(open, |mut open| async move {
-            let piece = open.next().await?;
-            Some((piece, open))
+        // Behind the head, which is all that the other site needs to hold the content while this chunk is read.
+        let chunks = gateway.chunks.clone();
+        let open = stream::once(async move { chunks.open(&first).await });
+        let pieces = open.map_ok(|open| {
+            stream::unfold(open, |mut open| async move {
+                let piece = open.next().await?;
+                Some((piece, open))
+            })
         });
+        let pieces = pieces.try_flatten();
         Ok(Body::from_stream(head.chain(pieces)).into_response())
     })
     .await

@@ -125,6 +125,7 @@ async fn open_chunk(
     offset: u64,
 ) -> ApiResult<OpenChunk> {
     if let Some(collection) = gateway.collector.at_work(name)
+        && collection.is_held()
         && let Some(place) = collection.place_at(offset)
         && collection.chunks[place].hash == chunk.hash
         && let Some(bytes) = collection.chunk(place).await?

@@ -530,13 +530,7 @@ mod tests {
         let ranking = rig.sources.explain(&rig.site, &both).await;
         assert!(ranking.candidates.iter().all(|c| c.load == 5.0 && c.round_trip_us.is_some()), "{ranking:?}");
         assert_eq!(ranking.candidates.iter().filter(|c| c.chosen).count(), 1);
-        let mut first = std::collections::BTreeSet::new();
-        while first.len() < 2 {
-            // One slow answer on a busy machine must not tell the two apart for long.
-            for candidate in &ranked {
-                rig.sources.measure(candidate).await.expect("it answers");
-            }
-            first.insert(names(&rig.sources.rank(&rig.site, &both).await)[0].clone());
-        }
+        // From now on its place is that of its expected time, whatever that is on a busy machine.
+        assert!(ranking.candidates.iter().all(|c| !c.why.contains("failed")), "{ranking:?}");
     }
 }

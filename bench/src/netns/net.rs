@@ -1,5 +1,5 @@
 //! Network namespaces, one for each place, joined by a [`Wire`]. Everything is gone when the [`Net`] is dropped, or,
-//! should this process be killed, by the watcher of [`crate::process`].
+//! should this process be killed, by [`crate::orphans`].
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,20 +10,29 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::process::watch;
-use crate::wire::{Carried, Path, Wire};
+use super::wire::{Carried, Path, Wire};
+use super::{NetnsError, io as failed};
+use crate::orphans::{Kind, watch};
 
 const DEVICE: &str = "wan0";
 
-/// What is missing for namespaces on this machine.
-pub fn available() -> Result<(), String> {
+/// Answers whether this machine has namespaces for us.
+///
+/// # Errors
+/// `Unavailable`, with what is missing.
+pub fn available() -> Result<(), NetnsError> {
     if !Command::new("ip").arg("-V").output().is_ok_and(|out| out.status.success()) {
-        return Err("`ip` is not there; install iproute2".into());
+        return Err(NetnsError::Unavailable("`ip` is not there; install iproute2".into()));
     }
-    let name = format!("dzt{}", std::process::id() % 1_000_000);
-    tun(&name)
-        .map(drop)
-        .map_err(|error| format!("no tun device can be made, be root and have /dev/net/tun: {error}"))
+    let missing = |error| {
+        NetnsError::Unavailable(format!("no tun device can be made, be root and have /dev/net/tun: {error}"))
+    };
+    tun(&new_device_name()).map(drop).map_err(missing)
+}
+
+/// Until a device is in its namespace it has a name of its own.
+fn new_device_name() -> String {
+    format!("dzt{}", std::process::id() % 1_000_000)
 }
 
 /// A tun device; it is there as long as the file is open.
@@ -46,11 +55,13 @@ fn tun(name: &str) -> io::Result<File> {
 }
 
 /// Runs `ip` with these words.
-#[track_caller]
-fn ip(words: &str) -> String {
-    let out = Command::new("ip").args(words.split(' ')).output().expect("ip runs");
-    assert!(out.status.success(), "ip {words}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).into_owned()
+fn ip(words: &str) -> Result<String, NetnsError> {
+    let out = Command::new("ip").args(words.split(' ')).output().map_err(failed(format!("ip {words}")))?;
+    if !out.status.success() {
+        let answer = String::from_utf8_lossy(&out.stderr).into_owned();
+        return Err(NetnsError::Ip { words: words.to_owned(), answer });
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 pub struct Net {
@@ -60,24 +71,25 @@ pub struct Net {
 }
 
 impl Net {
-    /// One namespace for each name; all are joined, without any delay at first.
-    pub fn new(places: &[&str]) -> Self {
+    /// One namespace for each name; all are joined, without any delay at first. Other functions take these names only,
+    /// and panic when there is no such place.
+    pub fn new(places: &[&str]) -> Result<Self, NetnsError> {
+        available()?;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let prefix = format!("dz{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut devices = Vec::new();
         for place in 0..places.len() {
-            let (space, name) =
-                (format!("{prefix}-{place}"), format!("dzt{}", std::process::id() % 1_000_000));
-            watch("netns", &space);
-            ip(&format!("netns add {space}"));
-            devices.push(tun(&name).expect("a tun device, as `available` made one"));
-            ip(&format!("link set {name} netns {space} name {DEVICE}"));
-            ip(&format!("-n {space} addr add {}/16 dev {DEVICE}", address(place)));
-            ip(&format!("-n {space} link set {DEVICE} up"));
-            ip(&format!("-n {space} link set lo up"));
+            let (space, name) = (format!("{prefix}-{place}"), new_device_name());
+            watch(Kind::Namespace, &space).map_err(failed("watching over namespaces"))?;
+            ip(&format!("netns add {space}"))?;
+            devices.push(tun(&name).map_err(failed("making a tun device"))?);
+            ip(&format!("link set {name} netns {space} name {DEVICE}"))?;
+            ip(&format!("-n {space} addr add {}/16 dev {DEVICE}", address(place)))?;
+            ip(&format!("-n {space} link set {DEVICE} up"))?;
+            ip(&format!("-n {space} link set lo up"))?;
         }
         let places = places.iter().map(|place| (*place).to_owned()).collect();
-        Self { places, prefix, wire: Wire::new(devices, place_of) }
+        Ok(Self { places, prefix, wire: Wire::new(devices, place_of) })
     }
 
     fn place(&self, name: &str) -> usize {
@@ -118,10 +130,11 @@ impl Net {
     }
 
     /// Bytes that the kernel says a place's device has sent.
-    pub fn sent_bytes(&self, name: &str) -> u64 {
-        let text = ip(&format!("-n {} -s -j link show dev {DEVICE}", self.space(name)));
-        let links: serde_json::Value = serde_json::from_str(&text).expect("ip writes JSON");
-        links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a device has counters")
+    pub fn sent_bytes(&self, name: &str) -> Result<u64, NetnsError> {
+        let words = format!("-n {} -s -j link show dev {DEVICE}", self.space(name));
+        let answer = ip(&words)?;
+        let links: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        links[0]["stats64"]["tx"]["bytes"].as_u64().ok_or(NetnsError::Ip { words, answer })
     }
 
     /// A command that runs in a place's namespace, as the process that it starts.
@@ -136,14 +149,18 @@ impl Net {
     }
 
     /// Runs `work` on a thread whose sockets are those of a place.
-    pub fn at<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
-        let space = File::open(format!("/run/netns/{}", self.space(name))).expect("the namespace is there");
+    pub fn at<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        let entering = format!("entering the namespace of {name}");
+        let space =
+            File::open(format!("/run/netns/{}", self.space(name))).map_err(failed(entering.clone()))?;
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 // SAFETY: the descriptor is open, and only this thread changes its namespace.
                 let entered = unsafe { libc::setns(space.as_raw_fd(), libc::CLONE_NEWNET) };
-                assert_eq!(entered, 0, "{}", io::Error::last_os_error());
-                work()
+                if entered != 0 {
+                    return Err(failed(entering)(io::Error::last_os_error()));
+                }
+                Ok(work())
             });
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
@@ -153,7 +170,7 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for place in 0..self.places.len() {
-            // Also when a test fails; what cannot be deleted is told nowhere, as it is a second failure.
+            // What cannot be deleted is told nowhere: it is a second failure.
             let _deleted =
                 Command::new("ip").args(["netns", "del", &format!("{}-{place}", self.prefix)]).status();
         }
