@@ -109,15 +109,22 @@ impl Money {
 /// Splits `total` by weights with the largest remainder method: shares are whole, each within one unit of
 /// exact, and they sum to `total`. Ties go to the earlier rule. Weights must not all be zero.
 pub fn split_largest_remainder(total: i64, weights: &[u32]) -> Vec<i64> {
-    let sum: i128 = weights.iter().map(|w| i128::from(*w)).sum();
+    let weights: Vec<i64> = weights.iter().map(|w| i64::from(*w)).collect();
+    split_by_weight(total, &weights)
+}
+
+/// The same by weights that are amounts themselves. Negative ones count as 0.
+pub fn split_by_weight(total: i64, weights: &[i64]) -> Vec<i64> {
+    let weights: Vec<i128> = weights.iter().map(|w| i128::from(*w).max(0)).collect();
+    let sum: i128 = weights.iter().sum();
     if sum == 0 {
         return vec![0; weights.len()];
     }
     let sign = if total < 0 { -1 } else { 1 };
     let magnitude = i128::from(total).abs();
-    let mut shares: Vec<i128> = weights.iter().map(|w| magnitude * i128::from(*w) / sum).collect();
+    let mut shares: Vec<i128> = weights.iter().map(|w| magnitude * w / sum).collect();
     let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(magnitude * i128::from(weights[i]) % sum));
+    order.sort_by_key(|&i| std::cmp::Reverse(magnitude * weights[i] % sum));
     let mut rest = magnitude - shares.iter().sum::<i128>();
     for index in order {
         if rest == 0 {

@@ -12,6 +12,7 @@ use crate::client::{CallError, ServerClient};
 use crate::id::{ClientId, NodeId};
 use crate::money::Money;
 use crate::record::ChainedRecord;
+use crate::time::UnixMillis;
 
 /// Most records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
@@ -22,6 +23,10 @@ pub struct RecordBatch {
     pub node: NodeId,
     pub epoch: u64,
     pub records: Vec<ChainedRecord>,
+    /// The sender's word that every delivery of the node which began before this (milliseconds since 1970) is among
+    /// these records or before them: what a month's close waits for. Sent when the log is empty, also with no records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passed: Option<UnixMillis>,
 }
 
 /// What became of a batch. Everything up to `through` is booked, durably.

@@ -1,10 +1,22 @@
 //! Axum extractors whose refusals are our errors.
 
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
 
 use crate::error::{ApiError, ErrorCode};
+
+/// Of a body that is too long, what is read before it is refused.
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A JSON body.
 pub struct ApiJson<T>(pub T);
@@ -13,19 +25,65 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = bytes::Bytes::from_request(request, state).await.map_err(|rejection| {
-            let code = match rejection.status() {
-                http::StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
-                _ => ErrorCode::InvalidRequest,
-            };
-            ApiError::new(code, rejection.body_text())
-        })?;
+        let (parts, body) = request.into_parts();
+        let body = SharedBody(Arc::new(Mutex::new(body)));
+        let request = Request::from_parts(parts, Body::new(body.clone()));
+        let bytes = match bytes::Bytes::from_request(request, state).await {
+            Ok(bytes) => bytes,
+            Err(rejection) if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE => {
+                body.discard().await;
+                return Err(ApiError::new(ErrorCode::TooLarge, rejection.body_text()));
+            }
+            Err(rejection) => {
+                return Err(ApiError::new(ErrorCode::InvalidRequest, rejection.body_text()));
+            }
+        };
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             ApiError::new(
                 ErrorCode::InvalidRequest,
                 format!("the body is not the JSON that this path takes: {error}"),
             )
         })
+    }
+}
+
+/// A body that can still be read when its first reader gave up.
+#[derive(Clone)]
+struct SharedBody(Arc<Mutex<Body>>);
+
+impl SharedBody {
+    /// Reads and forgets what is left, within bounds: a connection that is closed on unread bytes is reset, and its
+    /// caller then never sees why it was refused.
+    async fn discard(self) {
+        let mut left = DISCARDED_BYTES_MAX;
+        let read = async {
+            let mut body = self;
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, bytes::Bytes::len));
+                if left == 0 {
+                    break;
+                }
+            }
+        };
+        // Too slow is too bad.
+        let _done = tokio::time::timeout(DISCARD_TIME_MAX, read).await;
+    }
+}
+
+impl HttpBody for SharedBody {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, axum::Error>>> {
+        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut *body).poll_frame(context)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
     }
 }
 

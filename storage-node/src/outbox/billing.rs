@@ -93,7 +93,7 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     };
     let first = records[0].seq;
     let last = records[records.len() - 1].seq;
-    let batch = RecordBatch { node: shard.id.clone(), epoch, records };
+    let batch = RecordBatch { node: shard.id.clone(), epoch, records, passed: None };
     let through = match client.send_batch(&batch).await {
         Ok(BatchAnswer::Booked { through }) => through.min(last),
         Ok(BatchAnswer::Gap { expected }) if expected == first => {

@@ -6,6 +6,7 @@ use common::error::{ApiError, ErrorCode};
 use common::hash::RecordDigest;
 use common::id::NodeId;
 use common::record::ChainedRecord;
+use common::time::UnixMillis;
 
 /// A record that contradicts its own digest or its predecessor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct CheckedBatch {
     pub records: Vec<ChainedRecord>,
     /// The first record that was tampered with, if any.
     pub fault: Option<Fault>,
+    /// Every delivery of the node that began before this is among these records or before them.
+    pub passed: Option<UnixMillis>,
 }
 
 /// A batch that is not even of its form.
@@ -48,7 +51,7 @@ impl From<MalformedBatch> for ApiError {
 
 impl CheckedBatch {
     pub fn new(batch: RecordBatch) -> Result<Self, MalformedBatch> {
-        let RecordBatch { node, epoch, records } = batch;
+        let RecordBatch { node, epoch, records, passed } = batch;
         if records.len() > BATCH_RECORDS_MAX {
             return Err(MalformedBatch::TooMany(records.len()));
         }
@@ -70,7 +73,7 @@ impl CheckedBatch {
             }
             previous = record.digest;
         }
-        Ok(Self { node, epoch, records, fault })
+        Ok(Self { node, epoch, records, fault, passed })
     }
 
     pub fn first(&self) -> Option<&ChainedRecord> {

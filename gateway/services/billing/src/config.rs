@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use common::auth::Role;
 use common::id::ServerName;
+use common::server::StartError;
+use database::Location;
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::CLOSE_GRACE;
 use crate::tariff::Terms;
 
 /// Which of the two fees a server bills.
@@ -66,14 +69,45 @@ pub struct Config {
     pub name: ServerName,
     /// Base address of search, which the server registers with. It serves also while search is away.
     pub search: String,
-    /// Folder of the database, `service.db` or `content.db`; made if absent.
-    pub data_dir: PathBuf,
+    /// Folder of the database `service.db` or `content.db`, an SQLite file; made if absent. Needed unless `database` is
+    /// set.
+    #[serde(default)]
+    pub data_dir: Option<PathBuf>,
+    /// A PostgreSQL database instead: `postgres://USER[:PASSWORD]@HOST[:PORT]/NAME`, with libpq's options. One database for
+    /// each of the two servers.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// File with the password for `database`, which is then in no setting. (`PGPASSFILE` serves as well.)
+    #[serde(default)]
+    pub database_password_file: Option<PathBuf>,
+    /// How long after its end a month waits for nodes whose log is not known to have passed it; after that it may be
+    /// closed without them. Default three days.
+    #[serde(default = "close_grace_hours")]
+    pub close_grace_hours: u64,
     /// Tariffs, splits and parties to store at the start, if they are not stored yet; see [`crate::tariff`].
     #[serde(default)]
     pub tariff: Option<Terms>,
     /// The same from a TOML file.
     #[serde(default)]
     pub tariff_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Where the books are kept.
+    pub(crate) fn location(&self) -> Result<Location, StartError> {
+        match (&self.database, &self.data_dir) {
+            (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
+            (None, Some(folder)) => Location::in_folder(folder, &format!("{}.db", self.role)),
+            (None, None) => {
+                let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
+                Err(StartError::failed(format!("reading the configuration of {} billing", self.role), reason))
+            }
+        }
+    }
+}
+
+fn close_grace_hours() -> u64 {
+    CLOSE_GRACE.as_secs() / 3600
 }
 
 fn loopback() -> SocketAddr {

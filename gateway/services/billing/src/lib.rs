@@ -14,7 +14,7 @@ pub mod bank;
 pub mod chain;
 pub mod config;
 pub mod documents;
-pub mod invoice;
+mod invoicing;
 pub mod ledger;
 mod metrics;
 pub mod period;

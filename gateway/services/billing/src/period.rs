@@ -39,6 +39,13 @@ impl Zone {
         UnixMillis(time.0.min(LAST_MS).saturating_add_signed(self.offset_ms).min(LAST_MS))
     }
 
+    /// The date of `time` in this zone, so many days later, as `YYYY-MM-DD`.
+    pub fn date(self, time: UnixMillis, days_later: u32) -> String {
+        let later = UnixMillis(time.0.saturating_add(u64::from(days_later) * DAY_MS.unsigned_abs()));
+        let (year, month, day) = self.local(later).civil();
+        format!("{year:04}-{month:02}-{day:02}")
+    }
+
     fn instant(self, days: i64, ms_of_day: i64) -> UnixMillis {
         UnixMillis(u64::try_from(days * DAY_MS + ms_of_day - self.offset_ms).unwrap_or(0))
     }
@@ -111,6 +118,13 @@ impl Period {
 
     pub fn next(self) -> Self {
         if self.0 % 100 == 12 { Self(self.0 + 89) } else { Self(self.0 + 1) }
+    }
+
+    /// The first and the last day, as `YYYY-MM-DD`.
+    pub fn days(self) -> (String, String) {
+        let next = self.next();
+        let first = |period: Self| days_from_civil(i64::from(period.0 / 100), i64::from(period.0 % 100), 1);
+        (format!("{self}-01"), format!("{self}-{:02}", first(next) - first(self)))
     }
 
     /// The first instant after the month.

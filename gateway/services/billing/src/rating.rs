@@ -136,6 +136,18 @@ impl RateBook {
         self.tariff_at(time).or(self.tariffs.first()).map_or(Zone::TOKYO, |v| v.value.zone)
     }
 
+    /// The version of a number; `None` if it is not in the book.
+    pub fn tariff(&self, number: i64) -> Option<&Version<Tariff>> {
+        self.tariffs.iter().find(|v| v.number == number)
+    }
+
+    /// The tariff that a month's documents are made under: the one at its last instant.
+    pub fn tariff_of(&self, period: Period) -> Option<&Tariff> {
+        let newest = self.tariffs.last()?;
+        let last = UnixMillis(period.end(newest.value.zone).0.saturating_sub(1));
+        Some(&self.tariff_at(last).unwrap_or(newest).value)
+    }
+
     /// The month that a delivery belongs to.
     pub fn usage_period(&self, begin: UnixMillis) -> Period {
         Period::of(begin, self.zone_at(begin))
@@ -157,7 +169,7 @@ impl RateBook {
 
     /// Rates again under the versions that a journal names; `None` if they are not in the book.
     pub fn rate_again(&self, record: &DeliveryRecord, tariff: i64, split: i64) -> Option<Rating> {
-        let tariff = self.tariffs.iter().find(|v| v.number == tariff)?;
+        let tariff = self.tariff(tariff)?;
         let split = self.splits.iter().find(|v| v.number == split)?;
         Some(self.rate_under(record, tariff, split))
     }

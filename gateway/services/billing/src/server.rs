@@ -42,13 +42,9 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let listen = Listen { listen: config.listen, admin: config.admin };
     let server = Server::bind(fee.server_role(), config.name.as_str(), &listen).await?;
     let metrics = server.metrics.scope(|| Metrics::new(fee));
-    let database = config.data_dir.join(format!("{fee}.db"));
-    tokio::fs::create_dir_all(&config.data_dir).await.map_err(|error| {
-        StartError::failed(format!("making the folder {}", config.data_dir.display()), error)
-    })?;
-    let (ledger, writer) = Ledger::open_metered(&database, fee, clock.clone(), metrics.clone())
-        .await
-        .map_err(|error| StartError::failed(format!("opening the ledger {}", database.display()), error))?;
+    let location = config.location()?;
+    let (ledger, writer) = Ledger::open_metered(&location, fee, clock.clone(), metrics.clone()).await?;
+    let ledger = ledger.with_close_grace(Duration::from_secs(config.close_grace_hours.saturating_mul(3600)));
     server.spawn_until_stop(writer.run(server.stop_token()));
     put_configured_terms(&ledger, &config).await?;
 

@@ -82,11 +82,7 @@ pub fn statement(statement: &Statement) -> String {
         ];
         push_row(&mut out, head.iter().chain(&detail));
     }
-    let method = match statement.payout_method {
-        Some(PayoutMethod::Bank) => "bank",
-        Some(PayoutMethod::Wallet) => "wallet",
-        None => "",
-    };
+    let method = statement.payout_method.map(PayoutMethod::as_str).unwrap_or_default();
     sum_row(&mut out, "payout", method, &whole(statement.payout_minor, statement.currency));
     sum_row(&mut out, "carried", "", &exact(statement.carried_micros, statement.currency));
     out

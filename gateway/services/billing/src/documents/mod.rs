@@ -1,10 +1,7 @@
-//! What a month comes to on paper: invoices, credit notes and payout statements, as values and as files.
+//! The documents that people get: invoices, credit notes and payout statements. These values are their JSON form, as
+//! stored; the modules below write their other forms.
 //!
-//! The values are the JSON documents: the ledger fills and stores them. [`csv`], [`html`] and [`ubl`] turn them
-//! into bytes and read nothing else, so that a document once issued always comes out the same.
-//!
-//! Amounts named `_micros` are millionths of the currency's minor unit, amounts named `_minor` whole minor units.
-//! Dates are local days, `YYYY-MM-DD`.
+//! Amounts are whole minor units of the currency, or (`…_micros`) millionths of one.
 
 pub(crate) mod amount;
 mod check;
@@ -14,48 +11,48 @@ pub mod html;
 pub(crate) mod samples;
 pub mod ubl;
 
+use common::id::ClientId;
 use common::money::{Currency, MICROS_PER_MINOR};
 use serde::{Deserialize, Serialize};
 
 pub use check::{Inconsistent, is_date};
 
-use crate::config::Fee;
-
-/// A party as it was on the document's day.
+/// Who somebody is, as on documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartyView {
-    /// `client:bob`.
+    /// `client:bob`, `site:tokyo`, `billing:service`.
     pub party: String,
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// ISO 3166, two letters.
+    /// ISO 3166 alpha-2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub country: Option<String>,
-    /// T and 13 digits in Japan, a VAT number with its country elsewhere.
+    /// In Japan T and 13 digits, elsewhere the VAT number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registration_number: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
 }
 
-/// Whether a document asks for money or gives some back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum InvoiceKind {
     Invoice,
-    /// `of` is the number of the invoice that it corrects. Positive amounts are credited.
+    /// Takes back a part of an invoice. Its amounts are positive and mean what is credited.
     CreditNote {
         of: String,
     },
 }
 
-/// Why a line is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// What a line sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LineKind {
     Usage,
+    /// Free deliveries and tiers of a month.
     Discount,
+    /// Charges that were taken back.
     Correction,
 }
 
@@ -66,6 +63,10 @@ impl LineKind {
             Self::Discount => "discount",
             Self::Correction => "correction",
         }
+    }
+
+    pub fn from_text(text: &str) -> Option<Self> {
+        [Self::Usage, Self::Discount, Self::Correction].into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -78,10 +79,10 @@ pub struct InvoiceLine {
     pub late: bool,
     pub kind: LineKind,
     /// `purchase` or `reference`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub class: Option<String>,
     /// `hit`, `peer` or `origin`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub path: Option<String>,
     pub deliveries: i64,
     pub bytes_sent: i64,
@@ -91,82 +92,81 @@ pub struct InvoiceLine {
 /// An invoice, a credit note, or the draft of one (without number and time).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invoice {
-    /// `None`: a draft.
     pub number: Option<String>,
-    #[serde(flatten)]
     pub kind: InvoiceKind,
-    pub fee: Fee,
-    /// The month, `YYYY-MM`.
+    /// `service` or `content`.
+    pub fee: String,
+    pub client: ClientId,
     pub period: String,
     pub issuer: PartyView,
     pub customer: PartyView,
     pub currency: Currency,
     /// Milliseconds since 1970.
     pub issued_ms: Option<u64>,
+    /// Local dates, `YYYY-MM-DD`; the period's are inclusive.
     pub issue_date: Option<String>,
     pub due_date: Option<String>,
-    /// First day of the month.
     pub period_begin: String,
-    /// Last day of the month.
     pub period_end: String,
     pub lines: Vec<InvoiceLine>,
     /// The lines' exact sum.
     pub charges_micros: i64,
-    /// The charges, rounded half up.
     pub net_minor: i64,
     /// Net less charges.
     pub rounding_micros: i64,
     pub tax_basis_points: u32,
-    /// Floor of net x rate, once for the document.
     pub tax_minor: i64,
     pub total_minor: i64,
 }
 
-/// How a payout reaches its party.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PayoutMethod {
-    Bank,
-    /// Credit in this system.
-    Wallet,
-}
-
-/// One line of a statement: shares earned alike.
+/// One line of a statement: shares of deliveries of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatementLine {
-    /// The month of the deliveries, `YYYY-MM`.
     pub usage_period: String,
-    /// They reached the ledger after their own month was closed.
     pub late: bool,
     pub kind: LineKind,
-    /// What the party did: `home`, `source`, `origin`, `search`, `billing`, `surrogate`, `mobile_access` or
+    /// What the party did for it: `home`, `source`, `origin`, `search`, `billing`, `surrogate`, `mobile_access`,
     /// `provider`.
     pub part: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub class: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub path: Option<String>,
     pub deliveries: i64,
     pub amount_micros: i64,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum PayoutMethod {
+    #[default]
+    Bank,
+    /// Credit in the system, which pays invoices.
+    Wallet,
+}
+
+impl PayoutMethod {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bank => "bank",
+            Self::Wallet => "wallet",
+        }
+    }
+}
+
 /// What a party earned in a month, and what of it is paid out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
-    /// `None`: a draft.
+    /// Of the payout; `None` if nothing is paid out, and in a draft.
     pub number: Option<String>,
-    pub fee: Fee,
-    /// Who is paid.
+    pub fee: String,
     pub party: PartyView,
-    /// Who pays.
     pub issuer: PartyView,
-    /// The month, `YYYY-MM`.
     pub period: String,
     pub currency: Currency,
-    /// Milliseconds since 1970.
     pub issued_ms: Option<u64>,
     pub issue_date: Option<String>,
-    /// Left over from the month before; negative if too much was paid.
+    /// Carried forward from the statement before.
     pub opening_micros: i64,
     pub lines: Vec<StatementLine>,
     /// The lines' exact sum.
@@ -174,9 +174,8 @@ pub struct Statement {
     /// Opening and earned.
     pub balance_micros: i64,
     pub payout_minor: i64,
-    /// `None`: nothing is paid out.
     pub payout_method: Option<PayoutMethod>,
-    /// The balance less the payout.
+    /// Balance less payout; may be negative.
     pub carried_micros: i64,
 }
 

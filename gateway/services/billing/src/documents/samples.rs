@@ -1,9 +1,9 @@
 //! Documents that the tests of this folder share.
 
+use common::id::ClientId;
 use common::money::{Currency, MICROS_PER_MINOR, Money};
 
 use super::{Invoice, InvoiceKind, InvoiceLine, LineKind, PartyView, PayoutMethod, Statement, StatementLine};
-use crate::config::Fee;
 
 fn party(party: &str, name: &str, country: &str) -> PartyView {
     PartyView {
@@ -37,7 +37,8 @@ pub(crate) fn invoice_of(currency: Currency, tax_basis_points: u32, amounts_micr
     Invoice {
         number: Some("S-0000012".into()),
         kind: InvoiceKind::Invoice,
-        fee: Fee::Service,
+        fee: "service".into(),
+        client: ClientId::new("bob").unwrap(),
         period: "2026-10".into(),
         issuer,
         customer: party("client:bob", "Bob & <Sons> \"Ltd\"", "DE"),
@@ -88,7 +89,7 @@ pub(crate) fn statement() -> Statement {
     };
     Statement {
         number: Some("SP-0000003".into()),
-        fee: Fee::Service,
+        fee: "service".into(),
         party: party("site:tokyo", "東京配信株式会社", "JP"),
         issuer: party("billing:service", "Dōzo Delivery K.K.", "JP"),
         period: "2026-10".into(),

@@ -1,33 +1,57 @@
 //! Booking inside one transaction: where a batch continues its chain, and what its records become in the books.
+//!
+//! Records are gathered and written together: one journal for each month and currency sums their charges, and each
+//! event says what it was charged and in which journal.
+
+use std::collections::{BTreeMap, HashSet};
 
 use common::api::billing::BatchAnswer;
 use common::hash::RecordDigest;
+use common::money::Currency;
 use common::record::{ChainedRecord, DeliveryRecord};
 use common::time::UnixMillis;
-use sqlx::sqlite::SqliteConnection;
+use database::{Connection, Dialect};
 
 use super::{BatchReport, LedgerError};
 use crate::chain::CheckedBatch;
+use crate::documents::LineKind;
 use crate::period::Period;
 use crate::rating::{Charge, RateBook, Rating};
 use crate::sql::chains::{self, Head};
-use crate::sql::events::{self, NewEvent};
-use crate::sql::journals::{self, Accounts, Journal, Line};
-use crate::sql::usage::UsageChanges;
-use crate::sql::{exceptions, invoices};
+use crate::sql::earnings::{Earned, EarningChanges};
+use crate::sql::events::{self, Booked, NewEvent, class_text, path_text};
+use crate::sql::exceptions::{self, Resolved};
+use crate::sql::journals::{self, Accounts, Journal, JournalDigest, JournalKind};
+use crate::sql::periods;
+use crate::sql::usage::{Counted, UsageChanges};
 
 /// Exceptions that one transaction rates again.
 const EXCEPTIONS_PAGE: i64 = 1000;
 
 /// One transaction's view of the ledger.
 pub(super) struct Booking<'a> {
-    pub connection: &'a mut SqliteConnection,
+    pub connection: &'a mut Connection,
+    pub dialect: Dialect,
     pub rates: &'a RateBook,
     pub accounts: &'a mut Accounts,
     pub now: UnixMillis,
     pub closed: Option<Period>,
-    pub next_journal: i64,
+    next_journal: i64,
+    journal_digest: JournalDigest,
     next_event: i64,
+    gathered: Gathered,
+}
+
+/// What is to be written together.
+#[derive(Default)]
+struct Gathered {
+    events: Vec<NewEvent>,
+    exceptions: Vec<(i64, String)>,
+    journals: BTreeMap<(Period, Currency), Journal>,
+    usage: UsageChanges,
+    earnings: EarningChanges,
+    /// Chains with events among these.
+    chains: HashSet<i64>,
 }
 
 /// Where a batch meets its chain.
@@ -49,19 +73,32 @@ enum Place {
 
 impl<'a> Booking<'a> {
     pub async fn begin(
-        connection: &'a mut SqliteConnection,
+        connection: &'a mut Connection,
+        dialect: Dialect,
         rates: &'a RateBook,
         accounts: &'a mut Accounts,
         now: UnixMillis,
     ) -> Result<Self, LedgerError> {
-        let closed = invoices::closed_through(connection).await?;
+        let closed = periods::closed_through(connection).await?;
         let next_event = events::next_id(connection).await?;
-        let next_journal = journals::next_id(connection).await?;
-        Ok(Self { connection, rates, accounts, now, closed, next_journal, next_event })
+        let (newest, journal_digest) = journals::newest(connection).await?;
+        let (next_journal, gathered) = (newest + 1, Gathered::default());
+        Ok(Self {
+            connection,
+            dialect,
+            rates,
+            accounts,
+            now,
+            closed,
+            next_journal,
+            journal_digest,
+            next_event,
+            gathered,
+        })
     }
 
-    /// Books what of the batch is new.
-    pub async fn book(&mut self, batch: &CheckedBatch) -> Result<BatchReport, LedgerError> {
+    /// Takes what of the batch is new; [`Self::write`] books it.
+    pub async fn book(&mut self, batch: CheckedBatch) -> Result<BatchReport, LedgerError> {
         let mut report = BatchReport {
             answer: BatchAnswer::Booked { through: 0 },
             booked: 0,
@@ -69,7 +106,7 @@ impl<'a> Booking<'a> {
             exceptions: 0,
             refused: 0,
         };
-        match self.place(batch).await? {
+        match self.place(&batch).await? {
             Place::Gap { expected } => report.answer = BatchAnswer::Gap { expected },
             Place::Fork { index, reason } => {
                 let record = &batch.records[index];
@@ -81,21 +118,25 @@ impl<'a> Booking<'a> {
                 report.answer = BatchAnswer::Fork { seq: record.seq, reason };
             }
             Place::Continues { known, head } => {
-                let new = &batch.records[known..];
                 report.duplicates = known as u64;
-                let through = match (new.last(), head) {
-                    (None, head) => head.map_or(0, |h| h.last_seq),
-                    (Some(last), head) => {
-                        let head = match head {
-                            Some(head) => head,
-                            None => chains::begin(self.connection, &batch.node, batch.epoch).await?,
-                        };
-                        report.exceptions = self.append(head.chain, new).await?;
-                        report.booked = new.len() as u64 - report.exceptions;
-                        chains::advance(self.connection, head.chain, last).await?;
-                        last.seq
-                    }
+                let CheckedBatch { node, epoch, mut records, passed, .. } = batch;
+                let new = records.split_off(known);
+                let is_new = !new.is_empty() || passed.is_some();
+                let head = match head {
+                    None if is_new => Some(chains::begin(self.connection, &node, epoch).await?),
+                    head => head,
                 };
+                let mut through = head.map_or(0, |head| head.last_seq);
+                if let (Some(head), Some(last)) = (head, new.last()) {
+                    through = last.seq;
+                    chains::advance(self.connection, head.chain, last).await?;
+                    let len = new.len() as u64;
+                    report.exceptions = self.gather(head.chain, new)?;
+                    report.booked = len - report.exceptions;
+                }
+                if let (Some(head), Some(passed)) = (head, passed) {
+                    chains::pass(self.connection, head.chain, passed).await?;
+                }
                 report.answer = BatchAnswer::Booked { through };
             }
         }
@@ -131,6 +172,9 @@ impl<'a> Booking<'a> {
         }
         // Equal digests mean equal facts and equal predecessors, so what follows the last known one is linked.
         let chain = head.map_or(0, |h| h.chain);
+        if self.gathered.chains.contains(&chain) {
+            self.write().await?;
+        }
         let last = batch.records.last().map_or(0, |r| r.seq).min(last_seq);
         let stored = chains::digests(self.connection, chain, first.seq, last).await?;
         let differs = stored.iter().zip(&batch.records).position(|(stored, sent)| *stored != sent.digest);
@@ -141,103 +185,167 @@ impl<'a> Booking<'a> {
         Ok(Place::Continues { known: stored.len(), head })
     }
 
-    /// Rates and books records; answers how many of them are exceptions.
-    async fn append(&mut self, chain: i64, links: &[ChainedRecord]) -> Result<u64, LedgerError> {
-        let (mut new_events, mut new_journals) = (Vec::with_capacity(links.len()), Vec::new());
-        let (mut new_exceptions, mut usage) = (Vec::new(), UsageChanges::default());
+    /// Rates records and gathers what they become; answers how many of them are exceptions.
+    fn gather(&mut self, chain: i64, links: Vec<ChainedRecord>) -> Result<u64, LedgerError> {
+        let mut exceptions = 0;
+        self.gathered.chains.insert(chain);
         for link in links {
             let usage_period = self.rates.usage_period(link.record.begin);
             let booked_period = self.open_period(usage_period);
             let rating = self.rates.rate(&link.record);
-            usage.add(&link.record, booked_period, usage_period, &rating);
             let id = self.next_event;
             self.next_event += 1;
-            let mut journal = None;
-            match &rating {
-                Rating::Charged(charge) => {
-                    let booked = self.delivery_journal(id, &link.record, booked_period, charge);
-                    journal = Some(booked.id);
-                    new_journals.push(booked);
+            let charge = self.count(&link.record, booked_period, usage_period, &rating)?;
+            if let Rating::Exception(exception) = &rating {
+                if exceptions == 0 {
+                    tracing::warn!(event = id, reason = %exception, "a record cannot be rated now; it waits as exception");
                 }
-                Rating::Exception(exception) => new_exceptions.push((id, exception.to_string())),
-                Rating::Free | Rating::Unbilled => {}
+                exceptions += 1;
+                self.gathered.exceptions.push((id, exception.to_string()));
             }
             let outcome = rating.outcome();
-            new_events.push(NewEvent { id, chain, link, usage_period, booked_period, outcome, journal });
+            let event = NewEvent { id, chain, link, usage_period, booked_period, outcome, charge };
+            self.gathered.events.push(event);
         }
-        journals::insert(self.connection, self.accounts, &new_journals).await?;
-        events::insert(self.connection, &new_events).await?;
-        exceptions::insert(self.connection, &new_exceptions).await?;
-        usage.apply(self.connection).await?;
-        if let Some((event, reason)) = new_exceptions.first() {
-            let count = new_exceptions.len();
-            tracing::warn!(event, reason, count, "records cannot be rated now; they wait as exceptions");
+        Ok(exceptions)
+    }
+
+    /// Counts a rated record and adds its charge to its journal.
+    fn count(
+        &mut self,
+        record: &DeliveryRecord,
+        booked: Period,
+        usage: Period,
+        rating: &Rating,
+    ) -> Result<Option<Booked>, LedgerError> {
+        let outcome = rating.outcome();
+        let Rating::Charged(charge) = rating else {
+            self.gathered.usage.add(record, Counted { booked, usage, outcome, charge: None }, 1);
+            return Ok(None);
+        };
+        let counted =
+            Counted { booked, usage, outcome, charge: Some((charge.currency, charge.micros, charge.tariff)) };
+        self.gathered.usage.add(record, counted, 1);
+        let next = &mut self.next_journal;
+        let journal = self.gathered.journals.entry((booked, charge.currency)).or_insert_with(|| {
+            *next += 1;
+            Journal {
+                id: *next - 1,
+                kind: JournalKind::Deliveries,
+                period: booked,
+                currency: charge.currency,
+                reference: String::new(),
+                lines: BTreeMap::new(),
+            }
+        });
+        // The client owes the charge, the parties are owed their shares.
+        add_charge(journal, record, charge, 1)?;
+        let earned = earned(record, booked, usage, LineKind::Usage, charge.currency);
+        for share in &charge.shares {
+            let earned = Earned { part: share.part.as_str(), ..earned };
+            self.gathered.earnings.add(&share.party, earned, 1, share.micros);
         }
-        Ok(new_exceptions.len() as u64)
+        let Charge { currency, micros, tariff, split, .. } = *charge;
+        Ok(Some(Booked { tariff, split, currency, micros, journal: journal.id }))
+    }
+
+    /// Writes what is gathered.
+    pub async fn write(&mut self) -> Result<(), LedgerError> {
+        let gathered = std::mem::take(&mut self.gathered);
+        let mut journals: Vec<Journal> = gathered.journals.into_values().collect();
+        journals.sort_by_key(|journal| journal.id);
+        self.insert(&journals).await?;
+        let (connection, dialect) = (&mut *self.connection, self.dialect);
+        events::insert(connection, dialect, &gathered.events).await?;
+        exceptions::insert(connection, dialect, &gathered.exceptions).await?;
+        gathered.usage.apply(connection, dialect).await?;
+        gathered.earnings.apply(connection, dialect).await
+    }
+
+    async fn insert(&mut self, journals: &[Journal]) -> Result<(), LedgerError> {
+        let (dialect, digest) = (self.dialect, self.journal_digest);
+        self.journal_digest =
+            journals::insert(self.connection, dialect, self.accounts, journals, digest, self.now).await?;
+        Ok(())
+    }
+
+    /// Books one journal now; answers with its id, or `None` if it says nothing.
+    pub async fn post(&mut self, mut journal: Journal) -> Result<Option<i64>, LedgerError> {
+        if journal.is_empty() {
+            return Ok(None);
+        }
+        journal.id = self.next_journal;
+        self.next_journal += 1;
+        self.insert(std::slice::from_ref(&journal)).await?;
+        Ok(Some(journal.id))
+    }
+
+    /// An empty journal for [`Self::post`].
+    pub fn journal(kind: JournalKind, period: Period, currency: Currency, reference: &str) -> Journal {
+        Journal { id: 0, kind, period, currency, reference: reference.to_owned(), lines: BTreeMap::new() }
+    }
+
+    /// The newest journal that was booked.
+    pub fn newest_journal(&self) -> i64 {
+        self.next_journal - 1
     }
 
     /// The month that something of `usage` is booked in: its own, or the first that is open.
-    fn open_period(&self, usage: Period) -> Period {
+    pub fn open_period(&self, usage: Period) -> Period {
         self.closed.map_or(usage, |closed| usage.max(closed.next()))
     }
 
-    /// The client owes the charge, the parties are owed their shares.
-    fn delivery_journal(
-        &mut self,
-        event: i64,
-        record: &DeliveryRecord,
-        period: Period,
-        charge: &Charge,
-    ) -> Journal {
-        let id = self.next_journal;
-        self.next_journal += 1;
-        let mut lines = Vec::with_capacity(charge.shares.len() + 1);
-        let account = format!("unbilled:{}", record.client);
-        lines.push(Line { account, role: "client", micros: charge.micros });
-        lines.extend(charge.shares.iter().map(|share| Line {
-            account: format!("payable:{}", share.party),
-            role: share.part.as_str(),
-            micros: -share.micros,
-        }));
-        Journal {
-            id,
-            kind: "delivery",
-            event: Some(event),
-            period,
-            currency: charge.currency,
-            tariff: Some(charge.tariff),
-            split: Some(charge.split),
-            reference: None,
-            lines,
-        }
+    /// The month that is open now.
+    pub fn present_period(&self) -> Period {
+        self.open_period(self.rates.usage_period(self.now))
     }
 
     /// Rates a page of open exceptions again, from after event `after`; answers where the next page begins.
     pub async fn rate_exceptions(&mut self, after: i64) -> Result<Option<i64>, LedgerError> {
         let page = exceptions::open(self.connection, after, EXCEPTIONS_PAGE).await?;
-        let (mut new_journals, mut resolved) = (Vec::new(), Vec::new());
-        let mut usage = UsageChanges::default();
+        let mut resolved = Vec::new();
         for event in &page {
             let rating = self.rates.rate(&event.record);
             if matches!(rating, Rating::Exception(_)) {
                 continue;
             }
-            let period = self.open_period(event.booked_period);
-            usage.take_exception(&event.record, event.booked_period, event.usage_period);
-            usage.add(&event.record, period, event.usage_period, &rating);
-            let mut journal = None;
-            if let Rating::Charged(charge) = &rating {
-                let booked = self.delivery_journal(event.id, &event.record, period, charge);
-                journal = Some(booked.id);
-                new_journals.push(booked);
-            }
-            resolved.push((event.id, rating.outcome(), period, journal));
+            let (booked, usage) = (event.booked_period, event.usage_period);
+            let waited = Counted { booked, usage, outcome: "exception", charge: None };
+            self.gathered.usage.add(&event.record, waited, -1);
+            let period = self.open_period(booked);
+            let charge = self.count(&event.record, period, usage, &rating)?;
+            resolved.push(Resolved { event: event.id, outcome: rating.outcome(), period, charge });
         }
-        journals::insert(self.connection, self.accounts, &new_journals).await?;
-        for (event, outcome, period, journal) in resolved {
-            exceptions::resolve(self.connection, event, outcome, period, journal).await?;
+        self.write().await?;
+        for resolved in &resolved {
+            exceptions::resolve(self.connection, resolved).await?;
         }
-        usage.apply(self.connection).await?;
         Ok(page.last().map(|event| event.id))
     }
+}
+
+/// Adds a charge and its shares to a journal, or (`sign` -1) takes them back.
+pub(super) fn add_charge(
+    journal: &mut Journal,
+    record: &DeliveryRecord,
+    charge: &Charge,
+    sign: i64,
+) -> Result<(), LedgerError> {
+    journal.add(format!("unbilled:{}", record.client), sign * charge.micros)?;
+    for share in &charge.shares {
+        journal.add(format!("payable:{}", share.party), -sign * share.micros)?;
+    }
+    Ok(())
+}
+
+/// Where the shares of a record belong; the part is to be filled in.
+pub(super) fn earned(
+    record: &DeliveryRecord,
+    booked: Period,
+    usage: Period,
+    kind: LineKind,
+    currency: Currency,
+) -> Earned {
+    let (class, path) = (class_text(record.class), path_text(record.path));
+    Earned { booked, usage, kind, part: "", class, path, currency }
 }

@@ -1,29 +1,40 @@
-//! Month's end: invoices with gap-free numbers, and the seal.
+//! Month's end: invoices with gap-free numbers, payout statements, and the seal.
 //!
 //! Closing a month closes all before it too, and invoices everything booked in them that was not invoiced. The
 //! same close again changes nothing. What arrives for a closed month later is booked, and invoiced, in the
 //! month that is open then.
+//!
+//! A month may be closed when every node's log has passed its end on this server, or when the grace is over: the nodes
+//! that have not are then named in the report and kept with the month.
+
+use std::collections::BTreeMap;
 
 use common::money::MICROS_PER_MINOR;
 use common::time::UnixMillis;
+use database::Connection;
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::sqlite::SqliteConnection;
 
-use super::booking::Booking;
+use super::booking::{Booking, earned};
 use super::{Command, Ledger, LedgerError};
-use crate::config::Fee;
-use crate::invoice::{Invoice, show_number};
-use crate::period::{Period, Zone};
-use crate::rating::RateBook;
-use crate::sql::invoices::{self, InvoiceQuery, Waiting};
-use crate::sql::journals::{self, Journal, Line};
-use crate::sql::terms;
+use crate::documents::{Invoice, InvoiceKind, LineKind};
+use crate::invoicing::{Bill, Discount, Header, show_number};
+use crate::period::Period;
+use crate::rating::{Charge, RateBook, Rating};
+use crate::sql::chains::ChainView;
+use crate::sql::earnings::{Earned, EarningChanges};
+use crate::sql::events::{StoredEvent, select};
+use crate::sql::invoices::{self, InvoiceQuery, NewInvoice};
+use crate::sql::journals::JournalKind;
+use crate::sql::usage::{self, Waiting};
+use crate::sql::{chains, periods, terms};
 
 /// Clients whose invoices are made at once; bounds the memory of a close.
 const CLIENTS_PAGE: i64 = 500;
 /// Most documents in the answer to a close; `GET /v1/invoices` pages through all.
 pub const DOCUMENTS_MAX: i64 = 500;
+/// Events that are read at once for a discount.
+const EVENTS_PAGE: i64 = 1000;
 
 /// What to close.
 #[derive(Debug, Clone)]
@@ -41,8 +52,12 @@ pub struct CloseReport {
     pub period: Period,
     pub dry_run: bool,
     pub closed: bool,
+    /// Nodes whose log is not known to have passed the month's end; of a closed month, when it was closed.
+    pub missing: Vec<String>,
     /// Invoices of the month that were issued; 0 before the close.
     pub issued: i64,
+    /// Digest that seals the closed month.
+    pub seal: Option<String>,
     /// The first [`DOCUMENTS_MAX`] of them or, before the close, the drafts of as many clients.
     pub invoices: Vec<Value>,
 }
@@ -51,125 +66,276 @@ impl Ledger {
     /// Closes a month, or shows the drafts.
     ///
     /// # Errors
-    /// [`LedgerError::Conflict`] if the month is not over.
+    /// [`LedgerError::Conflict`] if the month is not over, or nodes have not passed its end and the grace is not over.
     pub async fn close(&self, request: &CloseRequest) -> Result<CloseReport, LedgerError> {
         let period = request.period;
         let mut connection = self.read().await?;
-        let mut closed = invoices::closed_through(&mut connection).await?;
+        let mut closed = periods::closed_through(&mut connection).await?;
         let is_closed = |closed: Option<Period>| closed.is_some_and(|closed| period <= closed);
+        let rates = terms::rate_book(&mut connection, self.fee).await?;
+        let end = period.end(rates.zone_at(self.clock.now()));
+        let mut missing = missing(&chains::all(&mut connection).await?, end);
         if !is_closed(closed) && !request.dry_run {
-            let zone = zone(&terms::rate_book(&mut connection, self.fee).await?, self.clock.now());
-            let end = period.end(zone);
-            if self.clock.now() < end {
-                return Err(LedgerError::Conflict(format!(
-                    "{period} is over at {end}; until then use dry_run=true to see the draft invoices"
-                )));
-            }
-            self.ask(|reply| Command::Close(period, reply)).await?;
-            closed = invoices::closed_through(&mut connection).await?;
+            self.check_may_close(period, end, &missing)?;
+            self.ask(|reply| Command::Close { period, missing: missing.clone(), reply }).await?;
+            closed = periods::closed_through(&mut connection).await?;
         }
+        let mut seal = None;
         let documents = if is_closed(closed) {
+            let all = periods::all(&mut connection).await?;
+            if let Some(sealed) = all.into_iter().find(|closed| closed.period >= period) {
+                (missing, seal) = (sealed.missing, Some(sealed.seal));
+            }
             let query = InvoiceQuery { period: Some(period), client: None, after: 0, limit: DOCUMENTS_MAX };
             invoices::documents(&mut connection, &query).await?
         } else {
-            let rates = terms::rate_book(&mut connection, self.fee).await?;
-            let drafts =
-                drafts(&mut connection, &rates, closed, period, &request.after, DOCUMENTS_MAX).await?;
-            let json = |draft| serde_json::to_value(draft).map_err(LedgerError::corrupt);
-            drafts.into_iter().map(json).collect::<Result<_, _>>()?
+            let after = request.after.as_str();
+            let waiting = usage::waiting(&mut connection, closed, period, after, DOCUMENTS_MAX).await?;
+            let mut drafts = Vec::with_capacity(waiting.len());
+            for waiting in waiting {
+                let bill = bill(&rates, &waiting, closed, period)?;
+                let header = header(&mut connection, &rates, period, self.clock.now()).await?;
+                let customer = terms::party_view(&mut connection, "client", &waiting.client, end).await?;
+                let Waiting { client, currency, .. } = waiting;
+                let kind = InvoiceKind::Invoice;
+                let draft = header.document(kind, &client, customer, currency, bill, None);
+                drafts.push(serde_json::to_value(draft).map_err(LedgerError::corrupt)?);
+            }
+            drafts
         };
         Ok(CloseReport {
             period,
             dry_run: request.dry_run,
             closed: is_closed(closed),
+            missing,
             issued: invoices::count(&mut connection, period).await?,
+            seal,
             invoices: documents,
         })
     }
+
+    fn check_may_close(
+        &self,
+        period: Period,
+        end: UnixMillis,
+        missing: &[String],
+    ) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        if now < end {
+            return Err(LedgerError::Conflict(format!(
+                "{period} is over at {end}; until then use dry_run=true to see the draft invoices"
+            )));
+        }
+        let grace_ends = UnixMillis(end.0 + self.close_grace_ms);
+        if now < grace_ends && !missing.is_empty() {
+            return Err(LedgerError::Conflict(format!(
+                "the logs of {} have not passed the end of {period} here; see that these nodes run and reach this \
+                 server, or close it after {grace_ends} without them",
+                missing.join(", ")
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Nodes whose newest chain has not passed `end`: something that began before it may still come.
+fn missing(chains: &[ChainView], end: UnixMillis) -> Vec<String> {
+    let mut newest: BTreeMap<String, UnixMillis> = BTreeMap::new();
+    for chain in chains {
+        // By node and epoch: the greatest epoch comes last.
+        newest.insert(chain.node.to_string(), chain.passed_ms);
+    }
+    newest.into_iter().filter(|(_, passed)| *passed < end).map(|(node, _)| node).collect()
+}
+
+/// What invoices of a month have in common.
+pub(super) async fn header(
+    connection: &mut Connection,
+    rates: &RateBook,
+    period: Period,
+    now: UnixMillis,
+) -> Result<Header, LedgerError> {
+    let tariff = rates.tariff_of(period);
+    Ok(Header {
+        fee: rates.fee,
+        period,
+        issuer: terms::party(connection, &format!("billing:{}", rates.fee), now).await?,
+        tax_basis_points: tariff.map_or(0, |tariff| tariff.tax_basis_points),
+        payment_days: tariff.map_or(0, |tariff| tariff.payment_days),
+        zone: rates.zone_at(now),
+    })
+}
+
+fn bill(
+    rates: &RateBook,
+    waiting: &Waiting,
+    closed: Option<Period>,
+    period: Period,
+) -> Result<Bill, LedgerError> {
+    let tax = rates.tariff_of(period).map_or(0, |tariff| tariff.tax_basis_points);
+    Bill::of(rates, &waiting.lines, closed, tax).ok_or_else(|| {
+        LedgerError::Conflict(format!("the invoice of {} for {period} is beyond 64 bits", waiting.client))
+    })
 }
 
 impl Booking<'_> {
-    /// Issues the invoices and seals the month.
-    pub(super) async fn close(&mut self, period: Period) -> Result<(), LedgerError> {
+    pub(super) async fn header(&mut self, period: Period) -> Result<Header, LedgerError> {
+        header(self.connection, self.rates, period, self.now).await
+    }
+
+    /// Issues the invoices and statements and seals the month.
+    pub(super) async fn close(&mut self, period: Period, missing: &[String]) -> Result<(), LedgerError> {
         if self.closed.is_some_and(|closed| period <= closed) {
             return Ok(()); // another close came first
         }
         let mut number = invoices::next_number(self.connection).await?;
+        let header = self.header(period).await?;
         let mut after = String::new();
         loop {
-            let page = drafts(self.connection, self.rates, self.closed, period, &after, CLIENTS_PAGE).await?;
+            let page = usage::waiting(self.connection, self.closed, period, &after, CLIENTS_PAGE).await?;
             let Some(last) = page.last() else { break };
             after = last.client.to_string();
-            for draft in page {
-                self.issue(number, draft).await?;
+            for waiting in page {
+                let bill = bill(self.rates, &waiting, self.closed, period)?;
+                if bill.lines.is_empty() {
+                    continue; // all of it was taken back
+                }
+                for discount in &bill.discounts {
+                    self.book_discount(&waiting, *discount, period).await?;
+                }
+                let customer =
+                    terms::party_view(self.connection, "client", &waiting.client, self.now).await?;
+                let shown = show_number(self.rates.fee, number);
+                let (kind, issued) = (InvoiceKind::Invoice, Some((shown, self.now)));
+                let invoice =
+                    header.document(kind, &waiting.client, customer, waiting.currency, bill, issued);
+                self.issue(number, None, period, &invoice).await?;
+                self.pay_from_wallet(number, &invoice, period).await?;
                 number += 1;
             }
         }
-        invoices::close_period(self.connection, period, self.now).await?;
-        tracing::info!(fee = %self.rates.fee, %period, invoices = number - 1, "period closed");
+        let statements = self.issue_statements(period).await?;
+        let journals = self.newest_journal();
+        let seal = periods::seal(self.connection, period, journals).await?;
+        periods::close(self.connection, period, self.now, journals, missing, seal).await?;
+        tracing::info!(fee = %self.rates.fee, %period, invoices = number - 1, statements, "period closed");
         Ok(())
     }
 
-    async fn issue(&mut self, number: i64, draft: Invoice) -> Result<(), LedgerError> {
-        let shown = show_number(self.rates.fee, number);
-        let invoice = Invoice { number: Some(shown.clone()), issued_ms: Some(self.now), ..draft };
-        let id = self.next_journal;
-        self.next_journal += 1;
-        let client = &invoice.client;
-        let lines = [
-            (format!("receivable:{client}"), "client", invoice.total_minor * MICROS_PER_MINOR),
-            (format!("unbilled:{client}"), "client", -invoice.charges_micros),
-            ("tax".to_owned(), "tax", -invoice.tax_minor * MICROS_PER_MINOR),
-            ("rounding".to_owned(), "rounding", -invoice.rounding_micros),
-        ];
-        let lines = lines.into_iter().filter(|(_, _, micros)| *micros != 0);
-        let journal = Journal {
-            id,
-            kind: "invoice",
-            event: None,
-            period: invoice.period,
-            currency: invoice.currency,
-            tariff: None,
-            split: None,
-            reference: Some(shown),
-            lines: lines.map(|(account, role, micros)| Line { account, role, micros }).collect(),
+    /// Books and stores an invoice, or a credit note, which is its mirror.
+    pub(super) async fn issue(
+        &mut self,
+        number: i64,
+        credits: Option<i64>,
+        period: Period,
+        invoice: &Invoice,
+    ) -> Result<(), LedgerError> {
+        let (kind, sign) = match invoice.kind {
+            InvoiceKind::Invoice => (JournalKind::Invoice, 1),
+            InvoiceKind::CreditNote { .. } => (JournalKind::CreditNote, -1),
         };
-        journals::insert(self.connection, self.accounts, &[journal]).await?;
-        let first = self.closed.map(Period::next);
-        invoices::insert(self.connection, number, first, id, &invoice).await
+        let client = &invoice.client;
+        let reference = show_number(self.rates.fee, number);
+        let mut journal = Self::journal(kind, period, invoice.currency, &reference);
+        journal.add(format!("receivable:{client}"), sign * invoice.total_minor * MICROS_PER_MINOR)?;
+        journal.add(format!("unbilled:{client}"), -sign * invoice.charges_micros)?;
+        journal.add("tax".to_owned(), -sign * invoice.tax_minor * MICROS_PER_MINOR)?;
+        journal.add("rounding".to_owned(), -sign * invoice.rounding_micros)?;
+        let journal = self.post(journal).await?;
+        let first_period = self.closed.map_or(0, |closed| closed.next().number());
+        let new = NewInvoice { number, credits, period, first_period, client, journal, document: invoice };
+        invoices::insert(self.connection, &new).await
     }
-}
 
-/// Draft invoices of up to `clients` clients after `after`, by name.
-async fn drafts(
-    connection: &mut SqliteConnection,
-    rates: &RateBook,
-    closed: Option<Period>,
-    period: Period,
-    after: &str,
-    clients: i64,
-) -> Result<Vec<Invoice>, LedgerError> {
-    let waiting = invoices::waiting(connection, closed, period, after, clients).await?;
-    let tax = tax_basis_points(rates, period);
-    waiting.into_iter().map(|waiting| draft(rates.fee, period, tax, waiting)).collect()
-}
+    /// Takes a discount off what the client owes, and off what the parties are owed: by their shares of the charges.
+    async fn book_discount(
+        &mut self,
+        waiting: &Waiting,
+        discount: Discount,
+        period: Period,
+    ) -> Result<(), LedgerError> {
+        let mut shares: BTreeMap<(String, &'static str), i64> = BTreeMap::new();
+        let mut after = 0;
+        loop {
+            let conditions = "WHERE e.client = $1 AND e.booked_period > $2 AND e.booked_period <= $3 \
+                 AND e.usage_period = $4 AND coalesce(e.tariff, x.tariff) = $5 AND e.id > $6 \
+                 AND coalesce(e.currency, x.currency) = $7 AND k.event IS NULL ORDER BY e.id LIMIT $8";
+            let rows = sqlx::query(select(conditions))
+                .bind(waiting.client.to_string())
+                .bind(self.closed.map_or(0, Period::number))
+                .bind(period.number())
+                .bind(discount.usage.number())
+                .bind(discount.tariff)
+                .bind(after)
+                .bind(waiting.currency.code())
+                .bind(EVENTS_PAGE)
+                .fetch_all(&mut *self.connection)
+                .await?;
+            for row in &rows {
+                let event = StoredEvent::from_row(row)?;
+                after = event.id;
+                let Some(charge) = self.charge_of(&event)? else { continue };
+                for share in charge.shares {
+                    *shares.entry((share.party, share.part.as_str())).or_default() += share.micros;
+                }
+            }
+            if (rows.len() as i64) < EVENTS_PAGE {
+                break;
+            }
+        }
+        let reference = format!("{} {}", waiting.client, discount.usage);
+        let weights: Vec<((String, &'static str), i64)> = shares.into_iter().collect();
+        self.spread_discount(waiting, discount.usage, period, &reference, &weights, discount.micros).await
+    }
 
-fn draft(fee: Fee, period: Period, tax: u32, waiting: Waiting) -> Result<Invoice, LedgerError> {
-    let Waiting { client, currency, lines } = waiting;
-    let overflow = format!("the invoice of {client} for {period} is beyond 64 bits");
-    Invoice::draft(fee, period, client, currency, tax, lines).ok_or(LedgerError::Conflict(overflow))
-}
+    /// Books `micros` less (or, if negative, more) for the client, spread over the parties by `weights`.
+    pub(super) async fn spread_discount(
+        &mut self,
+        waiting: &Waiting,
+        usage: Period,
+        period: Period,
+        reference: &str,
+        weights: &[((String, &'static str), i64)],
+        micros: i64,
+    ) -> Result<(), LedgerError> {
+        let Waiting { client, currency, .. } = waiting;
+        let by_weight: Vec<i64> = weights.iter().map(|(_, weight)| *weight).collect();
+        let parts = common::money::split_by_weight(micros, &by_weight);
+        let mut journal = Self::journal(JournalKind::Discount, period, *currency, reference);
+        journal.add(format!("unbilled:{client}"), -micros)?;
+        let mut earnings = EarningChanges::default();
+        for (((party, part), _), off) in weights.iter().zip(parts) {
+            journal.add(format!("payable:{party}"), off)?;
+            let kind = LineKind::Discount;
+            let earned =
+                Earned { booked: period, usage, kind, part, class: "", path: "", currency: *currency };
+            earnings.add(party, earned, 0, -off);
+        }
+        self.post(journal).await?;
+        earnings.apply(self.connection, self.dialect).await
+    }
 
-/// The zone months end in.
-fn zone(rates: &RateBook, now: UnixMillis) -> Zone {
-    rates.zone_at(now)
-}
+    /// A charge as it was booked, with its shares, computed again under its own versions.
+    pub(super) fn charge_of(&self, event: &StoredEvent) -> Result<Option<Charge>, LedgerError> {
+        let Some(booked) = event.charge else { return Ok(None) };
+        match self.rates.rate_again(&event.record, booked.tariff, booked.split) {
+            Some(Rating::Charged(charge)) if charge.micros == booked.micros => Ok(Some(charge)),
+            _ => Err(LedgerError::corrupt(format!("event {} is not charged as it is rated", event.id))),
+        }
+    }
 
-/// The rate at the month's last instant.
-fn tax_basis_points(rates: &RateBook, period: Period) -> u32 {
-    let newest = rates.tariffs.last();
-    let zone = newest.map_or(Zone::TOKYO, |v| v.value.zone);
-    let last = UnixMillis(period.end(zone).0.saturating_sub(1));
-    // Something was charged, so a tariff holds at some time of the month or before.
-    rates.tariff_at(last).or(newest).map_or(0, |v| v.value.tax_basis_points)
+    /// Counts shares that are taken back.
+    pub(super) fn take_back(
+        earnings: &mut EarningChanges,
+        event: &StoredEvent,
+        charge: &Charge,
+        booked: Period,
+    ) {
+        let kind = LineKind::Correction;
+        let of_record = earned(&event.record, booked, event.usage_period, kind, charge.currency);
+        for share in &charge.shares {
+            let earned = Earned { part: share.part.as_str(), ..of_record };
+            earnings.add(&share.party, earned, 1, -share.micros);
+        }
+    }
 }

@@ -6,23 +6,31 @@
 
 mod booking;
 mod close;
+mod correct;
+mod pay;
+mod payout;
 mod writer;
-
-use std::path::Path;
 
 use common::api::billing::{BatchAnswer, Totals, Usage};
 use common::id::{ClientId, DeliveryId, NodeId};
+use common::server::StartError;
 use common::time::Clock;
+use database::{Db, Location};
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::Sqlite;
+use sqlx::Any;
 use sqlx::pool::PoolConnection;
-use sqlx::sqlite::SqlitePool;
 use tokio::sync::{mpsc, oneshot};
 
 pub use crate::sql::LedgerError;
+pub use crate::sql::chains::ChainView;
+pub use crate::sql::journals::AccountView;
+pub use crate::sql::periods::ClosedPeriod;
+pub use crate::sql::requests::RequestKey;
 pub use crate::sql::terms::StoredVersion;
 pub use close::{CloseReport, CloseRequest};
+pub use correct::{CorrectionReport, CorrectionRequest, DeliveryNumber};
+pub use pay::{PaymentReport, PaymentRequest};
 pub use writer::Writer;
 
 use crate::chain::CheckedBatch;
@@ -60,7 +68,9 @@ enum Command {
     Book(CheckedBatch, Reply<BatchReport>),
     AddVersion { table: Table, document: Value, reply: Reply<i64> },
     AddParty { document: Value, reply: Reply<()> },
-    Close(Period, Reply<()>),
+    Close { period: Period, missing: Vec<String>, reply: Reply<()> },
+    Correct { request: CorrectionRequest, key: Option<RequestKey>, reply: Reply<Value> },
+    Pay { request: PaymentRequest, key: Option<RequestKey>, reply: Reply<Value> },
 }
 
 /// A booked record as it is shown to auditors.
@@ -82,6 +92,8 @@ pub struct RecordView {
     pub reason: Option<String>,
     pub charge_micros: Option<i64>,
     pub currency: Option<String>,
+    /// Why the charge was taken back, if it was.
+    pub corrected: Option<String>,
 }
 
 impl From<StoredEvent> for RecordView {
@@ -97,38 +109,53 @@ impl From<StoredEvent> for RecordView {
             booked_period: event.booked_period,
             outcome: event.outcome,
             reason: event.reason,
-            charge_micros: event.charge,
-            currency: event.currency,
+            charge_micros: event.charge.map(|charge| charge.micros),
+            currency: event.charge.map(|charge| charge.currency.code().to_owned()),
+            corrected: event.corrected,
         }
     }
 }
+
+/// How long after its end a month waits for nodes that have not passed it.
+pub const CLOSE_GRACE: std::time::Duration = std::time::Duration::from_secs(3 * 86_400);
 
 /// Handle of one ledger. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
     fee: Fee,
     commands: mpsc::Sender<Command>,
-    readers: SqlitePool,
+    db: Db,
     clock: Clock,
+    close_grace_ms: u64,
 }
 
 impl Ledger {
-    /// Opens or makes the ledger at `path`. Nothing is written until the [`Writer`] runs.
-    pub async fn open(path: &Path, fee: Fee, clock: Clock) -> Result<(Self, Writer), LedgerError> {
-        Self::open_metered(path, fee, clock, Metrics::new(fee)).await
+    /// Opens or makes the ledger at `location`. Nothing is booked until the [`Writer`] runs.
+    pub async fn open(location: &Location, fee: Fee, clock: Clock) -> Result<(Self, Writer), StartError> {
+        Self::open_metered(location, fee, clock, Metrics::new(fee)).await
     }
 
     pub(crate) async fn open_metered(
-        path: &Path,
+        location: &Location,
         fee: Fee,
         clock: Clock,
         metrics: Metrics,
-    ) -> Result<(Self, Writer), LedgerError> {
-        let mut connection = sql::open_writer(path).await?;
-        let rates = sql::terms::rate_book(&mut connection, fee).await?;
+    ) -> Result<(Self, Writer), StartError> {
+        let db = sql::open(location, fee).await?;
+        let failed = |error: LedgerError| StartError::failed(format!("reading the ledger {location}"), error);
+        let mut connection = db.read().await.map_err(|error| failed(error.into()))?;
+        let rates = sql::terms::rate_book(&mut connection, fee).await.map_err(failed)?;
+        let accounts = sql::journals::Accounts::read(&mut connection).await.map_err(failed)?;
+        drop(connection);
         let (commands, queue) = mpsc::channel(QUEUE_LEN);
-        let writer = Writer::new(connection, rates, queue, clock.clone(), metrics);
-        Ok((Self { fee, commands, readers: sql::open_readers(path), clock }, writer))
+        let writer = Writer::new(db.clone(), rates, accounts, queue, clock.clone(), metrics);
+        let close_grace_ms = u64::try_from(CLOSE_GRACE.as_millis()).unwrap_or(u64::MAX);
+        Ok((Self { fee, commands, db, clock, close_grace_ms }, writer))
+    }
+
+    /// The same ledger with another grace than [`CLOSE_GRACE`].
+    pub fn with_close_grace(self, grace: std::time::Duration) -> Self {
+        Self { close_grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), ..self }
     }
 
     pub fn fee(&self) -> Fee {
@@ -141,8 +168,8 @@ impl Ledger {
         answer.await.map_err(|_| LedgerError::Stopping)?
     }
 
-    pub(crate) async fn read(&self) -> Result<PoolConnection<Sqlite>, LedgerError> {
-        Ok(self.readers.acquire().await?)
+    pub(crate) async fn read(&self) -> Result<PoolConnection<Any>, LedgerError> {
+        Ok(self.db.read().await?)
     }
 
     /// Books a batch; durable when it answers.
@@ -233,8 +260,8 @@ impl Ledger {
     /// The records booked for one delivery.
     pub async fn records_of_delivery(&self, delivery: DeliveryId) -> Result<Vec<RecordView>, LedgerError> {
         let mut connection = self.read().await?;
-        let query = sqlx::query(sql::events::select("WHERE e.delivery = ? ORDER BY e.id LIMIT 100"))
-            .bind(&delivery.as_bytes()[..]);
+        let query = sqlx::query(sql::events::select("WHERE e.delivery = $1 ORDER BY e.id LIMIT 100"))
+            .bind(delivery.as_bytes().to_vec());
         views(query.fetch_all(&mut *connection).await?)
     }
 
@@ -247,14 +274,32 @@ impl Ledger {
         limit: i64,
     ) -> Result<Vec<RecordView>, LedgerError> {
         let mut connection = self.read().await?;
-        let conditions = "WHERE e.chain = (SELECT id FROM chains WHERE node = ? AND epoch = ?) \
-             AND e.seq > ? ORDER BY e.seq LIMIT ?";
+        let conditions = "WHERE e.chain = (SELECT id FROM chains WHERE node = $1 AND epoch = $2) \
+             AND e.seq > $3 ORDER BY e.seq LIMIT $4";
         let query = sqlx::query(sql::events::select(conditions))
-            .bind(node.as_str())
+            .bind(node.to_string())
             .bind(epoch.cast_signed())
             .bind(i64::try_from(after).unwrap_or(i64::MAX))
             .bind(limit);
         views(query.fetch_all(&mut *connection).await?)
+    }
+
+    /// All chains and how far they are booked.
+    pub async fn chains(&self) -> Result<Vec<ChainView>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::chains::all(&mut connection).await
+    }
+
+    /// Accounts by name after `after`.
+    pub async fn accounts(&self, after: &str, limit: i64) -> Result<Vec<AccountView>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::journals::accounts(&mut connection, after, limit).await
+    }
+
+    /// The closed months, the first one first.
+    pub async fn periods(&self) -> Result<Vec<ClosedPeriod>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::periods::all(&mut connection).await
     }
 
     /// Computes everything anew and compares; reads the whole ledger.
@@ -264,7 +309,7 @@ impl Ledger {
     }
 }
 
-fn views(rows: Vec<sqlx::sqlite::SqliteRow>) -> Result<Vec<RecordView>, LedgerError> {
+fn views(rows: Vec<sqlx::any::AnyRow>) -> Result<Vec<RecordView>, LedgerError> {
     rows.iter().map(|row| StoredEvent::from_row(row).map(RecordView::from)).collect()
 }
 

@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use common::time::Clock;
-use sqlx::Connection;
-use sqlx::sqlite::SqliteConnection;
+use database::Db;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use crate::period::Period;
 use crate::rating::RateBook;
 use crate::sql;
 use crate::sql::journals::Accounts;
+use crate::sql::requests::{self, RequestKey};
 use crate::sql::terms::Table;
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ const TRANSACTION_RECORDS_MAX: usize = 8192;
 
 /// The task's state; [`Writer::run`] it once.
 pub struct Writer {
-    connection: SqliteConnection,
+    db: Db,
     rates: RateBook,
     accounts: Accounts,
     queue: mpsc::Receiver<Command>,
@@ -37,13 +38,14 @@ type Waiting = (CheckedBatch, Reply<BatchReport>);
 
 impl Writer {
     pub(super) fn new(
-        connection: SqliteConnection,
+        db: Db,
         rates: RateBook,
+        accounts: Accounts,
         queue: mpsc::Receiver<Command>,
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
-        Self { connection, rates, accounts: Accounts::default(), queue, clock, metrics }
+        Self { db, rates, accounts, queue, clock, metrics }
     }
 
     /// Works until every handle of the ledger is gone or `stop` is cancelled and the queue is empty.
@@ -67,7 +69,7 @@ impl Writer {
             };
             held = self.carry_out(command).await;
         }
-        sql::close_writer(self.connection).await;
+        self.db.close().await;
     }
 
     /// Answers a caller that may have gone away; what it asked for is done all the same.
@@ -86,15 +88,23 @@ impl Writer {
             }
             Command::AddVersion { table, document, reply } => {
                 let result = self.add_version(table, &document).await;
-                Self::answer(reply, self.after(result));
+                Self::answer(reply, self.after(result).await);
             }
             Command::AddParty { document, reply } => {
                 let result = self.add_party(&document).await;
-                Self::answer(reply, self.after(result));
+                Self::answer(reply, self.after(result).await);
             }
-            Command::Close(period, reply) => {
-                let result = self.close(period).await;
-                Self::answer(reply, self.after(result));
+            Command::Close { period, missing, reply } => {
+                let result = self.close(period, &missing).await;
+                Self::answer(reply, self.after(result).await);
+            }
+            Command::Correct { request, key, reply } => {
+                let result = self.once(key, async |booking| booking.correct(&request).await).await;
+                Self::answer(reply, self.after(result).await);
+            }
+            Command::Pay { request, key, reply } => {
+                let result = self.once(key, async |booking| booking.pay(&request).await).await;
+                Self::answer(reply, self.after(result).await);
             }
         }
         None
@@ -117,9 +127,11 @@ impl Writer {
     }
 
     /// After a transaction that did not commit, remembered accounts may not exist.
-    fn after<T>(&mut self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+    async fn after<T>(&mut self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
         if result.is_err() {
-            self.accounts.forget();
+            let read = async { Accounts::read(&mut *self.db.read().await?).await };
+            // A database that cannot be read now will fail what comes next too, which then reads again.
+            self.accounts = read.await.unwrap_or_default();
         }
         result
     }
@@ -127,8 +139,8 @@ impl Writer {
     async fn book(&mut self, batches: Vec<Waiting>) {
         let begin = Instant::now();
         let (batches, replies): (Vec<_>, Vec<_>) = batches.into_iter().unzip();
-        let result = self.try_book(&batches).await;
-        match self.after(result) {
+        let result = self.try_book(batches).await;
+        match self.after(result).await {
             Ok(reports) => {
                 self.metrics.batch_seconds.record(begin.elapsed().as_secs_f64());
                 for (report, reply) in reports.into_iter().zip(replies) {
@@ -148,25 +160,56 @@ impl Writer {
     }
 
     /// All batches in one transaction: durable when it returns, or nothing of them is booked.
-    async fn try_book(&mut self, batches: &[CheckedBatch]) -> Result<Vec<BatchReport>, LedgerError> {
-        let now = self.clock.now();
-        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut booking = Booking::begin(&mut transaction, &self.rates, &mut self.accounts, now).await?;
+    async fn try_book(&mut self, batches: Vec<CheckedBatch>) -> Result<Vec<BatchReport>, LedgerError> {
+        let mut transaction = self.db.write().await?;
+        let mut booking = self.booking(&mut transaction).await?;
         let mut reports = Vec::with_capacity(batches.len());
         for batch in batches {
             reports.push(booking.book(batch).await?);
         }
+        booking.write().await?;
         transaction.commit().await?;
         Ok(reports)
+    }
+
+    /// The view of a transaction on the ledger.
+    async fn booking<'a>(
+        &'a mut self,
+        connection: &'a mut database::Connection,
+    ) -> Result<Booking<'a>, LedgerError> {
+        let (dialect, now) = (self.db.dialect, self.clock.now());
+        Booking::begin(connection, dialect, &self.rates, &mut self.accounts, now).await
+    }
+
+    /// Does what a request asks in one transaction, or answers as it was answered before.
+    async fn once<T: Serialize>(
+        &mut self,
+        key: Option<RequestKey>,
+        act: impl AsyncFnOnce(&mut Booking<'_>) -> Result<T, LedgerError>,
+    ) -> Result<Value, LedgerError> {
+        let mut transaction = self.db.write().await?;
+        if let Some(key) = &key
+            && let Some(answer) = requests::find(&mut transaction, key).await?
+        {
+            return Ok(answer);
+        }
+        let mut booking = self.booking(&mut transaction).await?;
+        let answer = act(&mut booking).await?;
+        let answer = serde_json::to_value(answer).map_err(LedgerError::corrupt)?;
+        if let Some(key) = &key {
+            requests::keep(&mut transaction, key, &answer, self.clock.now()).await?;
+        }
+        transaction.commit().await?;
+        Ok(answer)
     }
 
     async fn add_version(&mut self, table: Table, document: &Value) -> Result<i64, LedgerError> {
         let (valid_from, text) = checked_version(self.rates.fee, table, document)?;
         let now = self.clock.now();
-        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.db.write().await?;
         let version = sql::terms::add(&mut transaction, table, valid_from, &text, now).await?;
         transaction.commit().await?;
-        self.rates = sql::terms::rate_book(&mut self.connection, self.rates.fee).await?;
+        self.rates = sql::terms::rate_book(&mut *self.db.read().await?, self.rates.fee).await?;
         self.rate_exceptions().await?;
         Ok(version)
     }
@@ -175,9 +218,8 @@ impl Writer {
     async fn rate_exceptions(&mut self) -> Result<(), LedgerError> {
         let mut after = Some(0);
         while let Some(last) = after {
-            let now = self.clock.now();
-            let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-            let mut booking = Booking::begin(&mut transaction, &self.rates, &mut self.accounts, now).await?;
+            let mut transaction = self.db.write().await?;
+            let mut booking = self.booking(&mut transaction).await?;
             after = booking.rate_exceptions(last).await?;
             transaction.commit().await?;
         }
@@ -187,17 +229,16 @@ impl Writer {
     async fn add_party(&mut self, document: &Value) -> Result<(), LedgerError> {
         let (party, valid_from, text) = checked_party(document)?;
         let now = self.clock.now();
-        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.db.write().await?;
         sql::terms::add_party(&mut transaction, &party.party, valid_from, &text, now).await?;
         Ok(transaction.commit().await?)
     }
 
     /// Invoices all that was booked up to the month's end, and seals it, in one transaction.
-    async fn close(&mut self, period: Period) -> Result<(), LedgerError> {
-        let now = self.clock.now();
-        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut booking = Booking::begin(&mut transaction, &self.rates, &mut self.accounts, now).await?;
-        booking.close(period).await?;
+    async fn close(&mut self, period: Period, missing: &[String]) -> Result<(), LedgerError> {
+        let mut transaction = self.db.write().await?;
+        let mut booking = self.booking(&mut transaction).await?;
+        booking.close(period, missing).await?;
         Ok(transaction.commit().await?)
     }
 }

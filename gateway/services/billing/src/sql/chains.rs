@@ -4,8 +4,9 @@ use common::hash::RecordDigest;
 use common::id::NodeId;
 use common::record::ChainedRecord;
 use common::time::UnixMillis;
+use database::Connection;
+use serde::Serialize;
 use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
 
 use super::LedgerError;
 
@@ -17,17 +18,28 @@ pub(crate) struct Head {
     pub last_digest: RecordDigest,
 }
 
+/// A chain as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ChainView {
+    pub node: NodeId,
+    pub epoch: u64,
+    pub last_seq: u64,
+    pub last_digest: RecordDigest,
+    /// Every delivery of the node that began before this (milliseconds since 1970) is booked; 0: it never said.
+    pub passed_ms: UnixMillis,
+}
+
 pub(crate) fn digest(bytes: &[u8]) -> Result<RecordDigest, LedgerError> {
-    bytes.try_into().map(RecordDigest::from_bytes).map_err(LedgerError::corrupt)
+    super::digest(bytes).map(RecordDigest::from_bytes)
 }
 
 pub(crate) async fn head(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     node: &NodeId,
     epoch: u64,
 ) -> Result<Option<Head>, LedgerError> {
-    let row = sqlx::query("SELECT id, last_seq, last_digest FROM chains WHERE node = ? AND epoch = ?")
-        .bind(node.as_str())
+    let row = sqlx::query("SELECT id, last_seq, last_digest FROM chains WHERE node = $1 AND epoch = $2")
+        .bind(node.to_string())
         .bind(epoch.cast_signed())
         .fetch_optional(connection)
         .await?;
@@ -41,58 +53,91 @@ pub(crate) async fn head(
     .transpose()
 }
 
+/// All chains, by node and epoch.
+pub(crate) async fn all(connection: &mut Connection) -> Result<Vec<ChainView>, LedgerError> {
+    let sql = "SELECT node, epoch, last_seq, last_digest, passed_ms FROM chains ORDER BY node, epoch";
+    let rows = sqlx::query(sql).fetch_all(connection).await?;
+    let view = |row: &sqlx::any::AnyRow| {
+        Ok(ChainView {
+            node: NodeId::new(row.try_get(0)?).map_err(LedgerError::corrupt)?,
+            epoch: row.try_get::<i64, _>(1)?.cast_unsigned(),
+            last_seq: row.try_get::<i64, _>(2)?.cast_unsigned(),
+            last_digest: digest(row.try_get(3)?)?,
+            passed_ms: UnixMillis(row.try_get::<i64, _>(4)?.cast_unsigned()),
+        })
+    };
+    rows.iter().map(view).collect()
+}
+
 /// The node's greatest epoch with a booked record.
 pub(crate) async fn greatest_epoch(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     node: &NodeId,
 ) -> Result<Option<u64>, LedgerError> {
-    let epoch: Option<i64> = sqlx::query_scalar("SELECT max(epoch) FROM chains WHERE node = ?")
-        .bind(node.as_str())
+    let epoch: Option<i64> = sqlx::query_scalar("SELECT max(epoch) FROM chains WHERE node = $1")
+        .bind(node.to_string())
         .fetch_one(connection)
         .await?;
     Ok(epoch.map(i64::cast_unsigned))
 }
 
-/// Begins a chain; its head follows with [`advance`] in the same transaction.
+/// Begins a chain before its first record.
 pub(crate) async fn begin(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     node: &NodeId,
     epoch: u64,
 ) -> Result<Head, LedgerError> {
-    let zero = RecordDigest::ZERO;
+    let head = Head { chain: 0, last_seq: 0, last_digest: RecordDigest::ZERO };
     let chain = sqlx::query_scalar(
-        "INSERT INTO chains (node, epoch, last_seq, last_digest) VALUES (?, ?, 0, ?) RETURNING id",
+        "INSERT INTO chains (id, node, epoch, last_seq, last_digest) \
+         SELECT coalesce(max(id), 0) + 1, $1, $2, 0, $3 FROM chains RETURNING id",
     )
-    .bind(node.as_str())
+    .bind(node.to_string())
     .bind(epoch.cast_signed())
-    .bind(&zero.as_bytes()[..])
+    .bind(head.last_digest.as_bytes().to_vec())
     .fetch_one(connection)
     .await?;
-    Ok(Head { chain, last_seq: 0, last_digest: zero })
+    Ok(Head { chain, ..head })
 }
 
+/// Moves a chain's head to `last`.
 pub(crate) async fn advance(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     chain: i64,
     last: &ChainedRecord,
 ) -> Result<(), LedgerError> {
-    sqlx::query("UPDATE chains SET last_seq = ?, last_digest = ? WHERE id = ?")
+    sqlx::query("UPDATE chains SET last_seq = $1, last_digest = $2 WHERE id = $3")
         .bind(last.seq.cast_signed())
-        .bind(&last.digest.as_bytes()[..])
+        .bind(last.digest.as_bytes().to_vec())
         .bind(chain)
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// Digests booked under the numbers `first..=last`, in order.
+/// The node says that every delivery that began before `passed` is booked.
+pub(crate) async fn pass(
+    connection: &mut Connection,
+    chain: i64,
+    passed: UnixMillis,
+) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE chains SET passed_ms = $1 WHERE id = $2 AND passed_ms < $1")
+        .bind(passed.0.cast_signed())
+        .bind(chain)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Digests of a chain's records from `first` to `last`, in order.
 pub(crate) async fn digests(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     chain: i64,
     first: u64,
     last: u64,
 ) -> Result<Vec<RecordDigest>, LedgerError> {
-    let rows = sqlx::query("SELECT digest FROM events WHERE chain = ? AND seq BETWEEN ? AND ? ORDER BY seq")
+    let sql = "SELECT digest FROM events WHERE chain = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq";
+    let rows = sqlx::query(sql)
         .bind(chain)
         .bind(first.cast_signed())
         .bind(last.cast_signed())
@@ -101,9 +146,9 @@ pub(crate) async fn digests(
     rows.iter().map(|row| digest(row.try_get(0)?)).collect()
 }
 
-/// Keeps a record that contradicts the books, for the operator; the same one is kept once.
+/// Keeps a record that contradicts the books, once.
 pub(crate) async fn quarantine(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     node: &NodeId,
     epoch: u64,
     record: &ChainedRecord,
@@ -111,14 +156,18 @@ pub(crate) async fn quarantine(
     now: UnixMillis,
 ) -> Result<(), LedgerError> {
     let text = serde_json::to_string(record).map_err(LedgerError::corrupt)?;
+    let id: i64 = sqlx::query_scalar("SELECT coalesce(max(id), 0) + 1 FROM quarantine")
+        .fetch_one(&mut *connection)
+        .await?;
     sqlx::query(
-        "INSERT INTO quarantine (node, epoch, seq, digest, record, reason, received_ms) \
-         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node, epoch, seq, digest) DO NOTHING",
+        "INSERT INTO quarantine (id, node, epoch, seq, digest, record, reason, received_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (node, epoch, seq, digest) DO NOTHING",
     )
-    .bind(node.as_str())
+    .bind(id)
+    .bind(node.to_string())
     .bind(epoch.cast_signed())
     .bind(record.seq.cast_signed())
-    .bind(&record.digest.as_bytes()[..])
+    .bind(record.digest.as_bytes().to_vec())
     .bind(text)
     .bind(reason.to_owned())
     .bind(now.0.cast_signed())

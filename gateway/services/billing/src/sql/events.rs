@@ -4,14 +4,15 @@ use std::sync::LazyLock;
 
 use common::hash::{ContentHash, RecordDigest};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
+use common::money::Currency;
 use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryRecord, DeliveryStatus, Source};
 use common::time::UnixMillis;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use database::{Column, Connection, Dialect, Insert};
+use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::LedgerError;
 use super::chains::digest;
-use super::rows::Insert;
 use crate::period::Period;
 
 pub(crate) fn class_text(class: DeliveryClass) -> &'static str {
@@ -39,68 +40,113 @@ pub(crate) fn status_text(status: DeliveryStatus) -> &'static str {
 }
 
 /// An event to be booked.
-pub(crate) struct NewEvent<'a> {
+pub(crate) struct NewEvent {
     pub id: i64,
     pub chain: i64,
-    pub link: &'a ChainedRecord,
+    pub link: ChainedRecord,
     pub usage_period: Period,
     pub booked_period: Period,
     pub outcome: &'static str,
-    pub journal: Option<i64>,
+    pub charge: Option<Booked>,
 }
 
-static INSERT: LazyLock<Insert> = LazyLock::new(|| {
-    let head = "INSERT INTO events (id, chain, seq, digest, delivery, begin_ms, end_ms, client, content, hash, \
-         provider, class, path, home, source_site, source_origin, searched, surrogate, mobile_access, status, \
-         bytes_total, bytes_sent, usage_period, booked_period, outcome, journal)";
-    Insert::new(head, 26, "")
-});
+/// What a charge came to, under which versions, and the journal it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Booked {
+    pub tariff: i64,
+    pub split: i64,
+    pub currency: Currency,
+    pub micros: i64,
+    pub journal: i64,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::Integer("id"),
+    Column::Integer("chain"),
+    Column::Integer("seq"),
+    Column::Bytes("digest"),
+    Column::Bytes("delivery"),
+    Column::Integer("begin_ms"),
+    Column::Integer("end_ms"),
+    Column::Text("client"),
+    Column::Text("content"),
+    Column::Bytes("hash"),
+    Column::Text("provider"),
+    Column::Text("class"),
+    Column::Text("path"),
+    Column::Text("home"),
+    Column::Text("source_site"),
+    Column::Text("source_origin"),
+    Column::Integer("searched"),
+    Column::Text("surrogate"),
+    Column::Text("mobile_access"),
+    Column::Text("status"),
+    Column::Integer("bytes_total"),
+    Column::Integer("bytes_sent"),
+    Column::Integer("usage_period"),
+    Column::Integer("booked_period"),
+    Column::Text("outcome"),
+    Column::Integer("tariff"),
+    Column::Integer("split"),
+    Column::Text("currency"),
+    Column::Integer("amount"),
+    Column::Integer("journal"),
+];
+static INSERT: LazyLock<Insert> = LazyLock::new(|| Insert::new("events", COLUMNS, ""));
 
 /// The first free id.
-pub(crate) async fn next_id(connection: &mut SqliteConnection) -> Result<i64, LedgerError> {
+pub(crate) async fn next_id(connection: &mut Connection) -> Result<i64, LedgerError> {
     Ok(sqlx::query_scalar("SELECT coalesce(max(id), 0) + 1 FROM events").fetch_one(connection).await?)
 }
 
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
-    events: &[NewEvent<'_>],
+    connection: &mut Connection,
+    dialect: Dialect,
+    events: &[NewEvent],
 ) -> Result<(), LedgerError> {
-    let bind = |query: super::rows::Bound, event: &NewEvent<'_>| {
-        let record = &event.link.record;
-        let (site, origin) = match &record.source {
-            None => (None, None),
-            Some(Source::Site(site)) => (Some(site.as_str()), None),
-            Some(Source::Origin(name)) => (None, Some(name.as_str())),
-        };
-        query
-            .bind(event.id)
-            .bind(event.chain)
-            .bind(event.link.seq.cast_signed())
-            .bind(&event.link.digest.as_bytes()[..])
-            .bind(&record.delivery.as_bytes()[..])
-            .bind(record.begin.0.cast_signed())
-            .bind(record.end.0.cast_signed())
-            .bind(record.client.as_str())
-            .bind(record.content.as_str())
-            .bind(&record.hash.as_bytes()[..])
-            .bind(record.provider.as_str())
-            .bind(class_text(record.class))
-            .bind(path_text(record.path))
-            .bind(record.home.as_str())
-            .bind(site)
-            .bind(origin)
-            .bind(record.searched)
-            .bind(record.surrogate.as_ref().map(SiteId::as_str))
-            .bind(record.mobile_access.as_ref().map(ServerName::as_str))
-            .bind(status_text(record.status))
-            .bind(record.bytes_total.cast_signed())
-            .bind(record.bytes_sent.cast_signed())
-            .bind(event.usage_period.number())
-            .bind(event.booked_period.number())
-            .bind(event.outcome)
-            .bind(event.journal)
-    };
-    INSERT.run(connection, events, bind).await?;
+    INSERT
+        .run(connection, dialect, events, |event, values| {
+            let record = &event.link.record;
+            let (site, origin) = match &record.source {
+                None => (None, None),
+                Some(Source::Site(site)) => (Some(site.as_str()), None),
+                Some(Source::Origin(name)) => (None, Some(name.as_str())),
+            };
+            let charge = event.charge.as_ref();
+            values.extend([
+                event.id.into(),
+                event.chain.into(),
+                event.link.seq.cast_signed().into(),
+                (&event.link.digest.as_bytes()[..]).into(),
+                (&record.delivery.as_bytes()[..]).into(),
+                record.begin.0.cast_signed().into(),
+                record.end.0.cast_signed().into(),
+                record.client.as_str().into(),
+                record.content.as_str().into(),
+                (&record.hash.as_bytes()[..]).into(),
+                record.provider.as_str().into(),
+                class_text(record.class).into(),
+                path_text(record.path).into(),
+                record.home.as_str().into(),
+                site.into(),
+                origin.into(),
+                i64::from(record.searched).into(),
+                record.surrogate.as_ref().map(SiteId::as_str).into(),
+                record.mobile_access.as_ref().map(ServerName::as_str).into(),
+                status_text(record.status).into(),
+                record.bytes_total.cast_signed().into(),
+                record.bytes_sent.cast_signed().into(),
+                event.usage_period.number().into(),
+                event.booked_period.number().into(),
+                event.outcome.into(),
+                charge.map(|c| c.tariff).into(),
+                charge.map(|c| c.split).into(),
+                charge.map(|c| c.currency.code()).into(),
+                charge.map(|c| c.micros).into(),
+                charge.map(|c| c.journal).into(),
+            ]);
+        })
+        .await?;
     Ok(())
 }
 
@@ -120,23 +166,21 @@ pub(crate) struct StoredEvent {
     pub outcome: String,
     /// Why it was an exception on arrival.
     pub reason: Option<String>,
-    pub journal: Option<i64>,
-    /// Of the journal: its versions, currency and the charge.
-    pub tariff: Option<i64>,
-    pub split: Option<i64>,
-    pub currency: Option<String>,
-    pub charge: Option<i64>,
+    pub charge: Option<Booked>,
+    /// Why the charge was taken back, if it was.
+    pub corrected: Option<String>,
 }
 
 /// Reads [`StoredEvent`]s from `events e`; conditions follow it.
 const SELECT: &str = "SELECT e.id, e.chain, c.node, c.epoch, e.seq, e.digest, e.delivery, e.begin_ms, e.end_ms, \
      e.client, e.content, e.hash, e.provider, e.class, e.path, e.home, e.source_site, e.source_origin, \
      e.searched, e.surrogate, e.mobile_access, e.status, e.bytes_total, e.bytes_sent, e.usage_period, \
-     e.booked_period, coalesce(x.resolved_outcome, e.outcome) AS outcome, x.reason, j.id AS journal, j.tariff, \
-     j.split, j.currency, p.amount AS charge \
+     coalesce(x.resolved_period, e.booked_period) AS booked_period, \
+     coalesce(x.resolved_outcome, e.outcome) AS outcome, x.reason, coalesce(e.journal, x.journal) AS journal, \
+     coalesce(e.tariff, x.tariff) AS tariff, coalesce(e.split, x.split) AS split, \
+     coalesce(e.currency, x.currency) AS currency, coalesce(e.amount, x.amount) AS amount, k.reason AS corrected \
      FROM events e JOIN chains c ON c.id = e.chain LEFT JOIN exceptions x ON x.event = e.id \
-     LEFT JOIN journals j ON j.id = coalesce(e.journal, x.journal) \
-     LEFT JOIN postings p ON p.journal = j.id AND p.line = 0 ";
+     LEFT JOIN corrections k ON k.event = e.id ";
 
 /// The statement that selects events by `conditions`.
 pub(crate) fn select(conditions: &'static str) -> AssertSqlSafe<String> {
@@ -144,14 +188,11 @@ pub(crate) fn select(conditions: &'static str) -> AssertSqlSafe<String> {
 }
 
 impl StoredEvent {
-    pub fn from_row(row: &SqliteRow) -> Result<Self, LedgerError> {
+    pub fn from_row(row: &AnyRow) -> Result<Self, LedgerError> {
         let text = |name: &str| row.try_get::<String, _>(name);
         let optional = |name: &str| row.try_get::<Option<String>, _>(name);
         let unsigned = |name: &str| row.try_get::<i64, _>(name).map(i64::cast_unsigned);
-        let period = |name: &str| -> Result<Period, LedgerError> {
-            let number = row.try_get(name)?;
-            Period::from_number(number).ok_or_else(|| LedgerError::corrupt(format!("period {number}")))
-        };
+        let period = |name: &str| super::period(row, name);
         let site = |name: &str| -> Result<Option<SiteId>, LedgerError> {
             optional(name)?.map(|t| SiteId::new(&t).map_err(LedgerError::corrupt)).transpose()
         };
@@ -180,7 +221,7 @@ impl StoredEvent {
                 Some(site) => Some(Source::Site(site)),
                 None => server("source_origin")?.map(Source::Origin),
             },
-            searched: row.try_get("searched")?,
+            searched: row.try_get::<i64, _>("searched")? != 0,
             surrogate: site("surrogate")?,
             mobile_access: server("mobile_access")?,
             status: word(
@@ -196,6 +237,16 @@ impl StoredEvent {
             bytes_total: unsigned("bytes_total")?,
             bytes_sent: unsigned("bytes_sent")?,
         };
+        let charge = match row.try_get::<Option<i64>, _>("journal")? {
+            None => None,
+            Some(journal) => Some(Booked {
+                tariff: row.try_get("tariff")?,
+                split: row.try_get("split")?,
+                currency: super::currency(row, "currency")?,
+                micros: row.try_get("amount")?,
+                journal,
+            }),
+        };
         Ok(Self {
             id: row.try_get("id")?,
             chain: row.try_get("chain")?,
@@ -208,11 +259,8 @@ impl StoredEvent {
             booked_period: period("booked_period")?,
             outcome: text("outcome")?,
             reason: optional("reason")?,
-            journal: row.try_get("journal")?,
-            tariff: row.try_get("tariff")?,
-            split: row.try_get("split")?,
-            currency: optional("currency")?,
-            charge: row.try_get("charge")?,
+            charge,
+            corrected: optional("corrected")?,
         })
     }
 }

@@ -2,50 +2,63 @@
 
 use std::sync::LazyLock;
 
-use sqlx::sqlite::SqliteConnection;
+use database::{Column, Connection, Dialect, Insert};
 
 use super::LedgerError;
-use super::events::{StoredEvent, select};
-use super::rows::{Bound, Insert};
+use super::events::{Booked, StoredEvent, select};
 use crate::period::Period;
 
+const COLUMNS: &[Column] = &[Column::Integer("event"), Column::Text("reason")];
+static INSERT: LazyLock<Insert> = LazyLock::new(|| Insert::new("exceptions", COLUMNS, ""));
+
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
+    dialect: Dialect,
     exceptions: &[(i64, String)],
 ) -> Result<(), LedgerError> {
-    static INSERT: LazyLock<Insert> =
-        LazyLock::new(|| Insert::new("INSERT INTO exceptions (event, reason)", 2, ""));
-    let bind = |query: Bound, (event, reason): &(i64, String)| query.bind(*event).bind(reason.clone());
-    INSERT.run(connection, exceptions, bind).await?;
+    INSERT
+        .run(connection, dialect, exceptions, |(event, reason), values| {
+            values.extend([(*event).into(), reason.as_str().into()]);
+        })
+        .await?;
     Ok(())
 }
 
 /// Open exceptions in the order of their events, from after `after`.
 pub(crate) async fn open(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     after: i64,
     limit: i64,
 ) -> Result<Vec<StoredEvent>, LedgerError> {
-    let sql = "WHERE x.resolved_outcome IS NULL AND x.event > ? ORDER BY x.event LIMIT ?";
+    let sql = "WHERE x.event IS NOT NULL AND x.resolved_outcome IS NULL AND x.event > $1 \
+         ORDER BY x.event LIMIT $2";
     // Through the exceptions' own index: there are few of them among many events.
     let rows = sqlx::query(select(sql)).bind(after).bind(limit).fetch_all(connection).await?;
     rows.iter().map(StoredEvent::from_row).collect()
 }
 
-pub(crate) async fn resolve(
-    connection: &mut SqliteConnection,
-    event: i64,
-    outcome: &'static str,
-    period: Period,
-    journal: Option<i64>,
-) -> Result<(), LedgerError> {
+/// What became of an exception when it was rated again.
+pub(crate) struct Resolved {
+    pub event: i64,
+    pub outcome: &'static str,
+    pub period: Period,
+    pub charge: Option<Booked>,
+}
+
+pub(crate) async fn resolve(connection: &mut Connection, resolved: &Resolved) -> Result<(), LedgerError> {
+    let charge = resolved.charge.as_ref();
     sqlx::query(
-        "UPDATE exceptions SET resolved_outcome = ?, resolved_period = ?, journal = ? WHERE event = ?",
+        "UPDATE exceptions SET resolved_outcome = $1, resolved_period = $2, tariff = $3, split = $4, \
+         currency = $5, amount = $6, journal = $7 WHERE event = $8",
     )
-    .bind(outcome)
-    .bind(period.number())
-    .bind(journal)
-    .bind(event)
+    .bind(resolved.outcome)
+    .bind(resolved.period.number())
+    .bind(charge.map(|c| c.tariff))
+    .bind(charge.map(|c| c.split))
+    .bind(charge.map(|c| c.currency.code()))
+    .bind(charge.map(|c| c.micros))
+    .bind(charge.map(|c| c.journal))
+    .bind(resolved.event)
     .execute(connection)
     .await?;
     Ok(())

@@ -1,116 +1,51 @@
-//! Closed months, the charges that wait to be invoiced, and the invoices.
-
-use std::collections::BTreeMap;
+//! Invoices and credit notes as they were issued.
 
 use common::id::ClientId;
 use common::money::Currency;
-use common::time::UnixMillis;
+use database::Connection;
 use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::any::AnyRow;
 
 use super::LedgerError;
 use super::events::{StoredEvent, select};
-use crate::invoice::{Invoice, InvoiceLine};
+use crate::documents::{Invoice, InvoiceKind};
 use crate::period::Period;
 
-/// Lines of one client in one currency.
-pub(crate) struct Waiting {
-    pub client: ClientId,
-    pub currency: Currency,
-    pub lines: Vec<InvoiceLine>,
-}
-
-fn period(row: &SqliteRow, column: usize) -> Result<Period, LedgerError> {
-    let number = row.try_get(column)?;
-    Period::from_number(number).ok_or_else(|| LedgerError::corrupt(format!("period {number}")))
-}
-
-/// The latest closed month: it and all before it are closed.
-pub(crate) async fn closed_through(connection: &mut SqliteConnection) -> Result<Option<Period>, LedgerError> {
-    let number: Option<i64> =
-        sqlx::query_scalar("SELECT max(period) FROM periods").fetch_one(connection).await?;
-    let read = |n| Period::from_number(n).ok_or_else(|| LedgerError::corrupt(format!("period {n}")));
-    number.map(read).transpose()
-}
-
-pub(crate) async fn close_period(
-    connection: &mut SqliteConnection,
-    period: Period,
-    now: UnixMillis,
-) -> Result<(), LedgerError> {
-    sqlx::query("INSERT INTO periods (period, closed_ms) VALUES (?, ?)")
-        .bind(period.number())
-        .bind(now.0.cast_signed())
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Charges of months after `closed` up to `through` that were not invoiced yet: of up to `clients` clients
-/// after `after`, by name.
-pub(crate) async fn waiting(
-    connection: &mut SqliteConnection,
-    closed: Option<Period>,
-    through: Period,
-    after: &str,
-    clients: i64,
-) -> Result<Vec<Waiting>, LedgerError> {
-    let rows = sqlx::query(
-        "SELECT client, currency, usage_period, class, path, sum(deliveries), \
-         sum(bytes_sent), sum(amount) FROM usage \
-         WHERE outcome = 'charged' AND booked_period > ?1 AND booked_period <= ?2 AND client > ?3 \
-         AND client <= (SELECT max(client) FROM (SELECT DISTINCT client FROM usage WHERE outcome = 'charged' \
-             AND booked_period > ?1 AND booked_period <= ?2 AND client > ?3 ORDER BY client LIMIT ?4)) \
-         GROUP BY client, currency, usage_period, class, path \
-         ORDER BY client, currency, usage_period, class, path",
-    )
-    .bind(closed.map_or(0, Period::number))
-    .bind(through.number())
-    .bind(after)
-    .bind(clients)
-    .fetch_all(connection)
-    .await?;
-    let mut groups: BTreeMap<(ClientId, Currency), Vec<InvoiceLine>> = BTreeMap::new();
-    for row in &rows {
-        let client = ClientId::new(row.try_get(0)?).map_err(LedgerError::corrupt)?;
-        let currency = row.try_get::<&str, _>(1)?.parse().map_err(LedgerError::corrupt)?;
-        let line = InvoiceLine {
-            usage_period: period(row, 2)?,
-            late: closed.is_some_and(|closed| period(row, 2).is_ok_and(|usage| usage <= closed)),
-            class: row.try_get(3)?,
-            path: row.try_get(4)?,
-            deliveries: row.try_get(5)?,
-            bytes_sent: row.try_get(6)?,
-            amount_micros: row.try_get(7)?,
-        };
-        groups.entry((client, currency)).or_default().push(line);
-    }
-    let waiting = |((client, currency), lines)| Waiting { client, currency, lines };
-    Ok(groups.into_iter().map(waiting).collect())
-}
-
-pub(crate) async fn next_number(connection: &mut SqliteConnection) -> Result<i64, LedgerError> {
+pub(crate) async fn next_number(connection: &mut Connection) -> Result<i64, LedgerError> {
     Ok(sqlx::query_scalar("SELECT coalesce(max(number), 0) + 1 FROM invoices").fetch_one(connection).await?)
 }
 
-pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
-    number: i64,
-    first_period: Option<Period>,
-    journal: i64,
-    invoice: &Invoice,
-) -> Result<(), LedgerError> {
-    let document = serde_json::to_string(invoice).map_err(LedgerError::corrupt)?;
+/// An invoice or credit note to be stored.
+pub(crate) struct NewInvoice<'a> {
+    pub number: i64,
+    /// Of a credit note: the invoice.
+    pub credits: Option<i64>,
+    pub period: Period,
+    pub first_period: i64,
+    pub client: &'a ClientId,
+    pub journal: Option<i64>,
+    pub document: &'a Invoice,
+}
+
+pub(crate) async fn insert(connection: &mut Connection, new: &NewInvoice<'_>) -> Result<(), LedgerError> {
+    let document = serde_json::to_string(new.document).map_err(LedgerError::corrupt)?;
+    let kind = match new.document.kind {
+        InvoiceKind::Invoice => "invoice",
+        InvoiceKind::CreditNote { .. } => "credit_note",
+    };
     sqlx::query(
-        "INSERT INTO invoices (number, period, first_period, client, currency, journal, document) \
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO invoices (number, kind, credits, period, first_period, client, currency, total_minor, \
+         journal, document) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
-    .bind(number)
-    .bind(invoice.period.number())
-    .bind(first_period.map_or(0, Period::number))
-    .bind(invoice.client.as_str())
-    .bind(invoice.currency.code())
-    .bind(journal)
+    .bind(new.number)
+    .bind(kind)
+    .bind(new.credits)
+    .bind(new.period.number())
+    .bind(new.first_period)
+    .bind(new.client.to_string())
+    .bind(new.document.currency.code())
+    .bind(new.document.total_minor)
+    .bind(new.journal)
     .bind(document)
     .execute(connection)
     .await?;
@@ -119,10 +54,10 @@ pub(crate) async fn insert(
 
 /// The issued document.
 pub(crate) async fn document(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     number: i64,
 ) -> Result<Option<serde_json::Value>, LedgerError> {
-    let text: Option<String> = sqlx::query_scalar("SELECT document FROM invoices WHERE number = ?")
+    let text: Option<String> = sqlx::query_scalar("SELECT document FROM invoices WHERE number = $1")
         .bind(number)
         .fetch_optional(connection)
         .await?;
@@ -140,54 +75,127 @@ pub(crate) struct InvoiceQuery<'a> {
 
 /// Issued documents by number.
 pub(crate) async fn documents(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     query: &InvoiceQuery<'_>,
 ) -> Result<Vec<serde_json::Value>, LedgerError> {
+    let (period, client) = (query.period.map_or(0, Period::number), query.client);
     let rows = sqlx::query(
-        "SELECT document FROM invoices WHERE number > ?1 AND (?2 IS NULL OR period = ?2) \
-         AND (?3 IS NULL OR client = ?3) ORDER BY number LIMIT ?4",
+        "SELECT document FROM invoices WHERE number > $1 AND ($2 = 0 OR period = $2) \
+         AND ($3 = '' OR client = $3) ORDER BY number LIMIT $4",
     )
     .bind(query.after)
-    .bind(query.period.map(Period::number))
-    .bind(query.client.map(ClientId::as_str))
+    .bind(period)
+    .bind(client.map_or_else(String::new, ClientId::to_string))
     .bind(query.limit)
     .fetch_all(connection)
     .await?;
     rows.iter().map(|row| serde_json::from_str(row.try_get(0)?).map_err(LedgerError::corrupt)).collect()
 }
 
-/// Number of invoices of a month.
-pub(crate) async fn count(connection: &mut SqliteConnection, period: Period) -> Result<i64, LedgerError> {
-    let sql = "SELECT count(*) FROM invoices WHERE period = ?";
+/// Number of invoices of a month, without credit notes.
+pub(crate) async fn count(connection: &mut Connection, period: Period) -> Result<i64, LedgerError> {
+    let sql = "SELECT count(*) FROM invoices WHERE period = $1 AND kind = 'invoice'";
     Ok(sqlx::query_scalar(sql).bind(period.number()).fetch_one(connection).await?)
+}
+
+/// Which charges an issued invoice is of, and what is still owed of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Issued {
+    pub number: i64,
+    pub is_credit_note: bool,
+    pub client: ClientId,
+    pub currency: Currency,
+    pub first_period: i64,
+    pub period: Period,
+    /// Whole minor units: the total less credit notes and payments.
+    pub open_minor: i64,
+}
+
+const ISSUED: &str = "SELECT i.number, i.kind, i.client, i.currency, i.first_period, i.period, \
+     CAST(i.total_minor - (SELECT coalesce(sum(c.total_minor), 0) FROM invoices c WHERE c.credits = i.number) \
+     - (SELECT coalesce(sum(p.minor), 0) FROM payments p WHERE p.invoice = i.number) AS BIGINT) AS open_minor \
+     FROM invoices i ";
+
+fn issued(row: &AnyRow) -> Result<Issued, LedgerError> {
+    Ok(Issued {
+        number: row.try_get(0)?,
+        is_credit_note: row.try_get::<&str, _>(1)? == "credit_note",
+        client: ClientId::new(row.try_get(2)?).map_err(LedgerError::corrupt)?,
+        currency: super::currency(row, "currency")?,
+        first_period: row.try_get(4)?,
+        period: super::period(row, "period")?,
+        open_minor: row.try_get(6)?,
+    })
+}
+
+pub(crate) async fn find(connection: &mut Connection, number: i64) -> Result<Option<Issued>, LedgerError> {
+    let sql = sqlx::AssertSqlSafe(format!("{ISSUED} WHERE i.number = $1"));
+    let row = sqlx::query(sql).bind(number).fetch_optional(connection).await?;
+    row.as_ref().map(issued).transpose()
+}
+
+/// The invoice that charges of `client` booked in `booked` are on.
+pub(crate) async fn of_charge(
+    connection: &mut Connection,
+    client: &ClientId,
+    currency: Currency,
+    booked: Period,
+) -> Result<Option<Issued>, LedgerError> {
+    let sql = sqlx::AssertSqlSafe(format!(
+        "{ISSUED} WHERE i.kind = 'invoice' AND i.client = $1 AND i.currency = $2 AND i.first_period <= $3 \
+         AND i.period >= $3"
+    ));
+    let query = sqlx::query(sql).bind(client.to_string()).bind(currency.code()).bind(booked.number());
+    query.fetch_optional(connection).await?.as_ref().map(issued).transpose()
+}
+
+/// Invoices of a month with something owed, by number.
+pub(crate) async fn owed(connection: &mut Connection, period: Period) -> Result<Vec<Issued>, LedgerError> {
+    let sql =
+        sqlx::AssertSqlSafe(format!("{ISSUED} WHERE i.kind = 'invoice' AND i.period = $1 ORDER BY i.number"));
+    let rows = sqlx::query(sql).bind(period.number()).fetch_all(connection).await?;
+    let all: Result<Vec<Issued>, LedgerError> = rows.iter().map(issued).collect();
+    Ok(all?.into_iter().filter(|invoice| invoice.open_minor > 0).collect())
+}
+
+/// Credit notes of an invoice, in order.
+pub(crate) async fn credit_notes(
+    connection: &mut Connection,
+    invoice: i64,
+) -> Result<Vec<Invoice>, LedgerError> {
+    let sql = "SELECT document FROM invoices WHERE credits = $1 ORDER BY number";
+    let rows = sqlx::query(sql).bind(invoice).fetch_all(connection).await?;
+    rows.iter().map(|row| serde_json::from_str(row.try_get(0)?).map_err(LedgerError::corrupt)).collect()
 }
 
 /// The deliveries on an invoice, by event from after `after`; `None` if there is no such invoice.
 pub(crate) async fn deliveries(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     number: i64,
     after: i64,
     limit: i64,
 ) -> Result<Option<Vec<StoredEvent>>, LedgerError> {
-    let sql = "SELECT client, currency, first_period, period FROM invoices WHERE number = ?";
-    let Some(invoice) = sqlx::query(sql).bind(number).fetch_optional(&mut *connection).await? else {
-        return Ok(None);
-    };
-    let (client, currency): (String, String) = (invoice.try_get(0)?, invoice.try_get(1)?);
-    let (first, last): (i64, i64) = (invoice.try_get(2)?, invoice.try_get(3)?);
+    let Some(invoice) = find(&mut *connection, number).await? else { return Ok(None) };
+    if invoice.is_credit_note {
+        let sql = "WHERE k.credit_note = $1 AND e.id > $2 ORDER BY e.id LIMIT $3";
+        let rows =
+            sqlx::query(select(sql)).bind(number).bind(after).bind(limit).fetch_all(connection).await?;
+        return rows.iter().map(StoredEvent::from_row).collect::<Result<_, _>>().map(Some);
+    }
+    // What was taken back before the invoice is not on it.
     let rows = sqlx::query(select(
         "WHERE e.id IN ( \
-             SELECT id FROM events WHERE client = ?1 AND booked_period BETWEEN ?3 AND ?4 \
-                 AND outcome = 'charged' AND id > ?5 \
+             SELECT id FROM events WHERE client = $1 AND booked_period BETWEEN $3 AND $4 \
+                 AND outcome = 'charged' AND currency = $2 AND id > $5 \
              UNION SELECT xe.id FROM exceptions xx JOIN events xe ON xe.id = xx.event \
-                 WHERE xx.resolved_outcome = 'charged' AND xx.resolved_period BETWEEN ?3 AND ?4 \
-                 AND xe.client = ?1 AND xx.event > ?5) \
-         AND j.currency = ?2 ORDER BY e.id LIMIT ?6",
+                 WHERE xx.resolved_outcome = 'charged' AND xx.resolved_period BETWEEN $3 AND $4 \
+                 AND xe.client = $1 AND xx.currency = $2 AND xx.event > $5) \
+         AND (k.event IS NULL OR k.invoice IS NOT NULL) ORDER BY e.id LIMIT $6",
     ))
-    .bind(client)
-    .bind(currency)
-    .bind(first)
-    .bind(last)
+    .bind(invoice.client.to_string())
+    .bind(invoice.currency.code())
+    .bind(invoice.first_period)
+    .bind(invoice.period.number())
     .bind(after)
     .bind(limit)
     .fetch_all(connection)

@@ -1,39 +1,37 @@
-//! The statements, by topic. SQLite's dialect stays in this folder, so that another database can take its place.
+//! The statements, by topic. They are the same for SQLite and PostgreSQL.
 
 pub(crate) mod chains;
+pub(crate) mod corrections;
+pub(crate) mod earnings;
 pub(crate) mod events;
 pub(crate) mod exceptions;
 pub(crate) mod invoices;
 pub(crate) mod journals;
-pub(crate) mod rows;
+pub(crate) mod payments;
+pub(crate) mod periods;
+pub(crate) mod requests;
+pub(crate) mod statements;
 pub(crate) mod terms;
 pub(crate) mod usage;
 
-use std::path::Path;
-use std::time::Duration;
-
 use common::error::{ApiError, ErrorCode};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
-use sqlx::{ConnectOptions, Connection};
+use common::money::Currency;
+use common::server::StartError;
+use database::{Db, Location, Owner};
+use sqlx::Row;
+use sqlx::any::AnyRow;
 
+use crate::config::Fee;
+use crate::period::Period;
 use crate::tariff::InvalidTerms;
 
-/// Pages of 4 KiB kept in memory by the writer, as SQLite counts them: negative is KiB.
-const WRITER_CACHE: &str = "-65536";
-/// Pages in the log before they are moved into the database: 32 MiB.
-const CHECKPOINT_PAGES: &str = "8192";
-const READERS: u32 = 4;
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// The books cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("the ledger's database failed")]
     Sql(#[from] sqlx::Error),
-    #[error("the ledger's database cannot be brought to this version")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
     /// A stored value is not what was stored.
     #[error("the ledger holds a value that is not valid: {0}")]
     Corrupt(String),
@@ -44,9 +42,14 @@ pub enum LedgerError {
     Stopping,
     #[error(transparent)]
     Terms(#[from] InvalidTerms),
+    /// What was asked for is not there, or is not of its form.
+    #[error("{0}")]
+    Invalid(String),
     /// What was asked contradicts what is stored.
     #[error("{0}")]
     Conflict(String),
+    #[error("{0}")]
+    NotFound(String),
 }
 
 impl LedgerError {
@@ -59,7 +62,9 @@ impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Terms(error) => Self::new(ErrorCode::InvalidRequest, error.to_string()),
+            LedgerError::Invalid(message) => Self::new(ErrorCode::InvalidRequest, message),
             LedgerError::Conflict(message) => Self::new(ErrorCode::Conflict, message),
+            LedgerError::NotFound(message) => Self::new(ErrorCode::NotFound, message),
             LedgerError::Stopping => {
                 Self::new(ErrorCode::Draining, "the ledger is stopping; ask again later")
             }
@@ -67,42 +72,29 @@ impl From<LedgerError> for ApiError {
                 Self::new(ErrorCode::BillingUnavailable, "the ledger cannot be used now; ask again later")
                     .with_cause(&error)
             }
-            LedgerError::Migrate(_) | LedgerError::Corrupt(_) => Self::internal(&error),
+            LedgerError::Corrupt(_) => Self::internal(&error),
         }
     }
 }
 
-/// Opens the one connection that writes; makes and migrates the database.
-pub(crate) async fn open_writer(path: &Path) -> Result<SqliteConnection, LedgerError> {
-    let options = options(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .pragma("cache_size", WRITER_CACHE)
-        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
-        // Without it REPLACE would delete rows past the triggers that forbid it.
-        .pragma("recursive_triggers", "ON");
-    let mut connection = options.connect().await?;
-    sqlx::migrate!("./migrations").run(&mut connection).await?;
-    Ok(connection)
+/// Opens the books of `fee` and brings their schema up to date.
+pub(crate) async fn open(location: &Location, fee: Fee) -> Result<Db, StartError> {
+    let (name, writer_lock) = match fee {
+        Fee::Service => ("service-billing", 0x646f_7a6f_0001),
+        Fee::Content => ("content-billing", 0x646f_7a6f_0002),
+    };
+    Db::open(location, Owner { name, migrations: &MIGRATOR, writer_lock }).await
 }
 
-/// Connections that read while the writer writes.
-pub(crate) fn open_readers(path: &Path) -> SqlitePool {
-    SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(options(path).read_only(true))
+fn period(row: &AnyRow, column: &str) -> Result<Period, LedgerError> {
+    let number = row.try_get(column)?;
+    Period::from_number(number).ok_or_else(|| LedgerError::corrupt(format!("period {number}")))
 }
 
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .busy_timeout(Duration::from_secs(10))
-        .disable_statement_logging()
+fn currency(row: &AnyRow, column: &str) -> Result<Currency, LedgerError> {
+    row.try_get::<&str, _>(column)?.parse().map_err(LedgerError::corrupt)
 }
 
-/// Ends the writer's connection in order: SQLite then moves its log into the database.
-pub(crate) async fn close_writer(connection: SqliteConnection) {
-    if let Err(error) = connection.close().await {
-        tracing::warn!(error = %common::error::chain(&error), "the ledger's database did not close in order");
-    }
+fn digest(bytes: &[u8]) -> Result<[u8; 32], LedgerError> {
+    bytes.try_into().map_err(LedgerError::corrupt)
 }

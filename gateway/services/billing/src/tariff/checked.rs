@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use common::id::{BucketName, ClientId};
-use common::money::{Currency, UnknownCurrency};
+use common::money::{Currency, MICROS_PER_MINOR, UnknownCurrency};
 use common::name::ContentName;
 use common::time::UnixMillis;
 use serde::Serialize;
 
 use super::{
-    ContentSplit, ContentTariff, HitRatios, OriginRatios, PartialPolicy, Party, PeerRatios, ServiceSplit,
-    ServiceTariff, SurchargeRatios,
+    ContentSplit, ContentTariff, HitRatios, OriginRatios, PartialPolicy, Party, Payout, PayoutBasis,
+    PeerRatios, ServiceSplit, ServiceTariff, SurchargeRatios, Tier,
 };
 use crate::config::Fee;
 use crate::period::{InvalidTime, Zone};
@@ -40,6 +40,12 @@ pub enum InvalidTerms {
     PriceTarget,
     #[error("two prices are for {0}")]
     PriceTwice(String),
+    #[error("tiers must rise in from_deliveries, with discount_basis_points of at most 10000")]
+    Tiers,
+    #[error("payment_days {0} is more than 366")]
+    PaymentDays(u32),
+    #[error("country {0:?} is not two capital letters of ISO 3166")]
+    Country(String),
     #[error("tax_basis_points {0} is more than 10000")]
     Tax(u32),
     #[error(
@@ -83,7 +89,52 @@ pub struct Tariff {
     pub currency: Currency,
     pub partial: PartialPolicy,
     pub tax_basis_points: u32,
+    pub discounts: Discounts,
+    /// Invoices are due so many days after their issue.
+    pub payment_days: u32,
+    /// In whole minor units.
+    pub payout_minimum: i64,
+    pub payout_basis: PayoutBasis,
     pub prices: Prices,
+}
+
+/// What is taken off a client's charges of a month.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Discounts {
+    free_deliveries: u64,
+    tiers: Vec<Tier>,
+}
+
+impl Discounts {
+    fn new(free_deliveries: u64, tiers: &[Tier]) -> Result<Self, InvalidTerms> {
+        let rising = tiers.windows(2).all(|pair| pair[0].from_deliveries < pair[1].from_deliveries);
+        let bounded = tiers.iter().all(|tier| tier.discount_basis_points <= BASIS_POINTS);
+        if !rising || !bounded {
+            return Err(InvalidTerms::Tiers);
+        }
+        Ok(Self { free_deliveries, tiers: tiers.to_vec() })
+    }
+
+    /// Millionths off charges of `micros` for `deliveries`, rounded down: every delivery costs the average; the free
+    /// ones cost nothing, those beyond a tier's begin so much less.
+    pub fn of(&self, deliveries: u64, micros: i64) -> i64 {
+        if deliveries == 0 || micros <= 0 {
+            return 0;
+        }
+        let mut begin = self.free_deliveries.min(deliveries);
+        let mut weighted = u128::from(begin) * u128::from(BASIS_POINTS);
+        for (n, tier) in self.tiers.iter().enumerate() {
+            let end = self.tiers.get(n + 1).map_or(deliveries, |next| next.from_deliveries.min(deliveries));
+            begin = begin.max(tier.from_deliveries);
+            let count = end.saturating_sub(begin);
+            weighted += u128::from(count) * u128::from(tier.discount_basis_points);
+            begin = begin.max(end);
+        }
+        // At most the charges themselves. Counts of deliveries and charges are both below 2^63.
+        let (whole, parts) = (u128::from(deliveries) * u128::from(BASIS_POINTS), weighted);
+        let off = u128::from(micros.unsigned_abs()).saturating_mul(parts.min(whole)) / whole;
+        i64::try_from(off).unwrap_or(micros)
+    }
 }
 
 /// A checked version of a split: for each path who gets how much, in the order that breaks ties. For the
@@ -122,7 +173,17 @@ impl Tariff {
             per_megabyte: price("per_megabyte", &doc.per_megabyte, currency)?,
             surcharge: price("surrogate_surcharge", &doc.surrogate_surcharge, currency)?,
         };
-        Self::build(&doc.valid_from, &doc.zone, currency, doc.partial, doc.tax_basis_points, prices)
+        let discounts = Discounts::new(doc.free_deliveries, &doc.tiers)?;
+        let common = Common {
+            valid_from: &doc.valid_from,
+            zone: &doc.zone,
+            currency,
+            partial: doc.partial,
+            tax_basis_points: doc.tax_basis_points,
+            payment_days: doc.payment_days,
+            payout: &doc.payout,
+        };
+        common.tariff(discounts, prices)
     }
 
     fn content(doc: &ContentTariff) -> Result<Self, InvalidTerms> {
@@ -142,23 +203,54 @@ impl Tariff {
         }
         let default = use_price(&doc.purchase, &doc.reference, currency)?;
         let prices = Prices::Content { default, contents, buckets, providers };
-        Self::build(&doc.valid_from, &doc.zone, currency, doc.partial, doc.tax_basis_points, prices)
+        let common = Common {
+            valid_from: &doc.valid_from,
+            zone: &doc.zone,
+            currency,
+            partial: doc.partial,
+            tax_basis_points: doc.tax_basis_points,
+            payment_days: doc.payment_days,
+            payout: &doc.payout,
+        };
+        common.tariff(Discounts::default(), prices)
     }
+}
 
-    fn build(
-        valid_from: &str,
-        zone: &str,
-        currency: Currency,
-        partial: PartialPolicy,
-        tax_basis_points: u32,
-        prices: Prices,
-    ) -> Result<Self, InvalidTerms> {
+/// What tariffs of both fees say.
+struct Common<'a> {
+    valid_from: &'a str,
+    zone: &'a str,
+    currency: Currency,
+    partial: PartialPolicy,
+    tax_basis_points: u32,
+    payment_days: u32,
+    payout: &'a Payout,
+}
+
+impl Common<'_> {
+    fn tariff(self, discounts: Discounts, prices: Prices) -> Result<Tariff, InvalidTerms> {
+        let Self { currency, partial, tax_basis_points, payment_days, .. } = self;
         if tax_basis_points > BASIS_POINTS {
             return Err(InvalidTerms::Tax(tax_basis_points));
         }
-        let zone: Zone = zone.parse()?;
-        let valid_from = zone.parse_local(valid_from)?;
-        Ok(Self { valid_from, zone, currency, partial, tax_basis_points, prices })
+        if payment_days > 366 {
+            return Err(InvalidTerms::PaymentDays(payment_days));
+        }
+        let zone: Zone = self.zone.parse()?;
+        let minimum = price("payout.minimum", &self.payout.minimum, currency)?;
+        Ok(Tariff {
+            valid_from: zone.parse_local(self.valid_from)?,
+            zone,
+            currency,
+            partial,
+            tax_basis_points,
+            discounts,
+            payment_days,
+            // A part of a minor unit cannot be paid.
+            payout_minimum: minimum.div_euclid(MICROS_PER_MINOR) + i64::from(minimum % MICROS_PER_MINOR != 0),
+            payout_basis: self.payout.basis,
+            prices,
+        })
     }
 }
 
@@ -216,6 +308,11 @@ impl Party {
         }
         if party.name.is_empty() || party.name.chars().count() > 200 {
             return Err(InvalidTerms::PartyName);
+        }
+        if let Some(country) = &party.country
+            && !(country.len() == 2 && country.bytes().all(|b| b.is_ascii_uppercase()))
+        {
+            return Err(InvalidTerms::Country(country.chars().take(40).collect()));
         }
         let valid_from = party.zone.parse::<Zone>()?.parse_local(&party.valid_from)?;
         Ok((party, valid_from))
@@ -329,6 +426,26 @@ mod tests {
                 assert!(Party::from_json(&json(party)).is_ok());
             }
         }
+    }
+
+    #[test]
+    fn a_discount_by_hand() {
+        let tier = |from_deliveries, discount_basis_points| Tier { from_deliveries, discount_basis_points };
+        let discounts = Discounts::new(2, &[tier(10, 500), tier(20, 1000)]).unwrap();
+        // 25 deliveries for 25 yen: 2 free, 8 in full, 10 less 5 %, 5 less 10 %: 2 + 0.5 + 0.5 yen off
+        assert_eq!(discounts.of(25, 25_000_000), 3_000_000);
+        assert_eq!(discounts.of(2, 2_000_001), 2_000_001, "all are free");
+        assert_eq!(discounts.of(3, 10), 6, "2/3 of 10, rounded down");
+        assert_eq!((discounts.of(0, 0), discounts.of(5, -1)), (0, 0));
+        let all = Discounts::new(0, &[tier(0, 10_000)]).unwrap();
+        assert_eq!(all.of(7, i64::MAX), i64::MAX);
+        assert_eq!(
+            Discounts::new(50, &[tier(10, 5_000)]).unwrap().of(60, 60),
+            55,
+            "free ones are not halved too"
+        );
+        assert!(Discounts::new(0, &[tier(5, 1), tier(5, 2)]).is_err());
+        assert!(Discounts::new(0, &[tier(5, 10_001)]).is_err());
     }
 
     #[test]

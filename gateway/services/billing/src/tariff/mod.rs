@@ -14,6 +14,13 @@
 //! surrogate_surcharge = "0.05"       # when the client was served away from home; default 0
 //! partial = "billed"                 # or "free": a delivery that broke off; default billed, in full
 //! tax_basis_points = 1000            # default 1000 (10 %)
+//! free_deliveries = 100              # of a client and month, taken off when the month is closed; default 0
+//! tiers = [                          # deliveries beyond `from`: so much off; in rising order; default none
+//!     { from_deliveries = 1000, discount_basis_points = 500 },
+//!     { from_deliveries = 10000, discount_basis_points = 1000 },
+//! ]
+//! payment_days = 30                  # invoices are due so many days after their issue; default 30
+//! payout = { minimum = "1000", basis = "invoiced" } # see below; default 0 and invoiced
 //!
 //! [[service.splits]]                 # each line sums to 10,000
 //! valid_from = "2026-01-01"
@@ -48,7 +55,17 @@
 //! name = "Bob Ltd."
 //! address = "1-1 Chiyoda, Tokyo"     # optional
 //! registration_number = "T1234567890123"  # optional, for qualified invoices
+//! country = "JP"                     # optional, ISO 3166
+//! email = "bills@bob.example"        # optional
+//! payout = "bank"                    # or "wallet": credit in the system, which pays the same name's invoices
 //! ```
+//!
+//! **Discounts** are computed when a month is closed. A client's deliveries of that month, in the order of none in
+//! particular, cost the month's average each; the free ones cost nothing, those beyond a tier's `from_deliveries` cost so
+//! much less. The parties bear a discount in proportion to their shares of these charges.
+//!
+//! **Payouts**: the whole minor units of a party's balance, if it has reached `minimum`; the rest is carried forward. With
+//! the basis `collected` no more is paid out by bank than came in: a month that is short is shared in proportion.
 
 mod checked;
 
@@ -56,7 +73,9 @@ use common::id::{BucketName, ClientId};
 use common::name::ContentName;
 use serde::{Deserialize, Serialize};
 
-pub use checked::{AMOUNT_MICROS_MAX, Away, InvalidTerms, Prices, Split, Tariff, UsePrice};
+use crate::documents::PayoutMethod;
+
+pub use checked::{AMOUNT_MICROS_MAX, Away, Discounts, InvalidTerms, Prices, Split, Tariff, UsePrice};
 pub(crate) use checked::{canonical, canonical_split, canonical_tariff};
 
 /// Whether a delivery that broke off is billed.
@@ -67,6 +86,42 @@ pub enum PartialPolicy {
     #[default]
     Billed,
     Free,
+}
+
+/// Deliveries beyond a number in a month cost less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tier {
+    pub from_deliveries: u64,
+    pub discount_basis_points: u32,
+}
+
+/// What limits the payouts of a month.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PayoutBasis {
+    /// All that was invoiced, whether it is paid or not.
+    #[default]
+    Invoiced,
+    /// What came in.
+    Collected,
+}
+
+/// When parties are paid out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Payout {
+    /// In the currency's major unit.
+    #[serde(default = "nothing")]
+    pub minimum: String,
+    #[serde(default)]
+    pub basis: PayoutBasis,
+}
+
+impl Default for Payout {
+    fn default() -> Self {
+        Self { minimum: nothing(), basis: PayoutBasis::default() }
+    }
 }
 
 /// One version of the service fee's prices.
@@ -85,6 +140,14 @@ pub struct ServiceTariff {
     pub partial: PartialPolicy,
     #[serde(default = "ten_percent")]
     pub tax_basis_points: u32,
+    #[serde(default)]
+    pub free_deliveries: u64,
+    #[serde(default)]
+    pub tiers: Vec<Tier>,
+    #[serde(default = "a_month")]
+    pub payment_days: u32,
+    #[serde(default)]
+    pub payout: Payout,
 }
 
 /// One version of the content fee's prices.
@@ -101,6 +164,10 @@ pub struct ContentTariff {
     pub partial: PartialPolicy,
     #[serde(default = "ten_percent")]
     pub tax_basis_points: u32,
+    #[serde(default = "a_month")]
+    pub payment_days: u32,
+    #[serde(default)]
+    pub payout: Payout,
     #[serde(default)]
     pub prices: Vec<SpecificPrice>,
 }
@@ -195,6 +262,12 @@ pub struct Party {
     pub address: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registration_number: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub country: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    #[serde(default)]
+    pub payout: PayoutMethod,
 }
 
 /// Versions of one fee's tariffs and splits, each list in order of `valid_from`.
@@ -234,6 +307,10 @@ pub fn demo_tariffs() -> Terms {
         surrogate_surcharge: "0.05".into(),
         partial: PartialPolicy::Billed,
         tax_basis_points: ten_percent(),
+        free_deliveries: 0,
+        tiers: Vec::new(),
+        payment_days: a_month(),
+        payout: Payout::default(),
     };
     let service_split = ServiceSplit {
         valid_from: valid_from.clone(),
@@ -251,6 +328,8 @@ pub fn demo_tariffs() -> Terms {
         reference: "1".into(),
         partial: PartialPolicy::Billed,
         tax_basis_points: ten_percent(),
+        payment_days: a_month(),
+        payout: Payout::default(),
         prices: Vec::new(),
     };
     let content_split = ContentSplit {
@@ -274,6 +353,10 @@ fn tokyo() -> String {
 
 fn nothing() -> String {
     "0".into()
+}
+
+fn a_month() -> u32 {
+    30
 }
 
 fn ten_percent() -> u32 {

@@ -67,7 +67,7 @@ async fn what_cannot_be_rated_waits_and_is_booked_when_a_tariff_comes() {
         assert_eq!(a.unwrap(), b.unwrap());
     }
     let money = |lines: Vec<String>| -> Vec<String> {
-        lines.into_iter().filter(|l| l.starts_with("balance") || l.starts_with("posting")).collect()
+        lines.into_iter().filter(|l| l.starts_with("balance") || l.starts_with("charge")).collect()
     };
     assert_eq!(money(late.dump().await), money(prompt.dump().await));
 }

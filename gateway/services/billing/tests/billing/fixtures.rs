@@ -1,18 +1,18 @@
 //! Chains of records, ledgers to book them in, and the whole of the books as text.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use billing::chain::CheckedBatch;
 use billing::ledger::{BatchReport, Ledger};
-use billing::{Fee, demo_tariffs};
+use billing::{Fee, Terms, demo_tariffs};
 use common::api::billing::RecordBatch;
 use common::hash::{ContentHash, RecordDigest};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use common::record::{ChainedRecord, DeliveryClass, DeliveryPath, DeliveryRecord, DeliveryStatus, Source};
 use common::time::{Clock, UnixMillis};
-use sqlx::{ConnectOptions, Row, SqliteConnection};
+use database::Location;
+use sqlx::{AnyConnection, Connection, Row};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -30,24 +30,32 @@ pub struct Books {
     fee: Fee,
 }
 
+/// The ledger that lives in this folder, or in a database of its name.
+fn location(dir: &tempfile::TempDir) -> Location {
+    match crate::database(dir.path()) {
+        Some(url) => Location::at(&url, None).unwrap(),
+        None => Location::in_folder(dir.path(), "books.db").unwrap(),
+    }
+}
+
 impl Books {
     /// An empty ledger with the demonstration's terms, in December 2026.
     pub async fn open(fee: Fee) -> Self {
+        Self::with_terms(fee, &demo_tariffs()).await
+    }
+
+    pub async fn with_terms(fee: Fee, terms: &Terms) -> Self {
         let books = Self::open_in(tempfile::tempdir().unwrap(), fee).await;
-        books.ledger.put_terms(&demo_tariffs()).await.unwrap();
+        books.ledger.put_terms(terms).await.unwrap();
         books
     }
 
     pub async fn open_in(dir: tempfile::TempDir, fee: Fee) -> Self {
         let clock = Clock::Manual(Arc::new(AtomicU64::new(NOVEMBER + 31 * 86_400_000)));
-        let (ledger, writer) = Ledger::open(&dir.path().join("books.db"), fee, clock).await.unwrap();
+        let (ledger, writer) = Ledger::open(&location(&dir), fee, clock).await.unwrap();
         let stop = CancellationToken::new();
         let writer = tokio::spawn(writer.run(stop.clone()));
         Self { ledger, dir, stop, writer, fee }
-    }
-
-    pub fn path(&self) -> PathBuf {
-        self.dir.path().join("books.db")
     }
 
     /// Stops the writer in order and opens the ledger anew.
@@ -58,14 +66,17 @@ impl Books {
     }
 
     pub async fn book(&self, node: &str, epoch: u64, records: &[ChainedRecord]) -> BatchReport {
-        let batch = RecordBatch { node: NodeId::new(node).unwrap(), epoch, records: records.to_vec() };
+        let batch =
+            RecordBatch { node: NodeId::new(node).unwrap(), epoch, records: records.to_vec(), passed: None };
         self.ledger.book(CheckedBatch::new(batch).unwrap()).await.unwrap()
     }
 
     /// A connection past all of our code.
-    pub async fn raw(&self) -> SqliteConnection {
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.path());
-        options.connect().await.unwrap()
+    pub async fn raw(&self) -> AnyConnection {
+        sqlx::any::install_default_drivers();
+        let url = crate::database(self.dir.path())
+            .unwrap_or_else(|| format!("sqlite:{}", self.dir.path().join("books.db").display()));
+        AnyConnection::connect(&url).await.unwrap()
     }
 
     pub async fn assert_verifies(&self) {
@@ -77,15 +88,19 @@ impl Books {
     /// Everything that the books say, without the order in which it arrived.
     pub async fn dump(&self) -> Vec<String> {
         let statements = [
-            "SELECT 'head ' || node || ' ' || epoch || ' ' || last_seq || ' ' || hex(last_digest) FROM chains",
+            "SELECT 'head ' || node || ' ' || epoch || ' ' || last_seq FROM chains",
             "SELECT 'balance ' || a.name || ' ' || a.currency || ' ' || b.amount FROM balances b \
              JOIN accounts a ON a.id = b.account",
             "SELECT 'usage ' || client || ' ' || booked_period || ' ' || usage_period || ' ' || outcome || ' ' || \
              status || ' ' || class || ' ' || path || ' ' || currency || ' ' || deliveries || ' ' || bytes_sent || \
              ' ' || amount FROM usage",
-            "SELECT 'posting ' || c.node || ' ' || c.epoch || ' ' || e.seq || ' ' || p.line || ' ' || a.name || ' ' \
-             || p.role || ' ' || p.amount FROM postings p JOIN journals j ON j.id = p.journal \
-             JOIN events e ON e.id = j.event JOIN chains c ON c.id = e.chain JOIN accounts a ON a.id = p.account",
+            "SELECT 'earnings ' || party || ' ' || booked_period || ' ' || usage_period || ' ' || kind || ' ' || part \
+             || ' ' || class || ' ' || path || ' ' || currency || ' ' || deliveries || ' ' || amount FROM earnings",
+            "SELECT 'charge ' || c.node || ' ' || c.epoch || ' ' || e.seq || ' ' || coalesce(x.resolved_outcome, \
+             e.outcome) || ' ' || coalesce(e.amount, x.amount, 0) || ' ' || coalesce(e.currency, x.currency, '') \
+             FROM events e JOIN chains c ON c.id = e.chain LEFT JOIN exceptions x ON x.event = e.id",
+            "SELECT 'invoice ' || document FROM invoices",
+            "SELECT 'statement ' || document FROM statements",
         ];
         let mut raw = self.raw().await;
         let mut lines = Vec::new();

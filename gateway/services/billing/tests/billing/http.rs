@@ -22,7 +22,10 @@ async fn server(dir: &tempfile::TempDir) -> (Running, BillingClient) {
         name: ServerName::new("b1").unwrap(),
         // Nobody listens there: the server serves all the same.
         search: "http://127.0.0.1:1".into(),
-        data_dir: dir.path().join("billing"),
+        data_dir: Some(dir.path().join("billing")),
+        database: crate::database(dir.path()),
+        database_password_file: None,
+        close_grace_hours: 72,
         tariff: Some(demo_tariffs()),
         tariff_file: None,
     };
@@ -53,7 +56,7 @@ async fn nodes_book_and_everyone_reads_the_same_books_over_http() {
     let dir = tempfile::tempdir().unwrap();
     let (running, client) = server(&dir).await;
     let records = chain("tokyo.n1", 1, (0..40).map(record));
-    let batch = RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records };
+    let batch = RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records, passed: None };
     for _ in 0..2 {
         assert_eq!(client.send_batch(&batch).await.unwrap(), BatchAnswer::Booked { through: 40 });
     }
@@ -104,7 +107,7 @@ async fn an_invoice_opens_to_its_deliveries() {
         record
     };
     let records = chain("tokyo.n1", 1, (0..40).map(earlier));
-    let batch = RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records };
+    let batch = RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records, passed: None };
     client.send_batch(&batch).await.unwrap();
     let closed: Value = client.post("/v1/periods/2025-10/close", &json!({})).await.unwrap();
     assert_eq!(closed["issued"], 3);
@@ -141,7 +144,7 @@ async fn bad_requests_are_refused_with_a_code() {
 
     let node = NodeId::new("tokyo.n1").unwrap();
     let records = chain("tokyo.n1", 1, (0..4097).map(record));
-    let giant = RecordBatch { node: node.clone(), epoch: 1, records };
+    let giant = RecordBatch { node: node.clone(), epoch: 1, records, passed: None };
     assert_eq!(code(client.send_batch(&giant).await), Some(ErrorCode::TooLarge));
     let body = json!({"node": "tokyo.n1", "epoch": 1, "records": [], "padding": "x".repeat(17 << 20)});
     let too_long = client.post::<_, Value>("/v1/batches", &body).await;

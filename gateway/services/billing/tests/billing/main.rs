@@ -3,7 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod books;
+mod corrections;
 mod fixtures;
 mod http;
 mod months;
 mod refusals;
+
+/// Ledgers here are SQLite files.
+fn database(_dir: &std::path::Path) -> Option<String> {
+    None
+}

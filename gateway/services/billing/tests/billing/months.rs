@@ -67,11 +67,13 @@ async fn a_month_is_invoiced_once_and_late_records_go_to_the_next() {
     assert_eq!(shown, [(Some("2026-10"), Some(true)), (Some("2026-11"), Some(false))]);
 
     let balances: Vec<String> = books.dump().await.into_iter().filter(|l| l.starts_with("balance")).collect();
-    // Charges 31 + 11 (bob) + 10 (carol) = 52 yen; tax 3 + 1 + 1
+    // Charges 31 + 11 (bob) + 10 (carol) = 52 yen; tax 3 + 1 + 1. Paid out in whole yen: of 2.05, 34.85 and 4.1 in
+    // October 2, 34 and 4, of 0.05 + 0.55, 0.85 + 9.35 and 0.1 + 1.1 in November 0, 10 and 1.
     let expected = [
-        "balance payable:billing:content JPY -2600000",
-        "balance payable:provider:alice JPY -44200000",
-        "balance payable:site:tokyo JPY -5200000",
+        "balance bank JPY -51000000",
+        "balance payable:billing:content JPY -600000",
+        "balance payable:provider:alice JPY -200000",
+        "balance payable:site:tokyo JPY -200000",
         "balance receivable:bob JPY 46000000",
         "balance receivable:carol JPY 11000000",
         "balance tax JPY -5000000",

@@ -11,7 +11,7 @@ use crate::checkers::Checkers;
 /// Lines of 124.691 and 90.809 yen, the second of them late; 216 net, 21 tax.
 fn japanese() -> Value {
     json!({
-        "number": "S-0000012", "kind": "invoice", "fee": "service", "period": "2026-10",
+        "number": "S-0000012", "kind": "invoice", "fee": "service", "client": "bob", "period": "2026-10",
         "issuer": {
             "party": "billing:service", "name": "Dozo Delivery K.K.", "country": "JP",
             "address": "1-1 Chiyoda\nTokyo\nBuilding 7\n3rd floor", "registration_number": "T1234567890123",
@@ -68,8 +68,7 @@ fn european() -> Value {
 }
 
 fn credit_note(mut document: Value) -> Value {
-    document["kind"] = "credit_note".into();
-    document["of"] = document["number"].clone();
+    document["kind"] = json!({"credit_note": {"of": document["number"]}});
     document["number"] = "S-0000013".into();
     document["due_date"] = Value::Null;
     document

@@ -10,7 +10,7 @@ use common::money::Currency;
 
 use super::amount::{exact, whole};
 use super::ubl::percent;
-use super::{Invoice, InvoiceKind, InvoiceLine, LineKind, PartyView, PayoutMethod, Statement, StatementLine};
+use super::{Invoice, InvoiceKind, InvoiceLine, LineKind, PartyView, Statement, StatementLine};
 use labels::Labels;
 
 const STYLE: &str = include_str!("style.css");
@@ -18,20 +18,22 @@ const STYLE: &str = include_str!("style.css");
 /// An invoice, a credit note or the draft of one.
 pub fn invoice(invoice: &Invoice) -> String {
     let labels = Labels::of(invoice.customer.country.as_deref());
-    let (title, total_label, corrects) = match &invoice.kind {
-        InvoiceKind::Invoice => (labels.invoice, labels.total_due, None),
-        InvoiceKind::CreditNote { of } => (labels.credit_note, labels.total_credited, Some(of.as_str())),
+    let (title, total_label, due, corrects) = match &invoice.kind {
+        InvoiceKind::Invoice => (labels.invoice, labels.total_due, invoice.due_date.as_deref(), None),
+        InvoiceKind::CreditNote { of } => {
+            (labels.credit_note, labels.total_credited, None, Some(of.as_str()))
+        }
     };
     let period = format!("{} – {}", invoice.period_begin, invoice.period_end);
     let money = Shown::of(
         invoice.currency,
         invoice.lines.iter().map(|line| line.amount_micros).chain([invoice.rounding_micros]),
     );
-    let mut page = Page::begin(labels, title, invoice.number.as_deref());
+    let mut page = Page::begin(labels, title, invoice.number.as_deref(), invoice.issued_ms.is_none());
     page.header(&[
         (labels.number, invoice.number.as_deref()),
         (labels.issued, invoice.issue_date.as_deref()),
-        (labels.due, invoice.due_date.as_deref()),
+        (labels.due, due),
         (labels.period, Some(&period)),
         (labels.corrects, corrects),
     ]);
@@ -66,18 +68,16 @@ pub fn statement(statement: &Statement) -> String {
         statement.currency,
         statement.lines.iter().map(|line| line.amount_micros).chain([statement.opening_micros]),
     );
-    let mut page = Page::begin(labels, labels.statement, statement.number.as_deref());
+    let mut page =
+        Page::begin(labels, labels.statement, statement.number.as_deref(), statement.issued_ms.is_none());
     page.header(&[
         (labels.number, statement.number.as_deref()),
         (labels.issued, statement.issue_date.as_deref()),
         (labels.period, Some(&statement.period)),
     ]);
     page.parties((labels.payee, &statement.party), (labels.issuer, &statement.issuer));
-    let method = match statement.payout_method {
-        Some(PayoutMethod::Bank) => format!(" ({})", labels.word("bank")),
-        Some(PayoutMethod::Wallet) => format!(" ({})", labels.word("wallet")),
-        None => String::new(),
-    };
+    let method = statement.payout_method.map(|method| format!(" ({})", labels.word(method.as_str())));
+    let method = method.unwrap_or_default();
     page.due(&format!("{}{method}", labels.paid_out), &money.whole(statement.payout_minor));
     let rows = statement.lines.iter().map(|line| {
         let amount = money.exact(line.amount_micros);
@@ -181,8 +181,8 @@ struct Page {
 }
 
 impl Page {
-    fn begin(labels: &'static Labels, title: &'static str, number: Option<&str>) -> Self {
-        let mut page = Self { html: String::new(), labels, draft: number.is_none(), title };
+    fn begin(labels: &'static Labels, title: &'static str, number: Option<&str>, draft: bool) -> Self {
+        let mut page = Self { html: String::new(), labels, draft, title };
         let tab = [title, number.unwrap_or_default()].join(" ");
         page.push(&format!(
             "<!doctype html>\n<html lang=\"{}\">\n<head>\n<meta charset=\"utf-8\">\n",
@@ -336,7 +336,7 @@ mod tests {
         );
         let mut japanese = samples::credit_note();
         japanese.customer.country = Some("JP".into());
-        japanese.number = None;
+        japanese.issued_ms = None;
         let page = invoice(&japanese);
         assert_parts(&page, &["<html lang=\"ja\">", "返還請求書", "御中", "S-0000012", "下書き", "登録番号"]);
     }
