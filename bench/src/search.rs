@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::api::search::{
-    AnnounceBatch, Announcement, Announcer, NewBucket, NewClient, Registration, SearchClient, Visibility,
+    AnnounceBatch, Announcement, Announcer, ListQuery, NewBucket, NewClient, Registration, SearchClient,
+    Visibility,
 };
 use common::auth::{ClusterSecret, Role};
 use common::client::{CallError, HttpClient, ServerClient};
@@ -64,6 +65,8 @@ pub struct SearchResult {
     pub lookups: Figures,
     /// Pages of 100 contents of a bucket.
     pub listings: Figures,
+    /// Pages of 1,000 common prefixes.
+    pub prefixes: Figures,
     /// Parts of names, each of one content.
     pub finds: Figures,
     /// From the begin of an announcement, alone in its batch, until a lookup has found it.
@@ -117,7 +120,19 @@ pub async fn run(plan: SearchPlan) -> Result<SearchResult, SearchError> {
         .await?;
     let listings = bench
         .ask(async |client, dice| {
-            let query = common::api::search::ListQuery { limit: Some(100), ..Default::default() };
+            let query = ListQuery { limit: Some(100), ..ListQuery::default() };
+            let bucket = name(dice % contents)?.bucket_name();
+            client.list(&bucket, &query).await.map(drop).map_err(SearchError::from)
+        })
+        .await?;
+    let prefixes = bench
+        .ask(async |client, dice| {
+            // Names are hexadecimal behind the last slash: some prefixes are of many contents, most are of one.
+            let query = ListQuery {
+                prefix: "photos/2026/".to_owned(),
+                delimiter: Some("f".to_owned()),
+                ..ListQuery::default()
+            };
             let bucket = name(dice % contents)?.bucket_name();
             client.list(&bucket, &query).await.map(drop).map_err(SearchError::from)
         })
@@ -130,7 +145,7 @@ pub async fn run(plan: SearchPlan) -> Result<SearchResult, SearchError> {
         .await?;
     let findable = bench.findable().await?;
     let schema = "dozo.bench.search/1";
-    Ok(SearchResult { schema, contents, announcements, lookups, listings, finds, findable })
+    Ok(SearchResult { schema, contents, announcements, lookups, listings, prefixes, finds, findable })
 }
 
 /// Numbers that look like chance, each once.
@@ -321,6 +336,7 @@ pub fn show(result: &SearchResult) -> String {
         ("announcements", &result.announcements),
         ("lookups", &result.lookups),
         ("listings of 100", &result.listings),
+        ("1,000 common prefixes", &result.prefixes),
         ("parts of names", &result.finds),
         ("announced to findable", &result.findable),
     ];

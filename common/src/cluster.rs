@@ -13,9 +13,36 @@ use crate::placement::{SLOT_COUNT, Slot};
 #[serde(transparent)]
 pub struct MapEpoch(pub u64);
 
+/// The maps that one run of search made, one after the other.
+///
+/// Search's database may be lost, or be put back as it once was. Maps made after that take no account of what was decided
+/// meanwhile, whatever their numbers. So a map names the runs that led to it, and whoever has a map goes on only to one
+/// that follows from it: [`ClusterMap::follows`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRun {
+    /// Made by chance.
+    pub id: String,
+    /// The last map before the run.
+    pub after: MapEpoch,
+}
+
+/// Runs that a map names; older ones are forgotten.
+pub const MAP_RUNS_MAX: usize = 256;
+
+/// Which map somebody has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct MapId {
+    pub epoch: MapEpoch,
+    /// The run that made it; `None` for no map yet, or one from before maps named their runs.
+    pub run: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct ClusterMap {
     pub epoch: MapEpoch,
+    /// Oldest first; the last one made this map.
+    #[serde(default)]
+    pub runs: Vec<MapRun>,
     pub sites: Vec<SiteEntry>,
     pub origins: Vec<ServerEntry>,
     pub service_billing: Option<ServerEntry>,
@@ -23,6 +50,18 @@ pub struct ClusterMap {
 }
 
 impl ClusterMap {
+    pub fn id(&self) -> MapId {
+        MapId { epoch: self.epoch, run: self.runs.last().map(|run| run.id.clone()) }
+    }
+
+    /// Whether this is the map `known`, or one that takes account of all that led to it.
+    pub fn follows(&self, known: &MapId) -> bool {
+        let Some(run) = &known.run else { return known.epoch <= self.epoch };
+        let Some(at) = self.runs.iter().position(|known| known.id == *run) else { return false };
+        // The run may have gone on after the database was copied from which the next one began.
+        known.epoch <= self.runs.get(at + 1).map_or(self.epoch, |next| next.after)
+    }
+
     pub fn site(&self, id: &SiteId) -> Option<&SiteEntry> {
         self.sites.iter().find(|s| &s.id == id)
     }
@@ -182,4 +221,27 @@ pub struct ServerEntry {
     pub name: ServerName,
     pub http: String,
     pub admin: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(epoch: u64, runs: &[(&str, u64)]) -> ClusterMap {
+        let run = |(id, after): &(&str, u64)| MapRun { id: (*id).to_owned(), after: MapEpoch(*after) };
+        ClusterMap { epoch: MapEpoch(epoch), runs: runs.iter().map(run).collect(), ..ClusterMap::default() }
+    }
+
+    #[test]
+    fn a_map_follows_from_those_that_led_to_it_and_from_no_other() {
+        let first = map(52, &[("a", 0)]);
+        assert!(first.follows(&first.id()) && first.follows(&MapId::default()));
+        assert!(map(60, &[("a", 0), ("b", 52)]).follows(&first.id()));
+        // From a copy that was made at 50; from a database that was empty; of another cluster.
+        assert!(!map(60, &[("a", 0), ("b", 50)]).follows(&first.id()));
+        assert!(!map(60, &[("b", 1)]).follows(&first.id()));
+        assert!(!map(51, &[("a", 0)]).follows(&first.id()), "older");
+        let unnamed = MapId { epoch: MapEpoch(52), run: None };
+        assert!(first.follows(&unnamed) && !map(51, &[("a", 0)]).follows(&unnamed));
+    }
 }

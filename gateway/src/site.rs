@@ -92,11 +92,14 @@ impl SiteView {
         self.view.borrow().map.clone()
     }
 
-    /// Takes a map if it is newer than the one in use.
-    pub fn adopt(&self, map: ClusterMap) {
-        let epoch = map.epoch;
+    /// Takes a map if it is newer than the one in use. False for one that does not take account of that: the nodes
+    /// do not take it either. (As long as the gateway knows of no node, any map is better.)
+    pub fn adopt(&self, map: ClusterMap) -> bool {
+        let (epoch, mut follows) = (map.epoch, true);
         let newer = self.view.send_if_modified(|current| {
-            let newer = epoch > current.map.epoch;
+            follows =
+                current.nodes.is_empty() || epoch <= current.map.epoch || map.follows(&current.map.id());
+            let newer = follows && epoch > current.map.epoch;
             if newer {
                 let nodes = map.site(&self.id).map_or(&[][..], |site| &site.nodes);
                 let nodes = nodes.iter().map(|n| NodeClient::new(self.server.clone(), &n.http)).collect();
@@ -107,6 +110,7 @@ impl SiteView {
         if newer {
             self.metrics.map_epoch.set(epoch.0 as f64);
         }
+        follows
     }
 
     /// Follows search's map for ever.
@@ -117,8 +121,18 @@ impl SiteView {
             let wait = if epoch == MapEpoch::default() { Duration::ZERO } else { MAP_WAIT };
             match self.search.map(epoch, wait).await {
                 Ok(map) => {
+                    let offered = map.epoch;
+                    if !self.adopt(map) {
+                        tracing::error!(
+                            offered = offered.0,
+                            kept = epoch.0,
+                            "search gives a map that does not follow from the one in use, which is kept until search \
+                             has taken it over from the nodes (`/readyz?verbose` of search says what that waits for)"
+                        );
+                        tokio::time::sleep(backoff.next_delay()).await;
+                        continue;
+                    }
                     backoff.reset();
-                    self.adopt(map);
                     let has_nodes =
                         self.view.borrow().map.site(&self.id).is_some_and(|s| !s.slot_owners.is_empty());
                     let state =

@@ -203,7 +203,7 @@ pub enum RoleCommand {
     Gateway(GatewayArgs),
     /// Run a storage node: it keeps chunks, libraries and delivery records of its site
     StorageNode(StorageNodeArgs),
-    /// Run search, the directory of contents, clients and servers, and the cluster map; or ask it (find, lookup, explain, resync)
+    /// Run search, the directory of contents, clients and servers, and the cluster map; or ask it (find, lookup, explain, resync), or copy it (backup)
     Search(SearchArgs),
     /// Run an origin: it registers contents of folders and object stores, and sends them; or work on its sources
     Origin(OriginArgs),

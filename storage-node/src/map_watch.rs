@@ -82,6 +82,8 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
             log_id: identity.log_id.clone(),
             capacity_bytes: stats.capacity_bytes,
             used_bytes: stats.used_bytes,
+            map: node.maps.with(|view| view.map.id()),
+            record_epoch: record_epoch(&node),
         };
         let registration = Registration { node: Some(facts), ..identity.registration.clone() };
         let delay = match node.search.register(&registration).await {
@@ -89,6 +91,7 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
                 if !std::mem::replace(&mut was_reached, true) {
                     tracing::info!(node = %node.id, "search is reached again");
                 }
+                node.health.note("search", "reached".to_owned());
                 if let Some(epoch) = registered.record_epoch {
                     node.record_epoch.send_replace(epoch);
                 }
@@ -96,6 +99,7 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
                 Duration::from_millis(registered.heartbeat_ms.max(100))
             }
             Err(error) => {
+                node.health.note("search", format!("does not take the registration: {}", chain(&error)));
                 if std::mem::replace(&mut was_reached, false) {
                     tracing::warn!(node = %node.id, error = chain(&error), "search does not take the registration; trying on");
                 }
@@ -104,6 +108,12 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
         };
         tokio::time::sleep(delay).await;
     }
+}
+
+/// The record epoch that the node is in, as far as it knows: search may have forgotten which it gave.
+fn record_epoch(node: &Node) -> u64 {
+    let kept = node.shards.get(&node.id).map_or(0, |shard| shard.signals.head.borrow().epoch);
+    kept.max(*node.record_epoch.borrow())
 }
 
 /// Keeps the record epoch in this node's own shard, for ever: records are numbered only within one that search gave.

@@ -111,11 +111,22 @@ impl Node {
         Err(ApiError::new(code, format!("the shard of {id} {what} under map {}", self.maps.epoch().0)))
     }
 
-    /// Takes a newer map, durably first: after a restart the node must not believe an older one.
+    /// Takes a newer map, durably first: after a restart the node must not believe an older one. `Conflict` for a map
+    /// that does not take account of the one the node has, whatever its number: the node would give up rows that
+    /// nobody else has.
     pub async fn adopt(&self, map: ClusterMap) -> ApiResult<()> {
         let _one_at_a_time = self.map_writing.lock().await;
-        if map.epoch <= self.maps.epoch() {
+        let known = self.maps.with(|view| view.map.id());
+        if map.epoch <= known.epoch {
             return Ok(());
+        }
+        if !map.follows(&known) {
+            let message = format!(
+                "search gives map {}, which does not follow from this node's map {}; the node keeps its own until \
+                 search has taken that over (`/readyz?verbose` of search says what that waits for)",
+                map.epoch.0, known.epoch.0
+            );
+            return Err(ApiError::new(ErrorCode::Conflict, message));
         }
         let (path, written) = (self.map_path.clone(), map.clone());
         tokio::task::spawn_blocking(move || map_watch::save(&path, &written))

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use common::cluster::ClusterMap;
 use serde_json::json;
 
-use crate::cluster::{Cluster, Mode, Options, SOON, eventually};
+use crate::cluster::{Cluster, Mode, Options, SITES, SOON, eventually};
+use crate::http::Client;
 use crate::operation::run_dozo;
 use crate::postgres::Postgres;
 use crate::{etag_of, fresh_bytes};
@@ -47,15 +49,31 @@ fn works_on_another_database(database: Option<String>) {
         let info = cluster.lookup("alice/song")?;
         if info.sites.iter().any(|site| site.as_str() == "osaka") { Ok(()) } else { Err(format!("{info:?}")) }
     });
-    // A withdrawal reaches it too.
-    alice.send("DELETE", "/v1/contents/alice/song", &[], &[]).expect(204);
+    let quickest = (0..3).map(|round| time_of_withdrawal(&cluster, &format!("alice/gone-{round}"))).min();
+    println!("a withdrawal reached both holding sites within {quickest:?}");
+    assert!(quickest < Some(Duration::from_secs(1)), "{quickest:?}");
+}
+
+/// How long it takes until no site sells a content any more that both hold.
+fn time_of_withdrawal(cluster: &Cluster, name: &str) -> Duration {
+    let bytes = fresh_bytes(20_000);
+    cluster.client("alice").put_content(name, &bytes).expect(201);
+    until_carol_gets(cluster, name, &bytes);
+    // Who asks for the head alone buys nothing.
+    let path = format!("/v1/contents/{name}");
+    let strangers = SITES.map(|site| cluster.new_client("late", site));
+    strangers.iter().for_each(|new| drop(new.send("HEAD", &path, &[], &[]).expect(200)));
     let begin = Instant::now();
-    let new = cluster.new_client("late", "osaka");
-    eventually("osaka sells it no more", SOON, || match new.get("/v1/contents/alice/song").status {
-        404 => Ok(()),
-        other => Err(other.to_string()),
-    });
-    println!("the withdrawal reached it within {:?}", begin.elapsed());
+    cluster.client("alice").send("DELETE", &path, &[], &[]).expect(204);
+    for (new, site) in strangers.iter().zip(SITES) {
+        eventually(&format!("{site} sells it no more"), SOON, || {
+            match new.send("HEAD", &path, &[], &[]).status {
+                404 => Ok(()),
+                other => Err(other.to_string()),
+            }
+        });
+    }
+    begin.elapsed()
 }
 
 #[test]
@@ -118,10 +136,15 @@ fn a_silent_site_is_not_offered_and_a_directory_that_lost_data_is_told_everythin
         assert!(old[..11].iter().all(|name| holds(name, "tokyo")));
         new.iter().all(|name| holds(name, "tokyo")) && !holds(gone, "tokyo")
     });
-    // What a client drops is told as always.
-    let last = put("alice/last");
-    assert!(last.status == 201);
-    until("announcements go on", &|| holds("alice/last", "tokyo"));
+    // What the last client of a site drops is told as always.
+    let bytes = fresh_bytes(1_000);
+    alice.put_content("alice/last", &bytes).expect(201);
+    until_carol_gets(&cluster, "alice/last", &bytes);
+    until("announcements go on", &|| holds("alice/last", "tokyo") && holds("alice/last", "osaka"));
+    cluster.client("carol").send("DELETE", "/v1/library/alice/last", &[], &[]).expect(204);
+    until("osaka has let it go, tokyo has not", &|| {
+        holds("alice/last", "tokyo") && !holds("alice/last", "osaka")
+    });
 
     TOKYO.iter().for_each(|name| cluster.kill(name));
     until("a silent site is not offered", &|| {
@@ -129,6 +152,84 @@ fn a_silent_site_is_not_offered_and_a_directory_that_lost_data_is_told_everythin
     });
     TOKYO.iter().for_each(|name| cluster.restart(name));
     until("it is offered again when it reports", &|| holds(&old[0], "tokyo"));
+}
+
+#[test]
+fn a_directory_that_is_older_than_its_nodes_goes_on_from_their_map() {
+    let cluster = Cluster::start(Mode::ProcessPerServer, &Options::default());
+    cluster.await_slots_settled();
+    let folder = cluster.path("search");
+    let map = || -> ClusterMap {
+        let search = cluster.operator(&cluster.endpoints.search.http);
+        search.get("/v1/map?after=0&wait_ms=0").expect(200).json()
+    };
+    let contents: Vec<(String, Vec<u8>)> =
+        (0..16).map(|i| (format!("alice/photo-{i}"), fresh_bytes(3_000 + i))).collect();
+    let put = |(name, bytes): &(String, Vec<u8>)| {
+        drop(cluster.client("alice").put_content(name, bytes).expect(201));
+    };
+    let (early, late) = contents.split_at(8);
+    early.iter().for_each(put);
+    run_dozo(&cluster, &["search", "backup", "copy", "--data-dir", folder.to_str().unwrap()]);
+
+    // A node is lost, the other one serves its rows, and gets new ones.
+    cluster.kill("tokyo.n2");
+    late.iter().for_each(put);
+    let before = map();
+    let tokyo = |map: &ClusterMap| map.site(&"tokyo".parse().unwrap()).unwrap().clone();
+    let decided = |map: &ClusterMap| -> Vec<(u64, u16)> {
+        tokyo(map).nodes.iter().map(|node| (node.shard.term, node.shard.primary)).collect()
+    };
+    assert!(
+        tokyo(&before).nodes.iter().all(|node| node.shard.primary == tokyo(&before).nodes[0].shard.primary)
+    );
+
+    let replace = |copy: Option<&str>| {
+        cluster.terminate("search");
+        assert!(cluster.await_end("search", SOON).success());
+        for file in ["search.db", "search.db-wal", "search.db-shm"] {
+            let _gone = std::fs::remove_file(folder.join(file));
+        }
+        if let Some(copy) = copy {
+            std::fs::rename(cluster.path(copy), folder.join("search.db")).unwrap();
+        }
+        cluster.restart("search");
+        cluster.await_ready("search");
+        eventually("search goes on from the nodes' map", SOON, || {
+            let map = map();
+            let is_taken_over = map.follows(&before.id()) && decided(&map) == decided(&before);
+            if is_taken_over { Ok(()) } else { Err(format!("{:?} {:?}", map.id(), map.runs)) }
+        });
+        assert_eq!(tokyo(&map()).slot_owners, tokyo(&before).slot_owners);
+    };
+    let all_are_there = |alice: &Client| {
+        for (name, bytes) in &contents {
+            eventually(&format!("{name} is there"), SOON, || {
+                let answer = alice.try_send("GET", &format!("/v1/contents/{name}"), &[], &[]);
+                let answer = answer.map_err(|error| error.to_string())?;
+                if answer.body == *bytes { Ok(()) } else { Err(answer.text()) }
+            });
+        }
+    };
+    replace(Some("copy"));
+    all_are_there(&cluster.client("alice"));
+
+    // Clients and buckets are on no node: without a copy they are made anew, and find what they had.
+    replace(None);
+    let keys = cluster.add_client("alice", "tokyo");
+    let search = cluster.operator(&cluster.endpoints.search.http);
+    let bucket = json!({"provider": "alice", "visibility": "public"});
+    search.send_json("PUT", "/v1/buckets/alice", &bucket).expect(200);
+    let alice = Client::new("alice", cluster.gateway("tokyo"), &keys.token);
+    all_are_there(&alice);
+    cluster.restart("tokyo.n2");
+    cluster.await_ready("tokyo.n2");
+    eventually("the lost node serves its rows again", 3 * SOON, || {
+        let site = tokyo(&map());
+        let states: Vec<&str> = site.nodes.iter().map(|node| node.shown_state(&site)).collect();
+        if states == ["active", "active"] { Ok(()) } else { Err(states.join(" ")) }
+    });
+    all_are_there(&alice);
 }
 
 #[test]

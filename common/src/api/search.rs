@@ -9,7 +9,7 @@ use crate::api::node::Quota;
 use crate::auth::Role;
 use crate::card::PublicKey;
 use crate::client::{CallError, ServerClient, encode};
-use crate::cluster::{ClusterMap, MapEpoch};
+use crate::cluster::{ClusterMap, MapEpoch, MapId};
 use crate::hash::ContentHash;
 use crate::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
 use crate::name::ContentName;
@@ -46,6 +46,12 @@ pub struct NodeFacts {
     pub log_id: String,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
+    /// The map that the node keeps. If it knows of changes that search does not, search takes it over.
+    #[serde(default)]
+    pub map: MapId,
+    /// The record epoch that the node is in; 0 for none yet.
+    #[serde(default)]
+    pub record_epoch: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
-//! `search find`, `lookup`, `explain`, `resync`: what the directory knows of contents.
+//! `search find`, `lookup`, `explain`, `resync`: what the directory knows of contents. `search backup`: a copy of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use common::api::peer::{PeerClient, RankedCandidate, Ranking};
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::error::Failure;
 use crate::output::{self, Align, OutputArgs, Table};
-use crate::session::{Operator, OperatorArgs};
+use crate::session::{EndpointsArgs, Operator, OperatorArgs};
 
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum SearchCommand {
@@ -47,6 +48,21 @@ pub enum SearchCommand {
         site: SiteId,
         #[command(flatten)]
         operator: OperatorArgs,
+    },
+    /// Copy the directory's SQLite file, also while search runs; on the machine that has it
+    ///
+    /// To put a copy back: stop search, remove search.db, search.db-wal and search.db-shm from its data folder, move the
+    /// copy there as search.db, start search. What the sites have decided and hold since then comes back from the storage
+    /// nodes; clients, buckets and cards made since then do not. With PostgreSQL use pg_dump.
+    #[command(verbatim_doc_comment)]
+    Backup {
+        /// Must not be there yet. Holds clients' secret keys
+        file: PathBuf,
+        /// Search's data folder; `search` beside endpoints.json if it is not given
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        endpoints: EndpointsArgs,
     },
 }
 
@@ -93,6 +109,15 @@ pub async fn search(command: SearchCommand) -> Result<(), Failure> {
                 return Err(Failure::new(format!("no node of site {site} ever announced anything")));
             }
             output::line(&format!("{asked} nodes of {site} were asked to announce all that they hold"))
+        }
+        SearchCommand::Backup { file, data_dir, endpoints } => {
+            let data_dir = data_dir.unwrap_or_else(|| endpoints.folder().join("search"));
+            let bytes = search::backup::backup(&data_dir, &file).await.map_err(|error| {
+                let next =
+                    "name another file, or search's data folder with --data-dir; with PostgreSQL use pg_dump";
+                Failure::new(chain(&error)).with_next_step(next)
+            })?;
+            output::line(&format!("{}: {bytes} bytes", file.display()))
         }
     }
 }

@@ -75,7 +75,9 @@ struct NodeLine {
     /// Contents that the shards it serves keep for visitors, and their bytes.
     temporary_contents: Option<u64>,
     temporary_bytes: Option<u64>,
-    /// Why the node's own figures are missing.
+    /// The map that the node has.
+    map_epoch: Option<u64>,
+    /// Why the node's own figures are missing, or its map is not search's.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -93,7 +95,17 @@ pub async fn status(args: StatusArgs) -> Result<(), Failure> {
             text.push_str(&format!("  gateway {}  {state}  {}\n", gateway.name, gateway.http));
         }
         text.push_str(&node_table(&site.nodes, false).render(2));
+        for node in site.nodes.iter().filter(|node| node.store.is_some()) {
+            if let Some(problem) = &node.problem {
+                text.push_str(&format!("  {}: {problem}\n", node.name));
+            }
+        }
         text.push_str(&summary(&site.nodes));
+    }
+    if status.sites.is_empty() {
+        text.push_str(
+            "search knows of no site; if there are any, `/readyz?verbose` of a storage node says why\n",
+        );
     }
     output::text_block(&text)
 }
@@ -121,6 +133,15 @@ async fn collect(operator: &OperatorArgs) -> Result<Status, Failure> {
             gateways: site.gateways.clone(),
             nodes,
         });
+    }
+    // Asked for after the nodes' answers, it is as new as theirs, or search does not know what they do.
+    let newest = session.search().map(MapEpoch(0), Duration::ZERO).await?.epoch.0;
+    for node in sites.iter_mut().flat_map(|site| &mut site.nodes) {
+        if let Some(kept) = node.map_epoch.filter(|kept| *kept > newest) {
+            let message =
+                format!("has map {kept}, search has {newest}; `/readyz?verbose` of search says why");
+            node.problem = Some(message);
+        }
     }
     // The map has them in the order in which they came.
     sites.sort_by(|a, b| a.name.cmp(&b.name));
@@ -160,6 +181,7 @@ async fn ask(server: &ServerClient, site: &SiteEntry, node: &NodeEntry) -> NodeL
         unsettled: own.as_ref().map(|o| o.unsettled),
         temporary_contents: own.as_ref().map(|o| o.temporary_contents),
         temporary_bytes: own.as_ref().map(|o| o.temporary_bytes),
+        map_epoch: own.as_ref().map(|o| o.epoch.0),
         store: own.map(|o| o.store),
         problem,
     }

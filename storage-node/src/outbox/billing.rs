@@ -3,16 +3,17 @@
 
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::api::billing::{BATCH_RECORDS_MAX, BatchAnswer, BillingClient, RecordBatch};
 use common::auth::Role;
 use common::backoff::Backoff;
 use common::error::{ApiResult, chain};
 use common::record::{ChainedRecord, RecordNumber};
+use common::time::UnixMillis;
 
-use crate::catalog::key::{self, Fee, Key};
-use crate::catalog::rows::{ChainHead, Row};
+use crate::catalog::key::{self, Fee, Key, Tag};
+use crate::catalog::rows::{ChainHead, OpenDelivery, Row};
 use crate::catalog::txn::Rows;
 use crate::shard::Shard;
 
@@ -22,15 +23,26 @@ const GATHER: Duration = Duration::from_millis(200);
 /// How often it is looked for records that nobody told of.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often a server is told that all is booked which began before some time.
+const MARK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How far clocks of nodes that may own this shard one after the other may differ.
+const CLOCK_MARGIN_MS: u64 = 60_000;
+
 const START: RecordNumber = RecordNumber { epoch: 0, seq: 0 };
 
 /// Sends records as they come, until the receiver contradicts them.
 pub async fn send(shard: Arc<Shard>, fee: Fee) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut was_reached = true;
+    let mut marked: Option<Instant> = None;
     loop {
         match step(&shard, fee).await {
-            Ok(Step::Idle) => {}
+            Ok(Step::Idle) => {
+                if marked.is_none_or(|at| at.elapsed() >= MARK_INTERVAL) {
+                    marked = mark(&shard, fee).await.then(Instant::now);
+                }
+            }
             Ok(Step::Booked) => {
                 backoff.reset();
                 if !std::mem::replace(&mut was_reached, true) {
@@ -121,6 +133,42 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     let left = if epoch == head.epoch { head.seq.saturating_sub(through) } else { head.seq };
     shard.pending.set_records(fee, left);
     Ok(Step::Booked)
+}
+
+/// Tells the server up to when all deliveries of this shard are booked, if that is so: what the close of a month waits for.
+/// Whether that was said; a mark that is lost is made good by the next.
+async fn mark(shard: &Shard, fee: Fee) -> bool {
+    let Some(client) = receiver(shard, fee) else { return false };
+    let now = shard.node.clock.now();
+    // One moment of the rows: what has ended by now is in the records up to the head, what has not is open.
+    let passed = shard
+        .read_settled(|rows| {
+            let Some(head) = rows.get::<ChainHead>(Key::ChainHead)? else { return Ok(None) };
+            let head = RecordNumber { epoch: head.epoch, seq: head.seq };
+            if cursor(rows, fee)? != head {
+                return Ok(None);
+            }
+            let mut passed = UnixMillis(now.0.saturating_sub(CLOCK_MARGIN_MS));
+            rows.scan(&key::all(Tag::OpenDelivery), &mut |_, value| {
+                passed = passed.min(OpenDelivery::decode(value)?.begin);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(Some((head.epoch, passed)))
+        })
+        .await;
+    let sent = match passed {
+        Ok(Some((epoch, passed))) => {
+            let node = shard.id.clone();
+            let batch = RecordBatch { node, epoch, records: Vec::new(), passed: Some(passed) };
+            client.send_batch(&batch).await.map(drop).map_err(|error| chain(&error))
+        }
+        Ok(None) => return false,
+        Err(error) => Err(chain(&error)),
+    };
+    if let Err(error) = &sent {
+        tracing::debug!(shard = %shard.id, fee = fee.as_str(), error, "a mark is lost");
+    }
+    sent.is_ok()
 }
 
 /// Records that some billing server has not booked yet, counted up to one batch for each.

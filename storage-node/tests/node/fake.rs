@@ -19,6 +19,7 @@ use common::hash::RecordDigest;
 use common::id::{NodeId, ServerName};
 use common::placement::{SLOT_COUNT, Slot};
 use common::record::ChainedRecord;
+use common::time::UnixMillis;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,8 @@ pub struct Books {
     next_announcement: HashMap<(String, u64), u64>,
     pub records: BTreeMap<(NodeId, u64), Vec<ChainedRecord>>,
     pub billing_down: bool,
+    /// Up to when a shard said that all is booked, each time.
+    pub marks: Vec<(NodeId, u64, UnixMillis)>,
 }
 
 pub struct Fake {
@@ -233,6 +236,7 @@ async fn book(State(fake): Shared, ApiJson(batch): ApiJson<RecordBatch>) -> ApiR
         return Err(ApiError::new(ErrorCode::Unavailable, "down"));
     }
     let (node, epoch) = (batch.node, batch.epoch);
+    books.marks.extend(batch.passed.map(|passed| (node.clone(), epoch, passed)));
     let booked = books.records.entry((node.clone(), epoch)).or_default();
     for record in batch.records {
         let previous = booked.last().map_or(RecordDigest::ZERO, |last| last.digest);

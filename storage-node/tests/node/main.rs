@@ -204,6 +204,12 @@ async fn a_content_is_stored_held_delivered_and_booked() {
     assert_eq!((begun.class, &begun.shard), (DeliveryClass::Purchase, &node.id));
     node.client.end(&ends(&begun.shard, begun.delivery, 8)).await.unwrap();
     until("both billing servers book it", async || search.record_count() == 1).await;
+    let marks = || search.books.lock().unwrap().marks.clone();
+    until("both are told up to when all is booked", async || marks().len() >= 2).await;
+    let minute_ago = common::time::Clock::System.now().0 - 60_000;
+    assert!(marks().iter().all(|(shard, epoch, passed)| {
+        (shard, *epoch) == (&node.id, 1) && (minute_ago - 60_000..=minute_ago).contains(&passed.0)
+    }));
     let row = node.client.library_row(&client_id("bob"), &song).await.unwrap().unwrap();
     assert_eq!((row.deliveries, row.len), (1, 8));
     let page = node.client.library(&client_id("bob"), "alice/", "", 10).await.unwrap();

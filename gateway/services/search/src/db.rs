@@ -35,6 +35,7 @@ use crate::error::{Failure, natural};
 /// What the topic modules run their statements on.
 pub type Connection = AnyConnection;
 
+pub const DATABASE_FILE: &str = "search.db";
 /// "dozo" in ASCII. Such locks are of one database.
 const WRITER_LOCK: i64 = 1_685_027_439;
 /// What the connection of a search that was stopped may take to end.
@@ -52,16 +53,22 @@ const SQLITE_WRITER: &[&str] = &[
     "PRAGMA wal_autocheckpoint = 8192",
 ];
 const SQLITE_READER: &[&str] = &["PRAGMA query_only = ON", "PRAGMA cache_size = -16384"];
+/// Tables grow from nothing: a plan that is kept from when they were small reads all of them later.
+const POSTGRES_PLANS: &str = "SET plan_cache_mode = force_custom_plan";
 const POSTGRES_WRITER: &[&str] = &[
     "SET application_name = 'dozo search'",
     "SELECT set_config('synchronous_commit', 'on', FALSE) WHERE current_setting('synchronous_commit') = 'off'",
+    POSTGRES_PLANS,
     "SET lock_timeout = '5s'",
     // WRITER_LOCK.
     "SELECT pg_advisory_lock(1685027439)",
     "SET lock_timeout = 0",
 ];
-const POSTGRES_READER: &[&str] =
-    &["SET application_name = 'dozo search, reading'", "SET default_transaction_read_only = ON"];
+const POSTGRES_READER: &[&str] = &[
+    "SET application_name = 'dozo search, reading'",
+    POSTGRES_PLANS,
+    "SET default_transaction_read_only = ON",
+];
 
 /// Which database, and so which words where the two differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +119,7 @@ pub struct Location {
 impl Location {
     /// The file `search.db` in `data_dir`, which is made if it is not there.
     pub fn in_folder(data_dir: &Path) -> Result<Self, StartError> {
-        let path = data_dir.join("search.db");
+        let path = data_dir.join(DATABASE_FILE);
         let name = path.display().to_string();
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             StartError::failed(format!("opening the database {name}"), e)

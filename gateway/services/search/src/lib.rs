@@ -6,6 +6,8 @@
 //!
 //! Invariants:
 //! - A change of the map is one SQL transaction that raises its epoch; it is served only once it is committed.
+//! - A map names the runs of search that led to it. Nodes and gateways take none that does not follow from theirs, and
+//!   search takes theirs over if it finds itself behind.
 //! - An announcement is applied exactly once per announcer, epoch and number, in order.
 //! - A name's newest version wins, in whatever order its announcements come.
 //!
@@ -16,6 +18,8 @@
 //! | servers, leases, the map, slots | `servers`, `map`, `slots` |
 //! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
 //! | draining and removing nodes | `nodes` |
+//! | copies of the database | [`backup`] |
+//! | a database that was lost, or is older than the nodes | `recovery` |
 //! | clients, their cards, buckets | `clients`, `cards`, `buckets` |
 //! | announcements, snapshots of a site, the change feed | `announcements`, `contents`, `sweep`, `changes` |
 //! | lookups and listings | `listing` |
@@ -24,6 +28,7 @@
 //! reached, `statements` how many rows are written at once.
 
 mod announcements;
+pub mod backup;
 mod buckets;
 mod cards;
 mod changes;
@@ -36,6 +41,7 @@ mod listing;
 mod map;
 mod metrics;
 mod nodes;
+mod recovery;
 mod routes;
 pub mod server;
 mod servers;

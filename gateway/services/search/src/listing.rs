@@ -283,7 +283,7 @@ pub async fn find(
         }
         Dialect::Postgres => {
             "SELECT id, name, time, hash, len, media_type, provider FROM contents
-             WHERE id > $1 AND id <= $2 AND held > 0 AND name ILIKE $3 ORDER BY id LIMIT $4"
+             WHERE id > $1 AND id <= $2 AND held > 0 AND lower(name) LIKE lower($3) ORDER BY id LIMIT $4"
         }
     };
     let mut query = sqlx::query_as(sql)

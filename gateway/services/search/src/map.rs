@@ -8,12 +8,14 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use common::auth::Role;
-use common::cluster::{ClusterMap, GatewayEntry, MapEpoch, NodeEntry, ServerEntry, ShardEntry, SiteEntry};
+use common::cluster::{
+    ClusterMap, GatewayEntry, MAP_RUNS_MAX, MapEpoch, MapRun, NodeEntry, ServerEntry, ShardEntry, SiteEntry,
+};
 use common::id::{NodeId, ServerName, SiteId};
 use common::placement;
 
 use crate::db::Connection;
-use crate::error::{Failure, natural};
+use crate::error::{Failure, integer, natural};
 use crate::servers::{self, ServerRow};
 use crate::shards;
 
@@ -70,17 +72,57 @@ impl Target {
     }
 }
 
-/// Raises the epoch; the change that it stands for is in the same transaction.
-pub async fn raise_epoch(conn: &mut Connection) -> Result<(), Failure> {
-    sqlx::query("UPDATE map_state SET epoch = epoch + 1").execute(conn).await?;
+/// Raises the epoch; the change that it stands for is in the same transaction, and made in this run.
+pub async fn raise_epoch(conn: &mut Connection, run: &str) -> Result<(), Failure> {
+    let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM map_state").fetch_one(&mut *conn).await?;
+    if runs(conn).await?.last().is_none_or(|last| last.id != run) {
+        put_run(conn, run, epoch).await?;
+    }
+    sqlx::query("UPDATE map_state SET epoch = $1").bind(epoch + 1).execute(conn).await?;
     Ok(())
+}
+
+/// Goes on from `newest`, a map of the nodes, instead of `own`: the next map follows from both, so that also those go on
+/// to it who had taken one that did not follow from `newest`.
+pub async fn go_on_from(conn: &mut Connection, own: &ClusterMap, newest: &ClusterMap) -> Result<(), Failure> {
+    let epoch = integer(own.epoch.max(newest.epoch).0, "the map's epoch")?;
+    sqlx::query("DELETE FROM map_runs").execute(&mut *conn).await?;
+    for run in &newest.runs {
+        put_run(conn, &run.id, integer(run.after.0, "the map's epoch")?).await?;
+    }
+    for run in own.runs.iter().filter(|run| !newest.runs.iter().any(|known| known.id == run.id)) {
+        put_run(conn, &run.id, epoch).await?;
+    }
+    sqlx::query("UPDATE map_state SET epoch = $1").bind(epoch).execute(conn).await?;
+    Ok(())
+}
+
+async fn put_run(conn: &mut Connection, run: &str, after: i64) -> Result<(), Failure> {
+    let last: i64 =
+        sqlx::query_scalar("SELECT COALESCE(MAX(position), 0) FROM map_runs").fetch_one(&mut *conn).await?;
+    sqlx::query("INSERT INTO map_runs (position, id, after_epoch) VALUES ($1, $2, $3)")
+        .bind(last + 1)
+        .bind(run)
+        .bind(after)
+        .execute(&mut *conn)
+        .await?;
+    let forgotten = last + 1 - i64::try_from(MAP_RUNS_MAX).unwrap_or(i64::MAX);
+    sqlx::query("DELETE FROM map_runs WHERE position <= $1").bind(forgotten).execute(conn).await?;
+    Ok(())
+}
+
+async fn runs(conn: &mut Connection) -> Result<Vec<MapRun>, Failure> {
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("SELECT id, after_epoch FROM map_runs ORDER BY position").fetch_all(conn).await?;
+    Ok(rows.into_iter().map(|(id, after)| MapRun { id, after: MapEpoch(natural(after)) }).collect())
 }
 
 /// Reads the whole view. Run inside the changing transaction, it shows the change.
 pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM map_state").fetch_one(&mut *conn).await?;
     let rows = servers::all(conn).await?;
-    let mut map = ClusterMap { epoch: MapEpoch(natural(epoch)), ..ClusterMap::default() };
+    let runs = runs(conn).await?;
+    let mut map = ClusterMap { epoch: MapEpoch(natural(epoch)), runs, ..ClusterMap::default() };
     let sites: Vec<(String, Option<String>, Option<i64>)> =
         sqlx::query_as("SELECT site, zone, replicas FROM sites ORDER BY position")
             .fetch_all(&mut *conn)

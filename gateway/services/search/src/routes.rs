@@ -38,8 +38,8 @@ use crate::metrics::measure;
 use crate::server::App;
 use crate::servers::ServerKey;
 use crate::{
-    announcements, buckets, cards, changes, clients, contents, listing, nodes, servers, shards, slots,
-    suspicion,
+    announcements, buckets, cards, changes, clients, contents, listing, nodes, recovery, servers, shards,
+    slots, suspicion,
 };
 
 /// Longest time a caller may wait for a change; it asks again then.
@@ -124,6 +124,7 @@ async fn register(
     let key = servers::check(&registration)?;
     let heartbeat_ms = app.heartbeat_ms;
     let (map_epoch, node) = to_the_end(async move {
+        recovery::catch_up(&app, &registration).await?;
         let mut conn = app.db.read().await?;
         let known = servers::find(&mut conn, &key).await?;
         let tells_zone = registration.zone.is_some() && servers::lacks_zone(&mut conn, &key.site).await?;

@@ -1,7 +1,7 @@
 //! Starting and stopping the search server, and its one background worker: the sweep that marks servers as down.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::{Any, Transaction};
@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use common::auth::{ClusterSecret, Guard, Role};
+use common::auth::{ClusterSecret, Guard, Role, random_hex};
 use common::client::{HttpClient, ServerClient};
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
@@ -21,6 +21,7 @@ use crate::db::Db;
 use crate::error::{Failure, natural};
 use crate::map::{Target, View};
 use crate::metrics::Metrics;
+use crate::recovery::Recovery;
 use crate::servers::{Leases, ServerKey};
 use crate::suspicion::Suspicions;
 use crate::{changes, contents, map, routes, servers, shards, sweep};
@@ -42,15 +43,29 @@ pub(crate) struct App {
     pub metrics: Metrics,
     pub clock: Clock,
     pub heartbeat_ms: u64,
+    pub lease: Duration,
+    pub run: Arc<Mutex<String>>,
+    pub recovery: Arc<Recovery>,
+    pub health: Health,
     /// Long polls end when this is cancelled.
     pub draining: CancellationToken,
     pub own_target: Arc<Target>,
 }
 
 impl App {
+    /// The run in which maps are made: [`common::cluster::MapRun`].
+    pub fn run(&self) -> String {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes further maps in a run of their own.
+    pub fn begin_run(&self) {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = new_run();
+    }
+
     /// Commits a change of the map under a new epoch, and serves it.
     pub async fn commit_map(&self, mut tx: Transaction<'static, Any>) -> Result<View, Failure> {
-        map::raise_epoch(&mut tx).await?;
+        map::raise_epoch(&mut tx, &self.run()).await?;
         let view = map::load(&mut tx).await?;
         tx.commit().await?;
         self.publish(view.clone());
@@ -82,6 +97,10 @@ impl App {
     }
 }
 
+fn new_run() -> String {
+    random_hex(8)
+}
+
 /// Opens the database, begins to answer, and returns once it does.
 pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
     config.check().map_err(|reason| StartError::failed("reading the configuration of search", reason))?;
@@ -94,8 +113,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let app = load(&config, &server, db.clone(), queue, secret.clone()).await.map_err(failed)?;
     server.health.set("database", Ok(()));
     let guard = Guard { secret, audience: Role::Search, clock: Clock::System };
-    let lease = Duration::from_millis(config.lease_ms);
-    server.spawn_worker(sweep(app.clone(), server.health.clone(), lease));
+    server.spawn_worker(sweep(app.clone()));
     server.spawn_worker(announcements::work(app.clone(), waiting));
     server.spawn_worker(sweep::work(app.clone()));
     let service = routes::service(app.clone(), guard);
@@ -136,20 +154,25 @@ async fn load(
         metrics,
         clock: Clock::System,
         heartbeat_ms: config.heartbeat_ms,
+        lease: Duration::from_millis(config.lease_ms),
+        run: Arc::new(Mutex::new(new_run())),
+        recovery: Arc::new(Recovery::new()),
+        health: server.health.clone(),
         draining: server.draining_token(),
         own_target: Arc::new(Target::new(Role::Search, "", "search", &server.admin_url())),
     })
 }
 
 /// Marks servers whose lease ran out as down, and tells health whether the database answers.
-async fn sweep(app: App, health: Health, lease: Duration) {
+async fn sweep(app: App) {
+    let lease = app.lease;
     let mut ticks =
         tokio::time::interval((lease / 8).clamp(Duration::from_millis(10), Duration::from_secs(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let state = app.db.ping().await.map_err(|failure| common::error::chain(&failure));
-        health.set("database", state);
+        app.health.set("database", state);
         let expired = app.leases.take_expired(lease);
         if expired.is_empty() {
             continue;

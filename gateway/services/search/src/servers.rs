@@ -55,8 +55,10 @@ pub struct ServerRow {
 impl ServerRow {
     /// Whether a node that is to have this row lost what it had.
     pub fn has_other_log(&self, wanted: &Self) -> bool {
-        let log = |row: &Self| row.node.as_ref().map(|node| node.log_id.clone());
-        log(self) != log(wanted)
+        self.node
+            .as_ref()
+            .zip(wanted.node.as_ref())
+            .is_some_and(|(known, wanted)| !known.has_log(&wanted.log_id))
     }
 
     pub fn is_removed(&self) -> bool {
@@ -68,8 +70,15 @@ impl ServerRow {
 pub struct NodeRow {
     pub state: NodeState,
     pub capacity_bytes: i64,
+    /// Empty after the map was taken over, until the node tells.
     pub log_id: String,
     pub record_epoch: i64,
+}
+
+impl NodeRow {
+    fn has_log(&self, log_id: &str) -> bool {
+        self.log_id.is_empty() || self.log_id == log_id
+    }
 }
 
 #[derive(sqlx::FromRow)]
@@ -217,11 +226,12 @@ pub fn wanted(
 
 fn wanted_node(key: &ServerKey, facts: &NodeFacts, known: Option<&NodeRow>) -> Result<NodeRow, Failure> {
     let told = integer(facts.capacity_bytes, "capacity_bytes")?;
+    let told_epoch = integer(facts.record_epoch, "record_epoch")?;
     let Some(known) = known else {
-        let log_id = facts.log_id.clone();
-        return Ok(NodeRow { state: NodeState::Active, capacity_bytes: told, log_id, record_epoch: 1 });
+        let (log_id, record_epoch) = (facts.log_id.clone(), told_epoch.max(1));
+        return Ok(NodeRow { state: NodeState::Active, capacity_bytes: told, log_id, record_epoch });
     };
-    let same_log = known.log_id == facts.log_id;
+    let same_log = known.has_log(&facts.log_id);
     let state = match known.state {
         NodeState::Removed if same_log => {
             let message = format!(
@@ -235,7 +245,8 @@ fn wanted_node(key: &ServerKey, facts: &NodeFacts, known: Option<&NodeRow>) -> R
     };
     let capacity_bytes =
         if same_log && is_same_size(known.capacity_bytes, told) { known.capacity_bytes } else { told };
-    let record_epoch = if same_log { known.record_epoch } else { known.record_epoch + 1 };
+    // The node knows better than a database that was put back.
+    let record_epoch = known.record_epoch.max(told_epoch).max(1) + i64::from(!same_log);
     Ok(NodeRow { state, capacity_bytes, log_id: facts.log_id.clone(), record_epoch })
 }
 
@@ -250,6 +261,16 @@ pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> 
     if !row.key.site.is_empty() {
         put_site(conn, &row.key.site, zone).await?;
     }
+    put_row(conn, row).await?;
+    if row.key.role == Role::StorageNode {
+        shards::make(conn, &row.key.site, &row.key.name).await?;
+        give_free_slots(conn, &row.key.site, &row.key.name).await?;
+    }
+    Ok(())
+}
+
+/// Writes the row alone.
+pub async fn put_row(conn: &mut Connection, row: &ServerRow) -> Result<(), Failure> {
     sqlx::query(
         "INSERT INTO servers
              (role, site, name, position, http, s3, admin, alive, state, capacity_bytes, log_id, record_epoch)
@@ -271,17 +292,13 @@ pub async fn put(conn: &mut Connection, row: &ServerRow, zone: Option<&str>) -> 
     .bind(row.node.as_ref().map(|n| n.capacity_bytes))
     .bind(row.node.as_ref().map(|n| n.log_id.as_str()))
     .bind(row.node.as_ref().map(|n| n.record_epoch))
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    if row.key.role == Role::StorageNode {
-        shards::make(conn, &row.key.site, &row.key.name).await?;
-        give_free_slots(conn, &row.key.site, &row.key.name).await?;
-    }
     Ok(())
 }
 
 /// The first zone that a site's servers tell stays, so servers that disagree do not turn the map over.
-async fn put_site(conn: &mut Connection, site: &str, zone: Option<&str>) -> Result<(), Failure> {
+pub async fn put_site(conn: &mut Connection, site: &str, zone: Option<&str>) -> Result<(), Failure> {
     sqlx::query(
         "INSERT INTO sites (site, zone, position)
          VALUES ($1, $2, (SELECT COALESCE(MAX(position), 0) + 1 FROM sites))

@@ -7,12 +7,12 @@
 //! looked has another term, so its change is refused.
 
 use common::api::search::{FollowersChange, HandOver};
-use common::cluster::NodeState;
+use common::cluster::{NodeState, SiteEntry};
 use common::error::ErrorCode;
 use common::id::{NodeId, SiteId};
 
 use crate::db::Connection;
-use crate::error::{Failure, natural};
+use crate::error::{Failure, integer, natural};
 use crate::servers::{self, ServerKey, check_site};
 
 /// A shard, its nodes by name in their site.
@@ -34,6 +34,32 @@ pub async fn make(conn: &mut Connection, site: &str, node: &str) -> Result<(), F
     .bind(node)
     .execute(conn)
     .await?;
+    Ok(())
+}
+
+/// Writes the shards of a site's nodes as a map has them.
+pub async fn put_all(conn: &mut Connection, site: &SiteEntry) -> Result<(), Failure> {
+    let name = |index: u16| site.nodes.get(usize::from(index)).map_or("", |node| node.id.name());
+    for node in &site.nodes {
+        sqlx::query("INSERT INTO shards (site, node, term, primary_node) VALUES ($1, $2, $3, $4)")
+            .bind(site.id.as_str())
+            .bind(node.id.name())
+            .bind(integer(node.shard.term, "a shard's term")?)
+            .bind(name(node.shard.primary))
+            .execute(&mut *conn)
+            .await?;
+        for (position, follower) in (1i64..).zip(&node.shard.followers) {
+            sqlx::query(
+                "INSERT INTO shard_followers (site, node, follower, position) VALUES ($1, $2, $3, $4)",
+            )
+            .bind(site.id.as_str())
+            .bind(node.id.name())
+            .bind(name(*follower))
+            .bind(position)
+            .execute(&mut *conn)
+            .await?;
+        }
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use common::api::search::{FenceRequest, SlotMove};
+use common::cluster::SiteEntry;
 use common::error::ErrorCode;
 use common::id::{NodeId, SiteId};
 use common::placement::{SLOT_COUNT, Slot};
@@ -14,6 +15,7 @@ use common::placement::{SLOT_COUNT, Slot};
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 use crate::servers::check_site;
+use crate::statements::Table;
 
 /// Gives the slots a new fence, if `owner` owns them all.
 pub async fn fence(conn: &mut Connection, request: &FenceRequest) -> Result<u64, Failure> {
@@ -64,6 +66,29 @@ pub async fn give_away(
             .execute(&mut *conn)
             .await?;
     }
+    Ok(())
+}
+
+/// Writes the owners of a site's slots, all with this fence.
+pub async fn put_all(conn: &mut Connection, site: &SiteEntry, fence: i64) -> Result<(), Failure> {
+    const SLOTS: Table<'_> = Table {
+        insert: "INSERT INTO slots (site, slot, owner, fence)",
+        columns: 4,
+        conflict: "ON CONFLICT DO NOTHING",
+    };
+    let owner = |slot| site.slot_owner(Slot(slot)).map(|node| (slot, node.id.name()));
+    let rows: Vec<(u16, &str)> = (0..SLOT_COUNT).filter_map(owner).collect();
+    SLOTS
+        .put(conn, &rows, |query, (slot, owner)| {
+            let site = site.id.to_string();
+            Ok(query.bind(site).bind(i64::from(*slot)).bind((*owner).to_owned()).bind(fence))
+        })
+        .await
+}
+
+/// The next fence will be greater than this one.
+pub async fn raise_fence(conn: &mut Connection, fence: i64) -> Result<(), Failure> {
+    sqlx::query("UPDATE map_state SET fence = $1 WHERE fence < $1").bind(fence).execute(conn).await?;
     Ok(())
 }
 

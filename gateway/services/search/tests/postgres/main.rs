@@ -14,6 +14,8 @@ mod http;
 mod listing;
 #[path = "../search/nodes.rs"]
 mod nodes;
+#[path = "../search/recovery.rs"]
+mod recovery;
 mod server;
 #[path = "../search/servers.rs"]
 mod servers;

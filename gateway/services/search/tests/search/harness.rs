@@ -9,7 +9,7 @@ use common::api::search::{
 };
 use common::auth::{ClusterSecret, Role};
 use common::client::{CallError, HttpClient, ServerClient};
-use common::cluster::{MapEpoch, SiteEntry};
+use common::cluster::{MapEpoch, MapId, SiteEntry};
 use common::error::ErrorCode;
 use common::hash::ContentHash;
 use common::server::Running;
@@ -115,7 +115,13 @@ pub fn gateway(site: &str, name: &str) -> Registration {
 }
 
 pub fn node(site: &str, name: &str, log_id: &str, capacity_gib: u64) -> Registration {
-    let facts = NodeFacts { log_id: log_id.into(), capacity_bytes: capacity_gib << 30, used_bytes: 7 };
+    let facts = NodeFacts {
+        log_id: log_id.into(),
+        capacity_bytes: capacity_gib << 30,
+        used_bytes: 7,
+        map: MapId::default(),
+        record_epoch: 0,
+    };
     Registration { role: Role::StorageNode, node: Some(facts), ..gateway(site, name) }
 }
 

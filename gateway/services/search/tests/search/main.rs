@@ -9,6 +9,7 @@ mod http;
 mod listing;
 mod migrations;
 mod nodes;
+mod recovery;
 mod servers;
 mod shards;
 mod suspicion;
