@@ -4,20 +4,24 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// ISO 4217 currencies that tariffs may be in.
+/// Currencies that tariffs may be in: of ISO 4217, and the in-system one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Currency {
     Jpy,
     Eur,
     Usd,
+    /// Wallet credit: money of this system alone. No bank and no tax office takes it.
+    Xdz,
 }
 
 impl Currency {
+    pub const ALL: [Self; 4] = [Self::Jpy, Self::Eur, Self::Usd, Self::Xdz];
+
     /// Decimal digits of the minor unit (ISO 4217 exponent).
     pub fn exponent(self) -> u32 {
         match self {
-            Self::Jpy => 0,
+            Self::Jpy | Self::Xdz => 0,
             Self::Eur | Self::Usd => 2,
         }
     }
@@ -27,6 +31,7 @@ impl Currency {
             Self::Jpy => "JPY",
             Self::Eur => "EUR",
             Self::Usd => "USD",
+            Self::Xdz => "XDZ",
         }
     }
 }
@@ -34,15 +39,12 @@ impl Currency {
 impl std::str::FromStr for Currency {
     type Err = UnknownCurrency;
     fn from_str(text: &str) -> Result<Self, UnknownCurrency> {
-        [Self::Jpy, Self::Eur, Self::Usd]
-            .into_iter()
-            .find(|c| c.code() == text)
-            .ok_or_else(|| UnknownCurrency(text.to_owned()))
+        Self::ALL.into_iter().find(|c| c.code() == text).ok_or_else(|| UnknownCurrency(text.to_owned()))
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("currency {0:?} is not known: use JPY, EUR or USD")]
+#[error("currency {0:?} is not known: use JPY, EUR, USD or XDZ")]
 pub struct UnknownCurrency(pub String);
 
 /// Millionths of the minor unit: 1 yen = 1,000,000; 1 euro = 100,000,000.
@@ -90,6 +92,18 @@ impl Money {
             quotient
         }
     }
+
+    /// A plain decimal number of the major unit: exact, with at least the currency's own digits.
+    pub fn decimal(self) -> String {
+        let scale = i128::from(MICROS_PER_MINOR) * 10i128.pow(self.currency.exponent());
+        let digits = 6 + self.currency.exponent() as usize;
+        let magnitude = i128::from(self.micros).abs();
+        let sign = if self.micros < 0 { "-" } else { "" };
+        let fraction = format!("{:0digits$}", magnitude % scale);
+        let keep = fraction.trim_end_matches('0').len().max(self.currency.exponent() as usize);
+        let point = if keep > 0 { "." } else { "" };
+        format!("{sign}{}{point}{}", magnitude / scale, &fraction[..keep])
+    }
 }
 
 /// Splits `total` by weights with the largest remainder method: shares are whole, each within one unit of
@@ -125,17 +139,7 @@ pub fn split_by_weight(total: i64, weights: &[i64]) -> Vec<i64> {
 
 impl fmt::Display for Money {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scale = i128::from(MICROS_PER_MINOR) * 10i128.pow(self.currency.exponent());
-        let digits = 6 + self.currency.exponent() as usize;
-        let magnitude = i128::from(self.micros).abs();
-        let sign = if self.micros < 0 { "-" } else { "" };
-        let fraction = format!("{:0digits$}", magnitude % scale);
-        let keep = fraction.trim_end_matches('0').len().max(self.currency.exponent() as usize);
-        write!(f, "{sign}{}", magnitude / scale)?;
-        if keep > 0 {
-            write!(f, ".{}", &fraction[..keep])?;
-        }
-        write!(f, " {}", self.currency.code())
+        write!(f, "{} {}", self.decimal(), self.currency.code())
     }
 }
 
@@ -152,8 +156,19 @@ mod tests {
         assert_eq!(Money { micros: 123_000_000, currency: Currency::Eur }.to_string(), "1.23 EUR");
         assert_eq!((yen(499_999).round_to_minor(), yen(500_000).round_to_minor()), (0, 1));
         assert_eq!(yen(-500_000).round_to_minor(), -1);
+        assert_eq!(Money { micros: 7_000_000, currency: Currency::Xdz }.to_string(), "7 XDZ");
         assert!(yen(1).checked_add(Money::zero(Currency::Eur)).is_err());
         assert_eq!(yen(i64::MAX).checked_add(yen(1)), Err(MoneyError::Overflow));
+    }
+
+    #[test]
+    fn currencies_are_read_by_their_codes() {
+        for currency in Currency::ALL {
+            assert_eq!(currency.code().parse(), Ok(currency));
+            assert_eq!(serde_json::to_value(currency).unwrap(), currency.code());
+        }
+        let unknown = "GBP".parse::<Currency>().unwrap_err();
+        assert_eq!(unknown.to_string(), "currency \"GBP\" is not known: use JPY, EUR, USD or XDZ");
     }
 
     proptest! {

@@ -10,6 +10,7 @@
 //! contiguous and linked; nothing booked is ever changed (the database refuses, see `migrations/`); what
 //! cannot be rated is booked as an exception and never holds up what is behind it; money is never a float.
 
+pub mod bank;
 pub mod chain;
 pub mod config;
 pub mod documents;
@@ -23,6 +24,7 @@ mod server;
 mod sql;
 pub mod tariff;
 pub mod verify;
+mod xml;
 
 pub use config::{Config, Fee};
 pub use server::start;

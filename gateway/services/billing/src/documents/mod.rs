@@ -3,9 +3,19 @@
 //!
 //! Amounts are whole minor units of the currency, or (`…_micros`) millionths of one.
 
+pub(crate) mod amount;
+mod check;
+pub mod csv;
+pub mod html;
+#[cfg(test)]
+pub(crate) mod samples;
+pub mod ubl;
+
 use common::id::ClientId;
-use common::money::Currency;
+use common::money::{Currency, MICROS_PER_MINOR};
 use serde::{Deserialize, Serialize};
+
+pub use check::{Inconsistent, is_date};
 
 /// Who somebody is, as on documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,4 +177,22 @@ pub struct Statement {
     pub payout_method: Option<PayoutMethod>,
     /// Balance less payout; may be negative.
     pub carried_micros: i64,
+}
+
+impl Invoice {
+    /// The lines' amounts in whole minor units, for formats that know no smaller ones. Each is within one unit of
+    /// its exact amount and they sum to the net: all are rounded down, and what is missing goes, one unit
+    /// each, to the lines with the largest remainders (of equal ones, the earlier).
+    pub fn line_amounts_minor(&self) -> Vec<i64> {
+        let mut amounts: Vec<i64> =
+            self.lines.iter().map(|line| line.amount_micros.div_euclid(MICROS_PER_MINOR)).collect();
+        let mut order: Vec<usize> = (0..amounts.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(self.lines[*i].amount_micros.rem_euclid(MICROS_PER_MINOR)));
+        let down: i128 = amounts.iter().map(|amount| i128::from(*amount)).sum();
+        let missing = usize::try_from(i128::from(self.net_minor) - down).unwrap_or(0);
+        for index in order.into_iter().take(missing) {
+            amounts[index] += 1;
+        }
+        amounts
+    }
 }
