@@ -157,7 +157,6 @@ fn a_silent_site_is_not_offered_and_a_directory_that_lost_data_is_told_everythin
 #[test]
 fn a_directory_that_is_older_than_its_nodes_goes_on_from_their_map() {
     let cluster = Cluster::start(Mode::ProcessPerServer, &Options::default());
-    cluster.await_slots_settled();
     let folder = cluster.path("search");
     let map = || -> ClusterMap {
         let search = cluster.operator(&cluster.endpoints.search.http);
