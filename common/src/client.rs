@@ -211,15 +211,19 @@ impl ServerClient {
         self.json(Call { method, base, audience, path, headers, body: body.into(), limit }).await
     }
 
-    /// Sends a call and reads its answer as JSON.
-    pub async fn json<A: DeserializeOwned>(&self, call: Call<'_>) -> Result<A, CallError> {
+    /// Sends a call and reads its answer.
+    pub async fn bytes(&self, call: Call<'_>) -> Result<Bytes, CallError> {
         let url = format!("{}{}", call.base, call.path);
         let limit = call.limit;
         let response = self.call(call).await?;
         let read = read_body(&url, response.into_body(), ANSWER_LEN_MAX);
-        let bytes = tokio::time::timeout(limit, read)
-            .await
-            .map_err(|_| CallError::Timeout { url: url.clone(), limit })??;
+        tokio::time::timeout(limit, read).await.map_err(|_| CallError::Timeout { url, limit })?
+    }
+
+    /// Sends a call and reads its answer as JSON.
+    pub async fn json<A: DeserializeOwned>(&self, call: Call<'_>) -> Result<A, CallError> {
+        let url = format!("{}{}", call.base, call.path);
+        let bytes = self.bytes(call).await?;
         // An empty body stands for `()`.
         let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
         serde_json::from_slice(text).map_err(|error| CallError::Answer { url, source: error.into() })

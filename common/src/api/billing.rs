@@ -4,13 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::Method;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::auth::Role;
-use crate::client::{CallError, ServerClient};
+use crate::client::{Call, CallError, ServerClient};
+use crate::hash::RecordDigest;
 use crate::id::{ClientId, NodeId};
-use crate::money::Money;
+use crate::money::{Currency, Money};
+use crate::name::ContentName;
 use crate::record::ChainedRecord;
 use crate::time::UnixMillis;
 
@@ -56,6 +59,38 @@ pub struct Usage {
     pub charges: Vec<Money>,
 }
 
+/// What a delivery would be charged now. `GET /v1/quote?client=&content=&provider=&bytes=`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quote {
+    pub currency: Currency,
+    /// Millionths of the minor unit, before tax: if the client does not hold the content, and if it does.
+    pub purchase_micros: i64,
+    pub reference_micros: i64,
+    /// Tax on a whole invoice.
+    pub tax_basis_points: u32,
+    /// Version of the tariff that says so.
+    pub tariff: i64,
+}
+
+/// How far one chain of records is booked. `GET /v1/chains`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainView {
+    pub node: NodeId,
+    pub epoch: u64,
+    pub last_seq: u64,
+    pub last_digest: RecordDigest,
+    /// Every delivery of the node that began before this (milliseconds since 1970) is booked; 0: it never said.
+    pub passed_ms: UnixMillis,
+}
+
+/// The records of one month in sum. `GET /v1/periods/YYYY-MM/totals`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MonthTotals {
+    /// Deliveries by status.
+    pub records: BTreeMap<String, u64>,
+    pub bytes_sent: u64,
+}
+
 /// What the two servers' books say in sum. `GET /v1/totals`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -95,9 +130,63 @@ impl BillingClient {
         self.get("/v1/totals").await
     }
 
+    /// How far all chains of records are booked.
+    pub async fn chains(&self) -> Result<Vec<ChainView>, CallError> {
+        self.get("/v1/chains").await
+    }
+
+    pub async fn month_totals(&self, period: &str) -> Result<MonthTotals, CallError> {
+        self.get(&format!("/v1/periods/{period}/totals")).await
+    }
+
+    /// The digest of a booked record; `NotFound` if there is none of this number.
+    pub async fn record_digest(
+        &self,
+        node: &NodeId,
+        epoch: u64,
+        seq: u64,
+    ) -> Result<RecordDigest, CallError> {
+        self.get(&format!("/v1/records/digest?node={node}&epoch={epoch}&seq={seq}")).await
+    }
+
+    /// What a delivery would be charged now.
+    pub async fn quote(
+        &self,
+        client: &ClientId,
+        content: &ContentName,
+        provider: &ClientId,
+        bytes: u64,
+        away: bool,
+    ) -> Result<Quote, CallError> {
+        let content = crate::client::encode(content.as_str());
+        let path = format!(
+            "/v1/quote?client={client}&content={content}&provider={provider}&bytes={bytes}&away={away}"
+        );
+        self.get(&path).await
+    }
+
     /// Any of the server's documents as JSON.
     pub async fn get<A: serde::de::DeserializeOwned>(&self, path: &str) -> Result<A, CallError> {
         self.server.get_json(&self.base, self.audience, path, Duration::from_secs(10)).await
+    }
+
+    /// A document or bank file, as it is.
+    pub async fn file(&self, path: &str) -> Result<Bytes, CallError> {
+        self.server.bytes(self.call(Method::GET, path, Bytes::new())).await
+    }
+
+    /// Hands a bank's file over.
+    pub async fn post_file<A: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        file: Bytes,
+    ) -> Result<A, CallError> {
+        self.server.json(self.call(Method::POST, path, file)).await
+    }
+
+    fn call<'a>(&'a self, method: Method, path: &'a str, body: Bytes) -> Call<'a> {
+        let (headers, limit) = (HeaderMap::new(), Duration::from_secs(60));
+        Call { method, base: &self.base, audience: self.audience, path, headers, body, limit }
     }
 
     pub async fn post<Q: Serialize, A: serde::de::DeserializeOwned>(

@@ -20,7 +20,7 @@ use crate::api::temporary::{
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::cluster::{ClusterMap, MapEpoch};
-use crate::hash::{ChunkHash, ContentHash};
+use crate::hash::{ChunkHash, ContentHash, RecordDigest};
 use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use crate::manifest::{ChunkRef, Manifest};
 use crate::name::ContentName;
@@ -725,6 +725,16 @@ pub struct ScrubStatus {
     pub last_completed: Option<ScrubRound>,
 }
 
+/// The newest delivery record of a shard. `GET /v1/records/heads`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordHead {
+    pub shard: NodeId,
+    pub epoch: u64,
+    /// 0 before the first record of the epoch.
+    pub seq: u64,
+    pub digest: RecordDigest,
+}
+
 /// Typed client of one storage node.
 #[derive(Clone)]
 pub struct NodeClient {
@@ -901,6 +911,22 @@ impl NodeClient {
     ) -> Result<HoldingClients, CallError> {
         let name = encode(name.as_str());
         let path = format!("/v1/holdings/clients?name={name}&after={}&limit={limit}", encode(after));
+        self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
+    }
+
+    /// How far the delivery records of the node's shards go.
+    pub async fn record_heads(&self) -> Result<Vec<RecordHead>, CallError> {
+        self.server.get_json(&self.base, Role::StorageNode, "/v1/records/heads", LIMIT).await
+    }
+
+    /// The digest of one delivery record; `NotFound` if the shard has none of this number.
+    pub async fn record_digest(
+        &self,
+        shard: &NodeId,
+        epoch: u64,
+        seq: u64,
+    ) -> Result<RecordDigest, CallError> {
+        let path = format!("/v1/records/digest?shard={shard}&epoch={epoch}&seq={seq}");
         self.server.get_json(&self.base, Role::StorageNode, &path, LIMIT).await
     }
 

@@ -1,14 +1,19 @@
 //! `billing`: what the two billing servers have in their books. Thin calls; their answers are printed as they are.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use common::api::billing::{BillingClient, Totals, Usage};
+use billing::ledger::{CorrectionRequest, DeliveryNumber, PaymentRequest};
+use billing::period::Period;
+use common::api::billing::{BillingClient, Quote, Totals, Usage};
 use common::client::encode;
-use common::id::ClientId;
+use common::id::{ClientId, NodeId};
+use common::name::ContentName;
 use common::time::{Clock, UnixMillis};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::replay::replay;
 use super::usage::show_usage;
 use crate::error::Failure;
 use crate::output::{self, Align, OutputArgs, Table};
@@ -59,6 +64,39 @@ impl BooksArgs {
     }
 }
 
+/// Which way a bank file moves money.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BankFile {
+    /// To parties
+    Payouts,
+    /// From clients
+    Debits,
+}
+
+impl BankFile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Payouts => "payouts",
+            Self::Debits => "debits",
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct FileArgs {
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+impl FileArgs {
+    fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
+        write_out(self.output.as_deref(), bytes)
+    }
+}
+
 #[derive(Debug, clap::Subcommand)]
 pub enum BillingCommand {
     /// Show a client's booked deliveries and charges of a month
@@ -80,6 +118,116 @@ pub enum BillingCommand {
         period: Option<String>,
         #[command(flatten)]
         books: BooksArgs,
+    },
+    /// Write an issued invoice or credit note, in the form that its name ends in
+    Document {
+        /// NUMBER.json, NUMBER.html, NUMBER.csv or NUMBER.xml (UBL 2.1)
+        #[arg(value_name = "NUMBER.FORM")]
+        name: String,
+        #[command(flatten)]
+        file: FileArgs,
+    },
+    /// Show what a party earned in a month and what of it is paid out; while the month is open, as it would be now
+    Statement {
+        /// site:NAME, provider:CLIENT, origin:NAME, mobile:NAME, search, billing:service or billing:content
+        party: String,
+        /// The month, by default the present one in Tokyo
+        #[arg(long, value_name = "YYYY-MM")]
+        period: Option<String>,
+        /// One of the forms html and csv, of one server, instead of JSON
+        #[arg(long, requires = "fee")]
+        form: Option<String>,
+        #[command(flatten)]
+        books: BooksArgs,
+    },
+    /// Show what a delivery of a content would be charged now
+    Quote {
+        #[arg(value_name = "BUCKET/KEY")]
+        content: ContentName,
+        #[arg(long = "as", value_name = "CLIENT")]
+        client: ClientId,
+        /// Served away from the client's home
+        #[arg(long)]
+        away: bool,
+        #[command(flatten)]
+        books: BooksArgs,
+    },
+    /// Take charges back: by reversal or, if they were invoiced, with a credit note
+    Correct {
+        /// The node whose records they are, SITE.NODE
+        node: NodeId,
+        epoch: u64,
+        /// Numbers of the records
+        #[arg(required = true)]
+        seq: Vec<u64>,
+        /// For the books and the client
+        #[arg(long)]
+        reason: String,
+        #[arg(long, value_enum)]
+        fee: Fee,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Book money that came in for an invoice; the same reference again changes nothing
+    Pay {
+        invoice: String,
+        /// Whole minor units: yen, cents
+        minor: i64,
+        /// The bank's, or your own
+        reference: String,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Write the bank file of a closed month
+    Export {
+        #[arg(value_enum)]
+        what: BankFile,
+        #[arg(value_name = "YYYY-MM")]
+        period: String,
+        /// zengin (Japan) or sepa (euro area)
+        #[arg(long)]
+        scheme: String,
+        /// Day of the payments
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        date: String,
+        /// Leave out payouts to parties without an account, instead of refusing
+        #[arg(long)]
+        skip_missing: bool,
+        #[arg(long, value_enum)]
+        fee: Fee,
+        #[command(flatten)]
+        file: FileArgs,
+    },
+    /// Book what a bank's result file of debits (kind 91) says was paid
+    Import {
+        #[arg(value_name = "FILE")]
+        results: PathBuf,
+        #[arg(long, value_enum)]
+        fee: Fee,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Compare the nodes' logs and both servers' books, and say where they part
+    Reconcile {
+        /// The month, by default the present one in Tokyo
+        #[arg(value_name = "YYYY-MM")]
+        period: Option<String>,
+        #[command(flatten)]
+        books: BooksArgs,
+    },
+    /// Book a file of delivery records into two empty ledgers and print what they say
+    Replay {
+        /// One record a line, as JSON
+        file: PathBuf,
+        /// Tariffs, splits and parties (TOML); by default those of the demonstration
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Folder that the ledgers service.db and content.db are made in; without it they are not kept
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// Close this month afterwards; may be repeated, in order
+        #[arg(long, value_name = "YYYY-MM")]
+        close: Vec<Period>,
     },
     /// Have the servers recompute everything and compare it with their books
     Verify {
@@ -122,6 +270,72 @@ pub async fn billing(command: BillingCommand) -> Result<(), Failure> {
                 answers.push((fee, invoices(&server, &client, &period).await?));
             }
             output::json(&by_fee(&answers))
+        }
+        BillingCommand::Document { name, file } => {
+            let session = file.operator.connect()?;
+            file.write(
+                &of_number(&name).client(&session).file(&format!("/v1/invoices/{}", encode(&name))).await?,
+            )
+        }
+        BillingCommand::Statement { party, period, form, books } => {
+            let period = period.unwrap_or_else(this_month);
+            let path = format!("/v1/statements/{}/{}", encode(&party), encode(&period));
+            match form {
+                None => output::json(&by_fee(&get_each(&books, &format!("{path}.json")).await?)),
+                Some(form) => {
+                    for (_, server) in books.connect()? {
+                        write_out(None, &server.file(&format!("{path}.{}", encode(&form))).await?)?;
+                    }
+                    Ok(())
+                }
+            }
+        }
+        BillingCommand::Quote { content, client, away, books } => {
+            let known = books.operator.connect()?.search().lookup(&content).await?;
+            let mut quotes: Vec<(Fee, Quote)> = Vec::new();
+            for (fee, server) in books.connect()? {
+                quotes.push((fee, server.quote(&client, &content, &known.provider, known.len, away).await?));
+            }
+            output::json(&by_fee(&quotes))
+        }
+        BillingCommand::Correct { node, epoch, seq, reason, fee, operator } => {
+            let deliveries =
+                seq.into_iter().map(|seq| DeliveryNumber { node: node.clone(), epoch, seq }).collect();
+            let request = CorrectionRequest { deliveries, reason };
+            let answer: Value = fee.client(&operator.connect()?).post("/v1/corrections", &request).await?;
+            output::json(&answer)
+        }
+        BillingCommand::Pay { invoice, minor, reference, operator } => {
+            let server = of_number(&invoice).client(&operator.connect()?);
+            let request = PaymentRequest { invoice, minor, reference };
+            let answer: Value = server.post("/v1/payments", &request).await?;
+            output::json(&answer)
+        }
+        BillingCommand::Export { what, period, scheme, date, skip_missing, fee, file } => {
+            let server = fee.client(&file.operator.connect()?);
+            let path = format!(
+                "/v1/exports/{}/{}?scheme={}&date={}&skip_missing={skip_missing}",
+                encode(&period),
+                what.name(),
+                encode(&scheme),
+                encode(&date)
+            );
+            file.write(&server.file(&path).await?)
+        }
+        BillingCommand::Import { results, fee, operator } => {
+            let bytes = std::fs::read(&results).map_err(|e| Failure::file("reading", &results, &e))?;
+            let server = fee.client(&operator.connect()?);
+            let answer: Value = server.post_file("/v1/imports/debit-results", bytes.into()).await?;
+            output::json(&answer)
+        }
+        BillingCommand::Reconcile { period, books } => {
+            let period = period.unwrap_or_else(this_month);
+            let answers = get_each(&books, &format!("/v1/reconciliation/{}", encode(&period))).await?;
+            output::json(&by_fee(&answers))?;
+            in_order(&answers, "differ from the nodes' logs or from each other, or somebody did not answer")
+        }
+        BillingCommand::Replay { file, config, data_dir, close } => {
+            replay(&file, config.as_deref(), data_dir.as_deref(), &close).await
         }
         BillingCommand::Verify { books } => verify(&books).await,
         BillingCommand::Close { period, dry_run, books } => {
@@ -234,10 +448,31 @@ fn show_totals(totals: &[(Fee, Totals)], args: OutputArgs) -> Result<(), Failure
 async fn verify(books: &BooksArgs) -> Result<(), Failure> {
     let answers = get_each(books, "/v1/verify").await?;
     output::json(&by_fee(&answers))?;
+    in_order(&answers, "are not in order")
+}
+
+/// Fails when one of the answers does not say `ok`.
+fn in_order(answers: &[(Fee, Value)], fault: &str) -> Result<(), Failure> {
     let faulty: Vec<&str> =
         answers.iter().filter(|(_, a)| a["ok"] != Value::Bool(true)).map(|(fee, _)| fee.name()).collect();
     if faulty.is_empty() {
         return Ok(());
     }
-    Err(Failure::new(format!("the books of the {} fee are not in order", faulty.join(" and "))))
+    Err(Failure::new(format!("the books of the {} fee {fault}", faulty.join(" and "))))
+}
+
+/// The server that a document's number belongs to.
+fn of_number(number: &str) -> Fee {
+    if number.starts_with('C') { Fee::Content } else { Fee::Service }
+}
+
+/// Writes to a file or, without one, to standard output.
+fn write_out(path: Option<&Path>, bytes: &[u8]) -> Result<(), Failure> {
+    use std::io::Write;
+    match path {
+        Some(path) => std::fs::write(path, bytes).map_err(|e| Failure::file("writing", path, &e)),
+        None => std::io::stdout()
+            .write_all(bytes)
+            .map_err(|e| Failure::file("writing to", Path::new("standard output"), &e)),
+    }
 }

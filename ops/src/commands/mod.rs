@@ -10,6 +10,7 @@ pub mod fsck;
 pub mod lost;
 pub mod node;
 pub mod origin;
+pub mod replay;
 pub mod scrub;
 pub mod search;
 pub mod site;

@@ -8,6 +8,7 @@ mod collections;
 mod deliveries;
 mod holdings;
 mod library;
+mod records;
 mod scrub;
 mod shards;
 mod slots;
@@ -66,6 +67,8 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .route("/v1/slots/export", post(slots::export))
         .route("/v1/slots/export-anew", post(slots::export_anew))
         .route("/v1/slots/release", post(slots::release))
+        .route("/v1/records/heads", get(records::heads))
+        .route("/v1/records/digest", get(records::digest))
         .route("/v1/audit", get(audit::page))
         .route("/v1/map", get(status::map).put(status::take_map))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));

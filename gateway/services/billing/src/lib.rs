@@ -19,6 +19,8 @@ pub mod ledger;
 mod metrics;
 pub mod period;
 pub mod rating;
+mod reconcile;
+pub mod replay;
 mod routes;
 mod server;
 mod sql;

@@ -7,7 +7,9 @@
 //!   128 bits in between. Shares follow the largest remainder, ties in the split's order, and sum to the charge.
 //! - The version of tariff and split is the one that holds at the delivery's begin.
 
+use common::id::ClientId;
 use common::money::{Currency, split_largest_remainder};
+use common::name::ContentName;
 use common::record::{DeliveryClass, DeliveryPath, DeliveryRecord, DeliveryStatus, Source};
 use common::time::UnixMillis;
 
@@ -153,6 +155,30 @@ impl RateBook {
         Period::of(begin, self.zone_at(begin))
     }
 
+    /// What a delivery that begins at `now` would be charged, in millionths.
+    #[expect(clippy::too_many_arguments, reason = "the facts that a price depends on")]
+    pub fn quote(
+        &self,
+        client: &ClientId,
+        content: &ContentName,
+        provider: &ClientId,
+        bytes: u64,
+        away: bool,
+        class: DeliveryClass,
+        now: UnixMillis,
+    ) -> Result<i64, Exception> {
+        let tariff = self.tariff_at(now).ok_or(Exception::NoTariff)?;
+        let micros = match &tariff.value.prices {
+            Prices::Service { per_delivery, per_megabyte, surcharge } => {
+                let base = base_fee(*per_delivery, *per_megabyte, bytes)?;
+                i128::from(base) + if away { i128::from(*surcharge) } else { 0 }
+            }
+            Prices::Content { .. } if provider == client => 0,
+            prices @ Prices::Content { .. } => i128::from(use_price(prices, content, provider, class)),
+        };
+        bounded(micros)
+    }
+
     /// Rates under the versions that hold at the record's begin.
     pub fn rate(&self, record: &DeliveryRecord) -> Rating {
         if matches!(record.status, DeliveryStatus::Void | DeliveryStatus::Recovered) {
@@ -193,7 +219,8 @@ impl RateBook {
             }
             Prices::Content { .. } if record.provider == record.client => return Rating::Free,
             prices @ Prices::Content { .. } => {
-                content_shares(record, use_price(prices, record), &split.value)
+                let price = use_price(prices, &record.content, &record.provider, record.class);
+                content_shares(record, price, &split.value)
             }
         };
         match rated {
@@ -210,6 +237,12 @@ impl RateBook {
     }
 }
 
+/// The fee for delivery without surcharge.
+fn base_fee(per_delivery: i64, per_megabyte: i64, bytes_total: u64) -> Result<i64, Exception> {
+    let bytes = i128::from(per_megabyte) * i128::from(bytes_total);
+    bounded(i128::from(per_delivery) + (bytes + 500_000) / 1_000_000)
+}
+
 /// The fee for delivery, its surcharge if the client was away, and the shares of both.
 fn service_shares(
     record: &DeliveryRecord,
@@ -218,9 +251,7 @@ fn service_shares(
     surcharge: i64,
     split: &Split,
 ) -> Result<(i64, Vec<Share>), Exception> {
-    let bytes = i128::from(per_megabyte) * i128::from(record.bytes_total);
-    let base = i128::from(per_delivery) + (bytes + 500_000) / 1_000_000;
-    let base = bounded(base)?;
+    let base = base_fee(per_delivery, per_megabyte, record.bytes_total)?;
     let mut shares = share_out(Fee::Service, record, base, by_path(record, split))?;
     let mut charge = i128::from(base);
     if let (true, Away::Surcharge(ratios)) = (record.surrogate.is_some(), &split.away) {
@@ -257,15 +288,11 @@ fn content_shares(
 }
 
 /// The most specific price: content, bucket, provider, default.
-fn use_price(prices: &Prices, record: &DeliveryRecord) -> i64 {
+fn use_price(prices: &Prices, content: &ContentName, provider: &ClientId, class: DeliveryClass) -> i64 {
     let Prices::Content { default, contents, buckets, providers } = prices else { return 0 };
-    let bucket = || if buckets.is_empty() { None } else { buckets.get(&record.content.bucket_name()) };
-    let price = contents
-        .get(&record.content)
-        .or_else(bucket)
-        .or_else(|| providers.get(&record.provider))
-        .unwrap_or(default);
-    match record.class {
+    let bucket = || if buckets.is_empty() { None } else { buckets.get(&content.bucket_name()) };
+    let price = contents.get(content).or_else(bucket).or_else(|| providers.get(provider)).unwrap_or(default);
+    match class {
         DeliveryClass::Purchase => price.purchase,
         DeliveryClass::Reference => price.reference,
     }

@@ -17,6 +17,7 @@ use common::time::Clock;
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::reconcile::Peers;
 use crate::routes::routes;
 use crate::tariff::Terms;
 
@@ -60,9 +61,11 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         admin: server.admin_url(),
         node: None,
     };
-    server.spawn_worker(keep_registered(SearchClient::new(http, &config.search), registration));
+    let search = SearchClient::new(http.clone(), &config.search);
+    let peers = Peers { http, search: search.clone() };
+    server.spawn_worker(keep_registered(search, registration));
     server.spawn_worker(watch_balance(ledger.clone(), metrics, server.health.clone()));
-    Ok(server.run(routes(ledger, guard), Router::new(), async {}))
+    Ok(server.run(routes(ledger, peers, guard), Router::new(), async {}))
 }
 
 async fn put_configured_terms(ledger: &Ledger, config: &Config) -> Result<(), StartError> {

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 
+use common::api::billing::ChainView;
 use common::money::MICROS_PER_MINOR;
 use common::time::UnixMillis;
 use database::Connection;
@@ -21,7 +22,6 @@ use crate::documents::{Invoice, InvoiceKind, LineKind};
 use crate::invoicing::{Bill, Discount, Header, show_number};
 use crate::period::Period;
 use crate::rating::{Charge, RateBook, Rating};
-use crate::sql::chains::ChainView;
 use crate::sql::earnings::{Earned, EarningChanges};
 use crate::sql::events::{StoredEvent, select};
 use crate::sql::invoices::{self, InvoiceQuery, NewInvoice};

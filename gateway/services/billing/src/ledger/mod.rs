@@ -7,12 +7,16 @@
 mod booking;
 mod close;
 mod correct;
+mod export;
 mod pay;
 mod payout;
 mod writer;
 
-use common::api::billing::{BatchAnswer, Totals, Usage};
+use common::api::billing::{BatchAnswer, ChainView, MonthTotals, Quote, Totals, Usage};
+use common::hash::RecordDigest;
 use common::id::{ClientId, DeliveryId, NodeId};
+use common::name::ContentName;
+use common::record::DeliveryClass;
 use common::server::StartError;
 use common::time::Clock;
 use database::{Db, Location};
@@ -23,13 +27,13 @@ use sqlx::pool::PoolConnection;
 use tokio::sync::{mpsc, oneshot};
 
 pub use crate::sql::LedgerError;
-pub use crate::sql::chains::ChainView;
 pub use crate::sql::journals::AccountView;
 pub use crate::sql::periods::ClosedPeriod;
 pub use crate::sql::requests::RequestKey;
 pub use crate::sql::terms::StoredVersion;
 pub use close::{CloseReport, CloseRequest};
 pub use correct::{CorrectionReport, CorrectionRequest, DeliveryNumber};
+pub use export::{Direction, ExportRequest, ImportReport, Scheme};
 pub use pay::{PaymentReport, PaymentRequest};
 pub use writer::Writer;
 
@@ -37,6 +41,7 @@ use crate::chain::CheckedBatch;
 use crate::config::Fee;
 use crate::metrics::Metrics;
 use crate::period::Period;
+use crate::rating::Exception;
 use crate::sql;
 use crate::sql::events::StoredEvent;
 use crate::sql::invoices::InvoiceQuery;
@@ -288,6 +293,52 @@ impl Ledger {
     pub async fn chains(&self) -> Result<Vec<ChainView>, LedgerError> {
         let mut connection = self.read().await?;
         sql::chains::all(&mut connection).await
+    }
+
+    /// The digest of a booked record.
+    pub(crate) async fn digest_of(
+        &self,
+        node: &NodeId,
+        epoch: u64,
+        seq: u64,
+    ) -> Result<Option<RecordDigest>, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::chains::digest_of(&mut connection, node, epoch, seq).await
+    }
+
+    /// What the records of a month sum to, by the month of the deliveries.
+    pub async fn month_totals(&self, period: Period) -> Result<MonthTotals, LedgerError> {
+        let mut connection = self.read().await?;
+        sql::usage::of_month(&mut connection, period).await
+    }
+
+    /// What a delivery of a content would be charged now.
+    ///
+    /// # Errors
+    /// [`LedgerError::Conflict`] if it could not be rated now.
+    pub async fn quote(
+        &self,
+        client: ClientId,
+        content: ContentName,
+        provider: ClientId,
+        bytes: u64,
+        away: bool,
+    ) -> Result<Quote, LedgerError> {
+        let now = self.clock.now();
+        let mut connection = self.read().await?;
+        let rates = sql::terms::rate_book(&mut connection, self.fee).await?;
+        let Some(tariff) = rates.tariff_at(now) else {
+            return Err(LedgerError::Conflict("no tariff holds now; put one".into()));
+        };
+        let micros = |class| rates.quote(&client, &content, &provider, bytes, away, class, now);
+        let unrated = |reason: Exception| LedgerError::Conflict(format!("it cannot be rated: {reason}"));
+        Ok(Quote {
+            currency: tariff.value.currency,
+            purchase_micros: micros(DeliveryClass::Purchase).map_err(unrated)?,
+            reference_micros: micros(DeliveryClass::Reference).map_err(unrated)?,
+            tax_basis_points: tariff.value.tax_basis_points,
+            tariff: tariff.number,
+        })
     }
 
     /// Accounts by name after `after`.

@@ -3,16 +3,16 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use common::api::billing::{Totals, Usage};
+use common::api::billing::{ChainView, Quote, Totals, Usage};
 use common::api::extract::{ApiJson, ApiQuery};
 use common::error::ApiResult;
 use common::id::{ClientId, DeliveryId, NodeId};
+use common::name::ContentName;
 use serde::{Deserialize, Serialize};
 
 use super::{invalid, limit};
 use crate::ledger::{
-    AccountView, ChainView, CorrectionReport, CorrectionRequest, Ledger, PaymentReport, PaymentRequest,
-    RecordView,
+    AccountView, CorrectionReport, CorrectionRequest, Ledger, PaymentReport, PaymentRequest, RecordView,
 };
 use crate::period::Period;
 use crate::sql::requests::RequestKey;
@@ -133,4 +133,26 @@ fn request_key(headers: &HeaderMap, what: &str, request: &impl Serialize) -> Api
     let mut hasher = blake3::Hasher::new_derive_key("dozo billing request v1");
     hasher.update(&(what.len() as u64).to_le_bytes()).update(what.as_bytes()).update(&body);
     Ok(Some(RequestKey { key: key.to_owned(), digest: hasher.finalize().into() }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuoteQuery {
+    client: ClientId,
+    content: ContentName,
+    provider: ClientId,
+    /// Length of the content.
+    bytes: u64,
+    /// Whether another site than the client's home would serve it.
+    #[serde(default)]
+    away: bool,
+}
+
+/// What a delivery would be charged now.
+pub(super) async fn quote(
+    State(ledger): State<Ledger>,
+    ApiQuery(query): ApiQuery<QuoteQuery>,
+) -> ApiResult<Json<Quote>> {
+    let QuoteQuery { client, content, provider, bytes, away } = query;
+    Ok(Json(ledger.quote(client, content, provider, bytes, away).await?))
 }

@@ -1,11 +1,11 @@
 //! Chains of records and their heads, and the records that contradict them.
 
+use common::api::billing::ChainView;
 use common::hash::RecordDigest;
 use common::id::NodeId;
 use common::record::ChainedRecord;
 use common::time::UnixMillis;
 use database::Connection;
-use serde::Serialize;
 use sqlx::Row;
 
 use super::LedgerError;
@@ -16,17 +16,6 @@ pub(crate) struct Head {
     pub chain: i64,
     pub last_seq: u64,
     pub last_digest: RecordDigest,
-}
-
-/// A chain as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ChainView {
-    pub node: NodeId,
-    pub epoch: u64,
-    pub last_seq: u64,
-    pub last_digest: RecordDigest,
-    /// Every delivery of the node that began before this (milliseconds since 1970) is booked; 0: it never said.
-    pub passed_ms: UnixMillis,
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> Result<RecordDigest, LedgerError> {
@@ -127,6 +116,24 @@ pub(crate) async fn pass(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// The digest of one record of a chain.
+pub(crate) async fn digest_of(
+    connection: &mut Connection,
+    node: &NodeId,
+    epoch: u64,
+    seq: u64,
+) -> Result<Option<RecordDigest>, LedgerError> {
+    let sql = "SELECT e.digest FROM events e JOIN chains c ON c.id = e.chain \
+         WHERE c.node = $1 AND c.epoch = $2 AND e.seq = $3";
+    let row = sqlx::query(sql)
+        .bind(node.to_string())
+        .bind(epoch.cast_signed())
+        .bind(seq.cast_signed())
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| digest(row.try_get(0)?)).transpose()
 }
 
 /// Digests of a chain's records from `first` to `last`, in order.

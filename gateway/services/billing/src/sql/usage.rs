@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use common::api::billing::{Totals, Usage};
+use common::api::billing::{MonthTotals, Totals, Usage};
 use common::id::ClientId;
 use common::money::{Currency, Money};
 use common::record::DeliveryRecord;
@@ -162,6 +162,22 @@ pub(crate) async fn of_client(
     }
     let charges = charges.into_iter().map(|(currency, micros)| Money { micros, currency }).collect();
     Ok(Usage { client: client.clone(), period: period.to_string(), deliveries, classes, bytes_sent, charges })
+}
+
+/// What the records of a month sum to, by the month of the deliveries.
+pub(crate) async fn of_month(
+    connection: &mut Connection,
+    period: Period,
+) -> Result<MonthTotals, LedgerError> {
+    let sql = "SELECT status, CAST(sum(deliveries) AS BIGINT), CAST(sum(bytes_sent) AS BIGINT) FROM usage \
+         WHERE usage_period = $1 AND outcome <> 'credited' GROUP BY status";
+    let rows = sqlx::query(sql).bind(period.number()).fetch_all(connection).await?;
+    let mut totals = MonthTotals::default();
+    for row in rows {
+        totals.records.insert(row.try_get(0)?, row.try_get::<i64, _>(1)?.cast_unsigned());
+        totals.bytes_sent = totals.bytes_sent.saturating_add_signed(row.try_get(2)?);
+    }
+    Ok(totals)
 }
 
 /// The whole ledger in sums. Cost grows with the number of clients and months, not of records.

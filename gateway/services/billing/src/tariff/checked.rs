@@ -12,6 +12,7 @@ use super::{
     ContentSplit, ContentTariff, HitRatios, OriginRatios, PartialPolicy, Party, Payout, PayoutBasis,
     PeerRatios, ServiceSplit, ServiceTariff, SurchargeRatios, Tier,
 };
+use crate::bank::InvalidAccount;
 use crate::config::Fee;
 use crate::period::{InvalidTime, Zone};
 use crate::rating::Part;
@@ -28,6 +29,8 @@ pub enum InvalidTerms {
     Time(#[from] InvalidTime),
     #[error(transparent)]
     Currency(#[from] UnknownCurrency),
+    #[error("bank: {0}")]
+    Bank(#[from] InvalidAccount),
     #[error("{field} {given:?} is not a price: digits with at most {digits} after a point, at most {max}")]
     Price { field: &'static str, given: String, digits: u32, max: String },
     #[error("the ratios of {line} sum to {sum} basis points, they must sum to 10000")]
@@ -313,6 +316,9 @@ impl Party {
             && !(country.len() == 2 && country.bytes().all(|b| b.is_ascii_uppercase()))
         {
             return Err(InvalidTerms::Country(country.chars().take(40).collect()));
+        }
+        if let Some(bank) = &party.bank {
+            bank.check()?;
         }
         let valid_from = party.zone.parse::<Zone>()?.parse_local(&party.valid_from)?;
         Ok((party, valid_from))

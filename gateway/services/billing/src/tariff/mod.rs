@@ -58,6 +58,15 @@
 //! country = "JP"                     # optional, ISO 3166
 //! email = "bills@bob.example"        # optional
 //! payout = "bank"                    # or "wallet": credit in the system, which pays the same name's invoices
+//! [parties.bank]                     # optional; for bank files. Or scheme = "sepa" with iban, holder, bic, mandate
+//! scheme = "zengin"
+//! bank_code = "0001"
+//! bank_name = "ミズホ"
+//! branch_code = "110"
+//! branch_name = "マルノウチ"
+//! kind = "ordinary"                  # or current, savings
+//! number = "1234567"
+//! holder = "カ)ボブ"
 //! ```
 //!
 //! **Discounts** are computed when a month is closed. A client's deliveries of that month, in the order of none in
@@ -73,6 +82,7 @@ use common::id::{BucketName, ClientId};
 use common::name::ContentName;
 use serde::{Deserialize, Serialize};
 
+use crate::bank::BankAccount;
 use crate::documents::PayoutMethod;
 
 pub use checked::{AMOUNT_MICROS_MAX, Away, Discounts, InvalidTerms, Prices, Split, Tariff, UsePrice};
@@ -268,6 +278,9 @@ pub struct Party {
     pub email: Option<String>,
     #[serde(default)]
     pub payout: PayoutMethod,
+    /// Where it is paid, and collected from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bank: Option<BankAccount>,
 }
 
 /// Versions of one fee's tariffs and splits, each list in order of `valid_from`.

@@ -210,6 +210,7 @@ async fn credit_in_the_system_pays_the_same_name_s_invoices() {
             country: Some("JP".into()),
             email: None,
             payout: PayoutMethod::Wallet,
+            bank: None,
         }],
         ..demo_tariffs()
     };

@@ -1,0 +1,56 @@
+//! Whether the nodes' logs and both servers' books agree.
+
+use axum::extract::{Path, State};
+use axum::{Extension, Json};
+use common::api::billing::MonthTotals;
+use common::api::extract::ApiQuery;
+use common::error::{ApiError, ApiResult, ErrorCode};
+use common::hash::RecordDigest;
+use common::id::NodeId;
+use serde::Deserialize;
+
+use super::invalid;
+use crate::ledger::Ledger;
+use crate::period::{InvalidTime, Period};
+use crate::reconcile::{self, Peers, ReconciliationReport};
+
+fn parse(period: &str) -> ApiResult<Period> {
+    period.parse().map_err(|error: InvalidTime| invalid(error.to_string()))
+}
+
+pub(super) async fn reconcile(
+    State(ledger): State<Ledger>,
+    Extension(peers): Extension<Peers>,
+    Path(period): Path<String>,
+) -> ApiResult<Json<ReconciliationReport>> {
+    Ok(Json(reconcile::reconcile(&ledger, &peers, parse(&period)?).await?))
+}
+
+/// What the records of a month sum to.
+pub(super) async fn month_totals(
+    State(ledger): State<Ledger>,
+    Path(period): Path<String>,
+) -> ApiResult<Json<MonthTotals>> {
+    Ok(Json(ledger.month_totals(parse(&period)?).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DigestQuery {
+    node: NodeId,
+    epoch: u64,
+    seq: u64,
+}
+
+/// The digest of a booked record.
+pub(super) async fn record_digest(
+    State(ledger): State<Ledger>,
+    ApiQuery(query): ApiQuery<DigestQuery>,
+) -> ApiResult<Json<RecordDigest>> {
+    let DigestQuery { node, epoch, seq } = query;
+    let none = || {
+        let message = format!("record {seq} of {node} in epoch {epoch} is not booked here");
+        ApiError::new(ErrorCode::NotFound, message)
+    };
+    ledger.digest_of(&node, epoch, seq).await?.map(Json).ok_or_else(none)
+}
