@@ -25,6 +25,7 @@
 //! | sites that are really apart, on one machine | [`netns`] |
 //! | that nothing of a run stays behind | [`orphans`] |
 
+pub mod billing;
 pub mod books;
 pub mod collect;
 pub mod content;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::billing::BillingPlan;
 use bench::collect::{self, CollectArgs};
 use bench::dedup;
 use bench::device::{self, DeviceOp, DevicePlan};
@@ -62,6 +63,8 @@ enum Command {
     Collect(CollectArgs),
     /// Announces many contents to search and looks them up: rates, times, and what they cost.
     Search(SearchArgs),
+    /// The ledger alone: deliveries booked a second, what comes twice, the close of a month
+    Billing(BillingArgs),
 }
 
 /// Starting points for common measurements; every flag given beside one wins over it.
@@ -322,6 +325,26 @@ struct DeviceArgs {
 }
 
 #[derive(clap::Args)]
+struct BillingArgs {
+    /// service or content
+    #[arg(long, default_value = "service", value_parser = ["service", "content"])]
+    fee: String,
+    /// An empty PostgreSQL database instead of an SQLite file: postgres://USER@HOST/NAME
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// Folder for the SQLite file; a temporary one otherwise.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10..))]
+    deliveries: u64,
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    clients: u64,
+    /// Records in a batch.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    batch: u64,
+}
+
+#[derive(clap::Args)]
 struct SearchArgs {
     /// A search that runs, empty; one is started and ended otherwise.
     #[arg(long, value_name = "URL", requires = "cluster_secret_file", conflicts_with = "database")]
@@ -367,6 +390,7 @@ fn main() -> ExitCode {
         Command::Traffic(args) => run_traffic(&args),
         Command::Collect(args) => runtime.block_on(run_collect(args)),
         Command::Search(args) => runtime.block_on(run_search(args)),
+        Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -579,6 +603,15 @@ async fn run_device(args: DeviceArgs) -> Result<bool, Failure> {
             result.ops_per_s, result.mib_per_s, result.p50_us, result.p99_us
         );
     }
+    Ok(true)
+}
+
+#[expect(clippy::print_stdout, reason = "the result is what the command is for")]
+async fn run_billing(args: BillingArgs) -> Result<bool, Failure> {
+    let BillingArgs { fee, database, data_dir, deliveries, clients, batch } = args;
+    let fee = if fee == "content" { billing::Fee::Content } else { billing::Fee::Service };
+    let plan = BillingPlan { fee, database, data_dir, deliveries, clients, batch };
+    println!("{}", serde_json::to_string(&bench::billing::run(plan).await?)?);
     Ok(true)
 }
 

@@ -112,7 +112,7 @@ fn send_as(gateway: &NearbyGateway, authorization: &str, method: &str, path: &st
 }
 
 /// The command line, told where the cluster is.
-fn run(cluster: &Cluster, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub fn run(cluster: &Cluster, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(dozo());
     command.args(arguments).current_dir(cluster.path("")).envs(variables.iter().copied());
     command.env("DOZO_ENDPOINTS", endpoints_file(cluster)).env("DOZO__CLUSTER__SECRET", SECRET);

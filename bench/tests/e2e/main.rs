@@ -16,6 +16,7 @@ mod probe;
 mod process;
 
 mod accounts;
+mod books;
 mod cards;
 mod collection;
 mod crash;

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use common::cluster::ClusterMap;
+use common::cluster::{ClusterMap, SiteEntry};
+use common::placement::{SLOT_COUNT, Slot, preferred_owner};
 use serde_json::json;
 
 use crate::cluster::{Cluster, Mode, Options, SITES, SOON, eventually};
@@ -162,6 +163,18 @@ fn a_directory_that_is_older_than_its_nodes_goes_on_from_their_map() {
         let search = cluster.operator(&cluster.endpoints.search.http);
         search.get("/v1/map?after=0&wait_ms=0").expect(200).json()
     };
+    // Owners are compared below, so none is to be on the way to another.
+    eventually("all slots are where they belong", SOON, || {
+        let map = map();
+        let is_away = |site: &SiteEntry, slot: Slot| {
+            let owner = site.slot_owner(slot).map(|node| &node.id);
+            owner.is_none() || owner != preferred_owner(site, slot).map(|node| &node.id)
+        };
+        let slots = || (0..SLOT_COUNT).map(Slot);
+        let away = |site: &SiteEntry| slots().filter(|slot| is_away(site, *slot)).count();
+        let away: usize = map.sites.iter().map(away).sum();
+        if away == 0 { Ok(()) } else { Err(format!("{away} are not")) }
+    });
     let contents: Vec<(String, Vec<u8>)> =
         (0..16).map(|i| (format!("alice/photo-{i}"), fresh_bytes(3_000 + i))).collect();
     let put = |(name, bytes): &(String, Vec<u8>)| {

@@ -207,7 +207,7 @@ async fn a_content_is_stored_held_delivered_and_booked() {
     until("both billing servers book it", async || search.record_count() == 1).await;
     let marks = || search.books.lock().unwrap().marks.clone();
     until("both are told up to when all is booked", async || marks().len() >= 2).await;
-    let minute_ago = common::time::Clock::System.now().0 - 60_000;
+    let minute_ago = Clock::System.now().0 - 60_000;
     assert!(marks().iter().all(|(shard, epoch, passed)| {
         (shard, *epoch) == (&node.id, 1) && (minute_ago - 60_000..=minute_ago).contains(&passed.0)
     }));
