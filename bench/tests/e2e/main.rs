@@ -9,9 +9,6 @@
 mod cluster;
 mod http;
 mod link;
-#[expect(dead_code, reason = "nothing here needs a database that crashes")]
-#[path = "../../../gateway/services/search/tests/postgres/server.rs"]
-mod postgres;
 mod probe;
 mod process;
 

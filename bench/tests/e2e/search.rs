@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::cluster::{Cluster, Mode, Options, SITES, SOON, eventually};
 use crate::http::Client;
 use crate::operation::run_dozo;
-use crate::postgres::Postgres;
 use crate::{etag_of, fresh_bytes};
+use database::testing::Postgres;
 
 const TOKYO: [&str; 3] = ["tokyo.n1", "tokyo.n2", "tokyo.g1"];
 

@@ -50,7 +50,9 @@ const SQLITE_WRITER: &[&str] = &[
 ];
 const SQLITE_READER: &[&str] =
     &["PRAGMA query_only = ON", "PRAGMA cache_size = -16384", "PRAGMA busy_timeout = 10000"];
-const POSTGRES_READER: &[&str] = &["SET default_transaction_read_only = ON"];
+/// Tables grow from nothing: a plan that is kept from when they were small reads all of them later.
+const POSTGRES_PLANS: &str = "SET plan_cache_mode = force_custom_plan";
+const POSTGRES_READER: &[&str] = &[POSTGRES_PLANS, "SET default_transaction_read_only = ON"];
 
 /// Which database, and so which words where the two differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +218,7 @@ fn postgres_writer(owner: Owner) -> Vec<String> {
         format!("SET application_name = 'dozo {}'", owner.name),
         "SELECT set_config('synchronous_commit', 'on', FALSE) WHERE current_setting('synchronous_commit') = 'off'"
             .into(),
+        POSTGRES_PLANS.into(),
         "SET lock_timeout = '5s'".into(),
         format!("SELECT pg_advisory_lock({})", owner.writer_lock),
         "SET lock_timeout = 0".into(),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use common::server::StartError;
 
-use crate::db::Location;
+use crate::db::{DATABASE_FILE, Location};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,7 +53,7 @@ impl Config {
     pub(crate) fn location(&self) -> Result<Location, StartError> {
         match (&self.database, &self.data_dir) {
             (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
-            (None, Some(folder)) => Location::in_folder(folder),
+            (None, Some(folder)) => Location::in_folder(folder, DATABASE_FILE),
             (None, None) => {
                 let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
                 Err(StartError::failed("reading the configuration of search", reason))

@@ -16,7 +16,6 @@ mod listing;
 mod nodes;
 #[path = "../search/recovery.rs"]
 mod recovery;
-mod server;
 #[path = "../search/servers.rs"]
 mod servers;
 #[path = "../search/shards.rs"]
@@ -28,8 +27,10 @@ mod writer;
 /// The database of the search that has this folder: one of the server that all tests here share. SQLite where there is no
 /// PostgreSQL.
 fn database(dir: &std::path::Path) -> Option<String> {
-    static SERVER: std::sync::LazyLock<Option<server::Postgres>> =
-        std::sync::LazyLock::new(|| server::Postgres::start("-c fsync=off -c max_connections=500"));
+    static SERVER: std::sync::LazyLock<Option<database::testing::Postgres>> =
+        std::sync::LazyLock::new(|| {
+            database::testing::Postgres::start("-c fsync=off -c max_connections=500")
+        });
     let name: String = dir.file_name()?.to_str()?.bytes().map(|b| format!("{b:02x}")).collect();
     Some(SERVER.as_ref()?.database(&format!("dozo_{name}")))
 }

@@ -1,8 +1,8 @@
 //! The one writer, and what it acknowledged.
 
 use crate::harness::{SOON, TestSearch, assert_code, client_of, config, hold, id, secret, start};
-use crate::server::Postgres;
 use common::error::ErrorCode;
+use database::testing::Postgres;
 
 #[tokio::test]
 async fn a_second_search_on_the_same_database_does_not_start() {
