@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "../billing/a_month.rs"]
+mod a_month;
 #[path = "../billing/books.rs"]
 mod books;
 #[path = "../billing/corrections.rs"]
