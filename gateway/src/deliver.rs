@@ -93,7 +93,7 @@ impl Gateway {
         wish: &Wish,
         delivery: DeliveryId,
     ) -> ApiResult<(Holding, Option<BeginAnswer>)> {
-        self.authorise(wish).await?;
+        self.authorise(&wish.client, &wish.name).await?;
         let held = self.resolve(wish, !wish.head_only && !wish.conditions.any()).await?;
         if wish.head_only || wish.conditions.any() && self.verdict(wish, &held) != Verdict::Proceed {
             return Ok((held.holding, None));
@@ -118,7 +118,7 @@ impl Gateway {
     }
 
     async fn plan(&self, wish: &Wish, guard: &mut EndGuard) -> ApiResult<Plan> {
-        self.authorise(wish).await?;
+        self.authorise(&wish.client, &wish.name).await?;
         if wish.is_plain() {
             let held = self.open(wish, guard).await?;
             return self.plan_for(wish, held, Verdict::Proceed);
@@ -261,8 +261,7 @@ impl Gateway {
     }
 
     /// A client reads its own buckets, public ones, and what is in its library.
-    async fn authorise(&self, wish: &Wish) -> ApiResult<()> {
-        let (client, name) = (&wish.client, &wish.name);
+    pub async fn authorise(&self, client: &ClientId, name: &ContentName) -> ApiResult<()> {
         let bucket = self.directory.bucket(&name.bucket_name()).await?;
         if may_read(client, &bucket) || self.holds(client, name).await? {
             return Ok(());
@@ -276,7 +275,8 @@ impl Gateway {
         ))
     }
 
-    async fn holds(&self, client: &ClientId, name: &ContentName) -> ApiResult<bool> {
+    /// Whether a content is in a client's library.
+    pub async fn holds(&self, client: &ClientId, name: &ContentName) -> ApiResult<bool> {
         let row = self
             .site
             .ask_owner(Slot::of_client(client), |node| async move { node.library_row(client, name).await })

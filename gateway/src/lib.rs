@@ -45,6 +45,7 @@ pub mod head;
 pub mod limits;
 pub mod metrics;
 pub mod publish;
+pub mod quote;
 pub mod routes;
 pub mod server;
 pub mod site;

@@ -36,8 +36,20 @@ fn what_was_quoted_is_charged_and_logs_and_books_agree() {
         let (found, quotes) = billing(&cluster, &["quote", &name, "--as", &bob.name]);
         if found { Ok((found, quotes)) } else { Err(format!("{quotes:?}")) }
     });
+    // A client asks its gateway.
+    let asked = |class: &str| {
+        let quote: Value = bob.get(&format!("/v1/quote/{name}")).expect(200).json();
+        assert_eq!((quote["class"].as_str(), quote["len"].as_u64()), (Some(class), Some(2_000_000)));
+        assert_eq!(quote["service"], quotes["service"]);
+        assert_eq!(quote["content"], quotes["content"]);
+    };
+    asked("purchase");
     bob.get_content(&name).expect(200);
+    asked("reference");
     bob.get_content(&name).expect(200);
+    let private = cluster.bucket(&alice, "private");
+    alice.put_content(&format!("{private}/diary"), b"dear diary").expect(201);
+    assert_eq!(bob.get(&format!("/v1/quote/{private}/diary")).expect(403).code(), "forbidden");
     let charged = cluster.await_billed(&bob, &[("complete", 2)]).map(|usage| usage.charges[0].micros);
     for (fee, charged) in ["service", "content"].into_iter().zip(charged) {
         let quote = |class: &str| quotes[fee][class].as_i64().unwrap();

@@ -3,8 +3,11 @@
 use http::header::HeaderName;
 use serde::{Deserialize, Serialize};
 
+use crate::api::billing::Quote;
 use crate::hash::ContentHash;
 use crate::id::{ClientId, SiteId};
+use crate::name::ContentName;
+use crate::record::DeliveryClass;
 use crate::time::UnixMillis;
 
 /// Id of the recorded delivery.
@@ -77,6 +80,18 @@ pub struct ClientUsage {
     /// This month's charges as the billing servers have them; `None` while one does not answer, and in lists.
     pub service_usage: Option<crate::api::billing::Usage>,
     pub content_usage: Option<crate::api::billing::Usage>,
+}
+
+/// What a delivery of a content would be charged now. `GET /v1/quote/{bucket}/{key}`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentQuote {
+    pub name: ContentName,
+    pub len: u64,
+    pub provider: ClientId,
+    /// What the next delivery would be: a purchase, or a reference if the client holds the content.
+    pub class: DeliveryClass,
+    pub service: Quote,
+    pub content: Quote,
 }
 
 /// What all clients hold at a site. `GET /v1/peer/usages`, for the operator.

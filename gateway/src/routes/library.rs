@@ -1,4 +1,4 @@
-//! A client's own: `GET|DELETE /v1/library[/{bucket}/{key}]` and `GET /v1/usage`.
+//! A client's own: `GET|DELETE /v1/library[/{bucket}/{key}]` `GET /v1/usage` and `GET /v1/quote/{bucket}/{key}`.
 
 use std::sync::Arc;
 
@@ -80,6 +80,16 @@ pub async fn usage(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> R
         let client = gateway.authenticate(&headers).await?;
         gateway.check_home(&client)?;
         Ok(Json(gateway.usage(&client.client).await?).into_response())
+    })
+    .await
+}
+
+/// What a delivery of a content would cost.
+pub async fn quote(State(gateway): State<Arc<Gateway>>, uri: Uri, headers: HeaderMap) -> Response {
+    counted(&gateway, Op::Usage, async {
+        let client = gateway.authenticate(&headers).await?;
+        gateway.check_home(&client)?;
+        Ok(Json(gateway.quote(&client, &content_name(&uri)?).await?).into_response())
     })
     .await
 }

@@ -58,6 +58,7 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/library", get(library::list))
         .route("/v1/library/{bucket}/{*key}", get(library::row).delete(library::drop))
         .route("/v1/usage", get(library::usage))
+        .route("/v1/quote/{bucket}/{*key}", get(library::quote))
         .route("/v1/temporary", get(temporary::own))
         .route("/v1/buckets/{bucket}", get(buckets::get).put(buckets::put))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));

@@ -1,0 +1,47 @@
+//! What a delivery would cost, before it is made.
+
+use common::api::billing::{BillingClient, Quote};
+use common::api::gateway::ContentQuote;
+use common::api::search::ClientRecord;
+use common::auth::Role;
+use common::cluster::ServerEntry;
+use common::error::{ApiError, ApiResult, ErrorCode};
+use common::name::ContentName;
+use common::record::DeliveryClass;
+
+use crate::server::Gateway;
+
+impl Gateway {
+    /// The two fees of a content for a client that is at home here, as they are now.
+    pub async fn quote(&self, client: &ClientRecord, name: &ContentName) -> ApiResult<ContentQuote> {
+        let id = &client.client;
+        self.authorise(id, name).await?;
+        let class = match self.holds(id, name).await? {
+            true => DeliveryClass::Reference,
+            false => DeliveryClass::Purchase,
+        };
+        let info = self.directory.search.lookup(name).await.map_err(|error| {
+            error.to_api(ErrorCode::SearchUnavailable, "search, which knows the content, does not answer")
+        })?;
+        let map = self.site.map();
+        let quote = async |server: Option<&ServerEntry>, role: Role| -> ApiResult<Quote> {
+            let unavailable = || format!("{role} does not answer; ask again later");
+            let server = server.ok_or_else(|| ApiError::new(ErrorCode::BillingUnavailable, unavailable()))?;
+            let billing = BillingClient::new(self.server.clone(), &server.http, role);
+            let quote = billing.quote(id, name, &info.provider, info.len, false).await;
+            quote.map_err(|error| error.to_api(ErrorCode::BillingUnavailable, &unavailable()))
+        };
+        let (service, content) = tokio::try_join!(
+            quote(map.service_billing.as_ref(), Role::ServiceBilling),
+            quote(map.content_billing.as_ref(), Role::ContentBilling),
+        )?;
+        Ok(ContentQuote {
+            name: name.clone(),
+            len: info.len,
+            provider: info.provider,
+            class,
+            service,
+            content,
+        })
+    }
+}
