@@ -105,6 +105,13 @@ pub struct SearchArgs {
     /// Folder for the directory's database, an SQLite file
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    postgres: PostgresArgs,
+}
+
+/// Another place for rows than an SQLite file.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PostgresArgs {
     /// A PostgreSQL database instead: postgres://USER@HOST/NAME
     #[arg(long, value_name = "URL")]
     database: Option<String>,
@@ -159,9 +166,11 @@ pub struct BillingArgs {
     server: ServerArgs,
     #[command(flatten)]
     member: MemberArgs,
-    /// Folder for the books' database
+    /// Folder for the books' database, an SQLite file
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    postgres: PostgresArgs,
     /// TOML file with tariffs, splits and parties to store at the start, unless they are stored
     #[arg(long, value_name = "FILE")]
     tariff_file: Option<PathBuf>,
@@ -238,6 +247,11 @@ impl Flags {
         self.set("advertise", args.advertise.as_ref());
     }
 
+    fn postgres(&mut self, args: &PostgresArgs) {
+        self.set("database", args.database.as_ref());
+        self.set("database_password_file", args.database_password_file.as_ref().map(|f| f.display()));
+    }
+
     fn folder(&mut self, data_dir: Option<&PathBuf>) {
         self.set("data_dir", data_dir.map(|d| d.display()));
     }
@@ -309,9 +323,7 @@ impl RoleCommand {
             }
             Self::Search(args) => {
                 flags.folder(args.data_dir.as_ref());
-                flags.set("database", args.database.as_ref());
-                flags
-                    .set("database_password_file", args.database_password_file.as_ref().map(|f| f.display()));
+                flags.postgres(&args.postgres);
             }
             Self::Origin(args) => {
                 flags.member(&args.member);
@@ -322,6 +334,7 @@ impl RoleCommand {
             Self::ServiceBilling(args) | Self::ContentBilling(args) => {
                 flags.member(&args.member);
                 flags.folder(args.data_dir.as_ref());
+                flags.postgres(&args.postgres);
                 flags.set("tariff_file", args.tariff_file.as_ref().map(|f| f.display()));
             }
             Self::MobileAccess(args) => {
