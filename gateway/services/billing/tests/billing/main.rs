@@ -7,6 +7,7 @@ mod books;
 mod corrections;
 mod fixtures;
 mod http;
+mod model;
 mod months;
 mod refusals;
 

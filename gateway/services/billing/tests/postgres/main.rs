@@ -12,6 +12,8 @@ mod corrections;
 mod fixtures;
 #[path = "../billing/http.rs"]
 mod http;
+#[path = "../billing/model.rs"]
+mod model;
 #[path = "../billing/months.rs"]
 mod months;
 #[path = "../billing/refusals.rs"]
