@@ -9,12 +9,13 @@ const ALLOWED: &[(&str, &[&str], &[&str])] = &[
     ("common", &[], &[]),
     ("storage-node", &["common"], &[]),
     ("gateway", &["common"], &[]),
-    ("search", &["common"], &[]),
+    ("database", &["common"], &[]),
+    ("search", &["common", "database"], &[]),
     ("origin", &["common"], &["search"]),
-    ("billing", &["common"], &[]),
+    ("billing", &["common", "database"], &[]),
     ("mobile-access", &["common"], &[]),
     ("ops", &["common", "storage-node", "gateway", "search", "origin", "billing", "mobile-access"], &[]),
-    ("bench", &["common", "ops", "storage-node"], &[]),
+    ("bench", &["common", "ops", "storage-node", "billing", "database"], &[]),
 ];
 
 #[test]
