@@ -104,6 +104,9 @@ impl ObjectChunkStore {
     }
 }
 
+/// How often a listing is begun.
+const LIST_ATTEMPTS_MAX: u32 = 10;
+
 /// What was there when the store was opened.
 struct Found {
     highest_sequence: u64,
@@ -162,8 +165,23 @@ async fn list(
     mut take: impl FnMut(&ObjectMeta) -> Option<()>,
 ) -> Result<(), RebuildError> {
     let (mut unknown, mut example) = (0, None);
-    let mut listing = objects.store().list(Some(&Path::from(prefix)));
-    while let Some(object) = listing.try_next().await.map_err(RebuildError::List)? {
+    let prefix = Path::from(prefix);
+    let mut listing = objects.store().list(Some(&prefix));
+    let (mut attempt, mut is_begun) = (1, false);
+    loop {
+        let object = match listing.try_next().await {
+            Ok(Some(object)) => object,
+            Ok(None) => break,
+            // The client repeats requests, but not one whose answer broke off.
+            Err(error) if !is_begun && attempt < LIST_ATTEMPTS_MAX => {
+                tracing::debug!(%error, attempt, "the listing broke off before its first object; once more");
+                attempt += 1;
+                listing = objects.store().list(Some(&prefix));
+                continue;
+            }
+            Err(error) => return Err(RebuildError::List(error)),
+        };
+        is_begun = true;
         if take(&object).is_none() {
             unknown += 1;
             example.get_or_insert(object.location);
