@@ -15,8 +15,10 @@ use crate::{Connection, Dialect};
 
 type Bound = Query<'static, Any, AnyArguments>;
 
-/// Rows of a statement of SQLite, longest first. 128 rows of 31 columns stay far below its 32,766 parameters.
-const RUNS: [usize; 3] = [128, 16, 1];
+/// Rows of a statement of SQLite, longest first: each statement costs two changes of threads, so they are few.
+const RUNS: [usize; 11] = [1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+/// SQLite takes 32,766.
+const PARAMETERS_MAX: usize = 32_000;
 /// Rows of a statement of PostgreSQL; bounds the length of its arrays.
 const ARRAY_LEN_MAX: usize = 4096;
 
@@ -89,8 +91,8 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
 /// An insert of any number of rows.
 pub struct Insert {
     columns: &'static [Column],
-    /// By [`RUNS`].
-    sqlite: [Arc<str>; RUNS.len()],
+    /// Each for so many rows, the longest first.
+    sqlite: Vec<(usize, Arc<str>)>,
     postgres: Arc<str>,
 }
 
@@ -101,11 +103,13 @@ impl Insert {
         let head = format!("INSERT INTO {table} ({})", names.join(", "));
         // Not `$1` and so on: SQLite looks names of parameters up one by one, and there are thousands.
         let row = format!("({})", vec!["?"; columns.len()].join(","));
-        let run = |len: usize| format!("{head} VALUES {} {tail}", vec![row.as_str(); len].join(",")).into();
+        let run =
+            |len: usize| (len, format!("{head} VALUES {} {tail}", vec![row.as_str(); len].join(",")).into());
+        let runs = RUNS.into_iter().filter(|len| len * columns.len() <= PARAMETERS_MAX);
         let array = |(n, column): (usize, &Column)| format!("${}::text::{}", n + 1, column.array_type());
         let arrays: Vec<String> = columns.iter().enumerate().map(array).collect();
         let postgres = format!("{head} SELECT * FROM unnest({}) {tail}", arrays.join(", ")).into();
-        Self { columns, sqlite: RUNS.map(run), postgres }
+        Self { columns, sqlite: runs.map(run).collect(), postgres }
     }
 
     /// Inserts `rows` in order; `values` gives a row's values, one for each column.
@@ -129,9 +133,9 @@ impl Insert {
         values: impl Fn(&'r R, &mut Vec<Value<'r>>),
     ) -> Result<(), sqlx::Error> {
         let mut of_row = Vec::with_capacity(self.columns.len());
-        for (text, len) in self.sqlite.iter().zip(RUNS) {
-            while rows.len() >= len {
-                let (run, rest) = rows.split_at(len);
+        for (len, text) in &self.sqlite {
+            while rows.len() >= *len {
+                let (run, rest) = rows.split_at(*len);
                 rows = rest;
                 // The text is made of constants alone; values are bound.
                 let mut query = sqlx::query(AssertSqlSafe(text.clone()));
@@ -239,8 +243,8 @@ mod tests {
     fn statements_number_their_values() {
         const COLUMNS: &[Column] = &[Column::Integer("a"), Column::Text("b")];
         let insert = Insert::new("t", COLUMNS, "ON CONFLICT DO NOTHING");
-        assert_eq!(&*insert.sqlite[2], "INSERT INTO t (a, b) VALUES (?,?) ON CONFLICT DO NOTHING");
-        assert_eq!(insert.sqlite[1].matches("(?,?)").count(), 16);
+        assert_eq!(&*insert.sqlite[10].1, "INSERT INTO t (a, b) VALUES (?,?) ON CONFLICT DO NOTHING");
+        assert_eq!(insert.sqlite[6].1.matches("(?,?)").count(), 16);
         assert_eq!(
             &*insert.postgres,
             "INSERT INTO t (a, b) SELECT * FROM unnest($1::text::bigint[], $2::text::text[]) ON CONFLICT DO NOTHING"
