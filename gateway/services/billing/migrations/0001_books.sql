@@ -112,10 +112,31 @@ CREATE TABLE events (
         AND amount IS NOT NULL AND journal IS NOT NULL)),
     UNIQUE (chain, seq)
 ) STRICT;
-CREATE INDEX events_by_client ON events (client, booked_period);
 CREATE INDEX events_by_delivery ON events (delivery);
 
--- Sums over the events, from which usage and invoices are read.
+-- The events of each client, in runs: a run is the events after the run before up to the one it is named after, by
+-- client. Runs are only ever added at the end, so booking costs the same however many events there are; a client's
+-- events cost one look at each run. The newest events are in no run yet.
+CREATE TABLE client_runs (
+    run          INTEGER PRIMARY KEY,
+    -- The months that its events were booked in.
+    first_period INTEGER NOT NULL,
+    last_period  INTEGER NOT NULL
+) STRICT;
+CREATE TABLE client_events (
+    run    INTEGER NOT NULL,
+    client TEXT    NOT NULL,
+    event  INTEGER NOT NULL,
+    PRIMARY KEY (run, client, event)
+) STRICT, WITHOUT ROWID;
+
+-- Sums over the events up to `usage_through.event`, from which usage and invoices are read. Many events are summed
+-- together: when there are enough of them, and before sums are read.
+CREATE TABLE usage_through (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    event INTEGER NOT NULL
+) STRICT;
+INSERT INTO usage_through (id, event) VALUES (1, 0);
 CREATE TABLE usage (
     client        TEXT    NOT NULL,
     booked_period INTEGER NOT NULL,
@@ -166,6 +187,7 @@ CREATE TABLE exceptions (
 ) STRICT;
 CREATE INDEX exceptions_open ON exceptions (event) WHERE resolved_outcome IS NULL;
 CREATE INDEX exceptions_resolved ON exceptions (resolved_period) WHERE resolved_outcome IS NOT NULL;
+CREATE INDEX exceptions_by_journal ON exceptions (journal, event) WHERE journal IS NOT NULL;
 
 -- Charges that were taken back: each once, under the versions of the charge.
 CREATE TABLE corrections (

@@ -1,6 +1,6 @@
 //! Recomputing the whole ledger: what must hold, checked from the rows themselves, with nothing believed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use common::hash::RecordDigest;
 use common::record::ChainedRecord;
@@ -16,6 +16,8 @@ use crate::sql::{LedgerError, journals, periods, terms};
 
 /// Findings that are told in full; the rest is only counted.
 const FINDINGS_MAX: usize = 100;
+/// Most records of one transaction: what its writer gathers, and one batch more.
+const TRANSACTION_RECORDS_MAX: i64 = 16_384;
 /// Rows that are read at once.
 const PAGE: i64 = 1000;
 
@@ -73,7 +75,7 @@ pub(crate) async fn verify(connection: &mut Connection, fee: Fee) -> Result<Veri
 }
 
 /// Checks that are one statement each: it selects the faults, as text.
-const BOOKS: [&str; 9] = [
+const BOOKS: [&str; 11] = [
     "SELECT 'journal ' || p.journal || ' sums to ' || sum(p.amount) || ' ' || a.currency FROM postings p \
      JOIN accounts a ON a.id = p.account GROUP BY p.journal, a.currency HAVING sum(p.amount) <> 0",
     "SELECT 'account ' || a.name || ' has balance ' || coalesce(b.amount, 0) || ', its postings sum to ' || \
@@ -92,14 +94,23 @@ const BOOKS: [&str; 9] = [
      SELECT client, usage_period, outcome, deliveries AS u, 0 AS e FROM usage WHERE outcome <> 'credited' UNION ALL \
      SELECT e.client, e.usage_period, CASE WHEN k.event IS NOT NULL AND k.invoice IS NULL THEN 'corrected' \
      ELSE coalesce(x.resolved_outcome, e.outcome) END, 0, 1 FROM events e \
-     LEFT JOIN exceptions x ON x.event = e.id LEFT JOIN corrections k ON k.event = e.id) AS both_sides \
-     GROUP BY client, usage_period, outcome) AS sums WHERE u <> e",
+     LEFT JOIN exceptions x ON x.event = e.id LEFT JOIN corrections k ON k.event = e.id \
+     WHERE e.id <= (SELECT event FROM usage_through)) AS both_sides GROUP BY client, usage_period, outcome) AS sums WHERE u <> e",
     "SELECT 'usage of ' || client || ' comes to ' || u || ', the events to ' || e FROM ( \
      SELECT client, sum(u) AS u, sum(e) AS e FROM ( \
      SELECT client, amount AS u, 0 AS e FROM usage WHERE outcome = 'charged' UNION ALL \
      SELECT e.client, 0, coalesce(e.amount, x.amount, 0) FROM events e LEFT JOIN exceptions x ON x.event = e.id \
-     LEFT JOIN corrections k ON k.event = e.id WHERE k.event IS NULL OR k.invoice IS NOT NULL) AS both_sides \
+     LEFT JOIN corrections k ON k.event = e.id WHERE (k.event IS NULL OR k.invoice IS NOT NULL) \
+     AND e.id <= (SELECT event FROM usage_through)) AS both_sides \
      GROUP BY client) AS sums WHERE u <> e",
+    "SELECT 'event ' || c.event || ' of ' || c.client || ' is not its client''s, or not of its run' \
+     FROM client_events c LEFT JOIN events e ON e.id = c.event AND e.client = c.client \
+     WHERE e.id IS NULL OR c.event > c.run \
+     OR c.event <= (SELECT coalesce(max(run), 0) FROM client_runs WHERE run < c.run)",
+    "SELECT 'the runs by client have ' || entries || ' events of ' || events FROM ( \
+     SELECT (SELECT count(*) FROM client_events) AS entries, \
+     (SELECT count(*) FROM events WHERE id <= (SELECT coalesce(max(run), 0) FROM client_runs)) AS events) AS both_sides \
+     WHERE entries <> events",
     "SELECT 'party ' || account || ' earned ' || e || ', its account says ' || p FROM ( \
      SELECT account, sum(e) AS e, sum(p) AS p FROM ( \
      SELECT 'payable:' || party AS account, amount AS e, 0 AS p FROM earnings UNION ALL \
@@ -166,29 +177,35 @@ async fn check_chains(connection: &mut Connection, report: &mut VerifyReport) ->
 /// What the journals of deliveries must sum to, while their events are walked.
 #[derive(Default)]
 struct Expected {
-    journals: HashMap<i64, BTreeMap<String, i64>>,
+    journals: BTreeMap<i64, Lines>,
+}
+
+/// What one journal must book.
+struct Lines {
+    /// Of the first event that is in it.
+    first_event: i64,
+    micros: BTreeMap<String, i64>,
 }
 
 impl Expected {
     fn add(&mut self, journal: i64, event: &StoredEvent, charge: &Charge) {
-        let lines = self.journals.entry(journal).or_default();
+        let new = || Lines { first_event: event.id, micros: BTreeMap::new() };
+        let lines = &mut self.journals.entry(journal).or_insert_with(new).micros;
         *lines.entry(format!("unbilled:{}", event.record.client)).or_default() += charge.micros;
         for share in &charge.shares {
             *lines.entry(format!("payable:{}", share.party)).or_default() -= share.micros;
         }
     }
 
-    /// Compares the journals before `before` with what is booked.
+    /// Compares the journals that are complete with what is booked.
     async fn check(
         &mut self,
         connection: &mut Connection,
-        before: i64,
+        is_complete: impl Fn(i64, &Lines) -> bool,
         report: &mut VerifyReport,
     ) -> Result<(), LedgerError> {
-        let mut complete: Vec<i64> = self.journals.keys().copied().filter(|id| *id < before).collect();
-        complete.sort_unstable();
-        for journal in complete {
-            let mut expected = self.journals.remove(&journal).unwrap_or_default();
+        let complete = self.journals.extract_if(.., |journal, lines| is_complete(*journal, lines));
+        for (journal, Lines { micros: mut expected, .. }) in complete {
             expected.retain(|_, micros| *micros != 0);
             let booked: BTreeMap<String, i64> = lines(connection, journal).await?.into_iter().collect();
             if booked != expected {
@@ -218,44 +235,55 @@ async fn check_charges(
     rates: &RateBook,
     report: &mut VerifyReport,
 ) -> Result<(), LedgerError> {
-    // On arrival, in the order of events; later, in the order of journals. Both only rise.
     let arrived = "WHERE e.id > $1 AND e.journal IS NOT NULL ORDER BY e.id LIMIT $2";
-    let resolved = "WHERE x.event > $1 AND x.journal IS NOT NULL ORDER BY x.event LIMIT $2";
-    for conditions in [arrived, resolved] {
-        let (mut expected, mut after) = (Expected::default(), 0i64);
-        loop {
-            let rows =
-                sqlx::query(select(conditions)).bind(after).bind(PAGE).fetch_all(&mut *connection).await?;
-            if rows.is_empty() {
-                break;
-            }
-            let mut first = i64::MAX;
-            for row in &rows {
-                let event = StoredEvent::from_row(row)?;
-                after = event.id;
-                let Some(booked) = event.charge else { continue };
-                first = first.min(booked.journal);
-                match rates.rate_again(&event.record, booked.tariff, booked.split) {
-                    Some(Rating::Charged(charge))
-                        if (charge.micros, charge.currency) == (booked.micros, booked.currency) =>
-                    {
-                        expected.add(booked.journal, &event, &charge);
-                    }
-                    rating => report.fault(format!(
-                        "{} is charged {} {}, rating gives {rating:?}",
-                        place(&event),
-                        booked.micros,
-                        booked.currency.code()
-                    )),
-                }
-            }
-            if conditions == arrived {
-                expected.check(connection, first, report).await?;
-            }
+    let (mut expected, mut after) = (Expected::default(), 0);
+    loop {
+        let query = sqlx::query(select(arrived)).bind(after).bind(PAGE);
+        let rows = query.fetch_all(&mut *connection).await?;
+        let Some(last) = rows.last() else { break };
+        after = StoredEvent::from_row(last)?.id;
+        for row in &rows {
+            check_charge(&StoredEvent::from_row(row)?, rates, &mut expected, report);
         }
-        expected.check(connection, i64::MAX, report).await?;
+        // A journal is of one transaction, whose events follow each other.
+        let is_complete = |_, lines: &Lines| lines.first_event + TRANSACTION_RECORDS_MAX < after;
+        expected.check(connection, is_complete, report).await?;
     }
-    Ok(())
+    expected.check(connection, |_, _| true, report).await?;
+    // What was rated later is in journals of its own.
+    let resolved = "WHERE (x.journal, x.event) > ($1, $2) ORDER BY x.journal, x.event LIMIT $3";
+    let mut after = (0, 0);
+    loop {
+        let query = sqlx::query(select(resolved)).bind(after.0).bind(after.1).bind(PAGE);
+        let rows = query.fetch_all(&mut *connection).await?;
+        if rows.is_empty() {
+            break;
+        }
+        for row in &rows {
+            let event = StoredEvent::from_row(row)?;
+            after = (event.charge.map_or(after.0, |charge| charge.journal), event.id);
+            check_charge(&event, rates, &mut expected, report);
+        }
+        expected.check(connection, |journal, _| journal < after.0, report).await?;
+    }
+    expected.check(connection, |_, _| true, report).await
+}
+
+fn check_charge(event: &StoredEvent, rates: &RateBook, expected: &mut Expected, report: &mut VerifyReport) {
+    let Some(booked) = event.charge else { return };
+    match rates.rate_again(&event.record, booked.tariff, booked.split) {
+        Some(Rating::Charged(charge))
+            if (charge.micros, charge.currency) == (booked.micros, booked.currency) =>
+        {
+            expected.add(booked.journal, event, &charge);
+        }
+        rating => report.fault(format!(
+            "{} is charged {} {}, rating gives {rating:?}",
+            place(event),
+            booked.micros,
+            booked.currency.code()
+        )),
+    }
 }
 
 /// Walks the chain of journals.

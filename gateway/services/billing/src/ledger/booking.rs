@@ -18,12 +18,13 @@ use crate::documents::LineKind;
 use crate::period::Period;
 use crate::rating::{Charge, RateBook, Rating};
 use crate::sql::chains::{self, Head};
+use crate::sql::clients;
 use crate::sql::earnings::{Earned, EarningChanges};
 use crate::sql::events::{self, Booked, NewEvent, class_text, path_text};
 use crate::sql::exceptions::{self, Resolved};
 use crate::sql::journals::{self, Accounts, Journal, JournalDigest, JournalKind};
 use crate::sql::periods;
-use crate::sql::usage::{Counted, UsageChanges};
+use crate::sql::usage::{self, Counted, UsageChanges};
 
 /// Exceptions that one transaction rates again.
 const EXCEPTIONS_PAGE: i64 = 1000;
@@ -39,6 +40,7 @@ pub(super) struct Booking<'a> {
     next_journal: i64,
     journal_digest: JournalDigest,
     next_event: i64,
+    sum_after: i64,
     gathered: Gathered,
 }
 
@@ -48,7 +50,6 @@ struct Gathered {
     events: Vec<NewEvent>,
     exceptions: Vec<(i64, String)>,
     journals: BTreeMap<(Period, Currency), Journal>,
-    usage: UsageChanges,
     earnings: EarningChanges,
     /// Chains with events among these.
     chains: HashSet<i64>,
@@ -78,6 +79,7 @@ impl<'a> Booking<'a> {
         rates: &'a RateBook,
         accounts: &'a mut Accounts,
         now: UnixMillis,
+        sum_after: i64,
     ) -> Result<Self, LedgerError> {
         let closed = periods::closed_through(connection).await?;
         let next_event = events::next_id(connection).await?;
@@ -93,6 +95,7 @@ impl<'a> Booking<'a> {
             next_journal,
             journal_digest,
             next_event,
+            sum_after,
             gathered,
         })
     }
@@ -195,7 +198,7 @@ impl<'a> Booking<'a> {
             let rating = self.rates.rate(&link.record);
             let id = self.next_event;
             self.next_event += 1;
-            let charge = self.count(&link.record, booked_period, usage_period, &rating)?;
+            let charge = self.charge(&link.record, booked_period, usage_period, &rating)?;
             if let Rating::Exception(exception) = &rating {
                 if exceptions == 0 {
                     tracing::warn!(event = id, reason = %exception, "a record cannot be rated now; it waits as exception");
@@ -210,22 +213,15 @@ impl<'a> Booking<'a> {
         Ok(exceptions)
     }
 
-    /// Counts a rated record and adds its charge to its journal.
-    fn count(
+    /// Adds the charge of a rated record to its journal.
+    fn charge(
         &mut self,
         record: &DeliveryRecord,
         booked: Period,
         usage: Period,
         rating: &Rating,
     ) -> Result<Option<Booked>, LedgerError> {
-        let outcome = rating.outcome();
-        let Rating::Charged(charge) = rating else {
-            self.gathered.usage.add(record, Counted { booked, usage, outcome, charge: None }, 1);
-            return Ok(None);
-        };
-        let counted =
-            Counted { booked, usage, outcome, charge: Some((charge.currency, charge.micros, charge.tariff)) };
-        self.gathered.usage.add(record, counted, 1);
+        let Rating::Charged(charge) = rating else { return Ok(None) };
         let next = &mut self.next_journal;
         let journal = self.gathered.journals.entry((booked, charge.currency)).or_insert_with(|| {
             *next += 1;
@@ -258,8 +254,14 @@ impl<'a> Booking<'a> {
         let (connection, dialect) = (&mut *self.connection, self.dialect);
         events::insert(connection, dialect, &gathered.events).await?;
         exceptions::insert(connection, dialect, &gathered.exceptions).await?;
-        gathered.usage.apply(connection, dialect).await?;
-        gathered.earnings.apply(connection, dialect).await
+        gathered.earnings.apply(connection, dialect).await?;
+        if let (Some(first), Some(last)) = (gathered.events.first(), gathered.events.last())
+            && (first.id - 1) / self.sum_after < last.id / self.sum_after
+        {
+            clients::add_run(connection).await?;
+            usage::sum_up(connection).await?;
+        }
+        Ok(())
     }
 
     async fn insert(&mut self, journals: &[Journal]) -> Result<(), LedgerError> {
@@ -303,7 +305,7 @@ impl<'a> Booking<'a> {
     /// Rates a page of open exceptions again, from after event `after`; answers where the next page begins.
     pub async fn rate_exceptions(&mut self, after: i64) -> Result<Option<i64>, LedgerError> {
         let page = exceptions::open(self.connection, after, EXCEPTIONS_PAGE).await?;
-        let mut resolved = Vec::new();
+        let (mut sums, mut resolved) = (UsageChanges::default(), Vec::new());
         for event in &page {
             let rating = self.rates.rate(&event.record);
             if matches!(rating, Rating::Exception(_)) {
@@ -311,11 +313,15 @@ impl<'a> Booking<'a> {
             }
             let (booked, usage) = (event.booked_period, event.usage_period);
             let waited = Counted { booked, usage, outcome: "exception", charge: None };
-            self.gathered.usage.add(&event.record, waited, -1);
-            let period = self.open_period(booked);
-            let charge = self.count(&event.record, period, usage, &rating)?;
-            resolved.push(Resolved { event: event.id, outcome: rating.outcome(), period, charge });
+            sums.add(&event.record, waited, -1);
+            let (period, outcome) = (self.open_period(booked), rating.outcome());
+            let charge = self.charge(&event.record, period, usage, &rating)?;
+            let charged = charge.map(|charge| (charge.currency, charge.micros, charge.tariff));
+            sums.add(&event.record, Counted { booked: period, usage, outcome, charge: charged }, 1);
+            resolved.push(Resolved { event: event.id, outcome, period, charge });
         }
+        usage::sum_up(self.connection).await?;
+        sums.apply(self.connection, self.dialect).await?;
         self.write().await?;
         for resolved in &resolved {
             exceptions::resolve(self.connection, resolved).await?;

@@ -22,8 +22,9 @@ use crate::documents::{Invoice, InvoiceKind, LineKind};
 use crate::invoicing::{Bill, Discount, Header, show_number};
 use crate::period::Period;
 use crate::rating::{Charge, RateBook, Rating};
+use crate::sql::clients::Charges;
 use crate::sql::earnings::{Earned, EarningChanges};
-use crate::sql::events::{StoredEvent, select};
+use crate::sql::events::{Booked, StoredEvent};
 use crate::sql::invoices::{self, InvoiceQuery, NewInvoice};
 use crate::sql::journals::JournalKind;
 use crate::sql::usage::{self, Waiting};
@@ -69,6 +70,7 @@ impl Ledger {
     /// [`LedgerError::Conflict`] if the month is not over, or nodes have not passed its end and the grace is not over.
     pub async fn close(&self, request: &CloseRequest) -> Result<CloseReport, LedgerError> {
         let period = request.period;
+        self.sum_up().await?;
         let mut connection = self.read().await?;
         let mut closed = periods::closed_through(&mut connection).await?;
         let is_closed = |closed: Option<Period>| closed.is_some_and(|closed| period <= closed);
@@ -188,6 +190,7 @@ impl Booking<'_> {
         if self.closed.is_some_and(|closed| period <= closed) {
             return Ok(()); // another close came first
         }
+        usage::sum_up(self.connection).await?;
         let mut number = invoices::next_number(self.connection).await?;
         let header = self.header(period).await?;
         let mut after = String::new();
@@ -255,32 +258,23 @@ impl Booking<'_> {
         period: Period,
     ) -> Result<(), LedgerError> {
         let mut shares: BTreeMap<(String, &'static str), i64> = BTreeMap::new();
+        let first = self.closed.map_or(0, |closed| closed.next().number());
+        let Waiting { client, currency, .. } = waiting;
+        let charges = Charges { client, currency: *currency, booked: (first, period.number()) };
         let mut after = 0;
         loop {
-            let conditions = "WHERE e.client = $1 AND e.booked_period > $2 AND e.booked_period <= $3 \
-                 AND e.usage_period = $4 AND coalesce(e.tariff, x.tariff) = $5 AND e.id > $6 \
-                 AND coalesce(e.currency, x.currency) = $7 AND k.event IS NULL ORDER BY e.id LIMIT $8";
-            let rows = sqlx::query(select(conditions))
-                .bind(waiting.client.to_string())
-                .bind(self.closed.map_or(0, Period::number))
-                .bind(period.number())
-                .bind(discount.usage.number())
-                .bind(discount.tariff)
-                .bind(after)
-                .bind(waiting.currency.code())
-                .bind(EVENTS_PAGE)
-                .fetch_all(&mut *self.connection)
-                .await?;
-            for row in &rows {
-                let event = StoredEvent::from_row(row)?;
-                after = event.id;
-                let Some(charge) = self.charge_of(&event)? else { continue };
+            let page = charges.page(self.connection, after, EVENTS_PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = last.id;
+            for event in &page {
+                let is_under = |booked: &Booked| booked.tariff == discount.tariff;
+                if event.usage_period != discount.usage || !event.charge.as_ref().is_some_and(is_under) {
+                    continue;
+                }
+                let Some(charge) = self.charge_of(event)? else { continue };
                 for share in charge.shares {
                     *shares.entry((share.party, share.part.as_str())).or_default() += share.micros;
                 }
-            }
-            if (rows.len() as i64) < EVENTS_PAGE {
-                break;
             }
         }
         let reference = format!("{} {}", waiting.client, discount.usage);

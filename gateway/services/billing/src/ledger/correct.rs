@@ -88,6 +88,7 @@ impl Booking<'_> {
         &mut self,
         request: &CorrectionRequest,
     ) -> Result<CorrectionReport, LedgerError> {
+        usage::sum_up(self.connection).await?;
         let (mut found, mut invoiced) = (Vec::new(), BTreeMap::new());
         for number in &request.deliveries {
             let event = self.correctable(number).await?;

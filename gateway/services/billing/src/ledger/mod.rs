@@ -76,6 +76,7 @@ enum Command {
     Close { period: Period, missing: Vec<String>, reply: Reply<()> },
     Correct { request: CorrectionRequest, key: Option<RequestKey>, reply: Reply<Value> },
     Pay { request: PaymentRequest, key: Option<RequestKey>, reply: Reply<Value> },
+    SumUp(Reply<()>),
 }
 
 /// A booked record as it is shown to auditors.
@@ -177,6 +178,14 @@ impl Ledger {
         Ok(self.db.read().await?)
     }
 
+    /// Sees to it that what is read next from the sums tells of all that is booked by now.
+    async fn sum_up(&self) -> Result<(), LedgerError> {
+        if sql::usage::is_summed_up(&mut *self.read().await?).await? {
+            return Ok(());
+        }
+        self.ask(Command::SumUp).await
+    }
+
     /// Books a batch; durable when it answers.
     pub async fn book(&self, batch: CheckedBatch) -> Result<BatchReport, LedgerError> {
         self.ask(|reply| Command::Book(batch, reply)).await
@@ -226,11 +235,13 @@ impl Ledger {
     }
 
     pub async fn usage(&self, client: &ClientId, period: Period) -> Result<Usage, LedgerError> {
+        self.sum_up().await?;
         let mut connection = self.read().await?;
         sql::usage::of_client(&mut connection, client, period).await
     }
 
     pub async fn totals(&self) -> Result<Totals, LedgerError> {
+        self.sum_up().await?;
         let mut connection = self.read().await?;
         sql::usage::totals(&mut connection).await
     }
@@ -308,6 +319,7 @@ impl Ledger {
 
     /// What the records of a month sum to, by the month of the deliveries.
     pub async fn month_totals(&self, period: Period) -> Result<MonthTotals, LedgerError> {
+        self.sum_up().await?;
         let mut connection = self.read().await?;
         sql::usage::of_month(&mut connection, period).await
     }

@@ -24,6 +24,9 @@ use serde_json::Value;
 /// Records that one transaction books at most, unless a single batch has more.
 const TRANSACTION_RECORDS_MAX: usize = 8192;
 
+/// Events that are summed, and sorted by client, together.
+const SUM_AFTER: i64 = 65_536;
+
 /// The task's state; [`Writer::run`] it once.
 pub struct Writer {
     db: Db,
@@ -32,6 +35,7 @@ pub struct Writer {
     queue: mpsc::Receiver<Command>,
     clock: Clock,
     metrics: Metrics,
+    sum_after: i64,
 }
 
 type Waiting = (CheckedBatch, Reply<BatchReport>);
@@ -45,7 +49,12 @@ impl Writer {
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
-        Self { db, rates, accounts, queue, clock, metrics }
+        Self { db, rates, accounts, queue, clock, metrics, sum_after: SUM_AFTER }
+    }
+
+    /// The same writer that sums whenever it has booked another `events`, at least 1.
+    pub fn sum_after(self, events: i64) -> Self {
+        Self { sum_after: events.max(1), ..self }
     }
 
     /// Works until every handle of the ledger is gone or `stop` is cancelled and the queue is empty.
@@ -100,6 +109,10 @@ impl Writer {
             }
             Command::Correct { request, key, reply } => {
                 let result = self.once(key, async |booking| booking.correct(&request).await).await;
+                Self::answer(reply, self.after(result).await);
+            }
+            Command::SumUp(reply) => {
+                let result = self.sum_up().await;
                 Self::answer(reply, self.after(result).await);
             }
             Command::Pay { request, key, reply } => {
@@ -178,7 +191,7 @@ impl Writer {
         connection: &'a mut database::Connection,
     ) -> Result<Booking<'a>, LedgerError> {
         let (dialect, now) = (self.db.dialect, self.clock.now());
-        Booking::begin(connection, dialect, &self.rates, &mut self.accounts, now).await
+        Booking::begin(connection, dialect, &self.rates, &mut self.accounts, now, self.sum_after).await
     }
 
     /// Does what a request asks in one transaction, or answers as it was answered before.
@@ -231,6 +244,12 @@ impl Writer {
         let now = self.clock.now();
         let mut transaction = self.db.write().await?;
         sql::terms::add_party(&mut transaction, &party.party, valid_from, &text, now).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn sum_up(&self) -> Result<(), LedgerError> {
+        let mut transaction = self.db.write().await?;
+        sql::usage::sum_up(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
 

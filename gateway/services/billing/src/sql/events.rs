@@ -172,7 +172,7 @@ pub(crate) struct StoredEvent {
 }
 
 /// Reads [`StoredEvent`]s from `events e`; conditions follow it.
-const SELECT: &str = "SELECT e.id, e.chain, c.node, c.epoch, e.seq, e.digest, e.delivery, e.begin_ms, e.end_ms, \
+pub(crate) const SELECT: &str = "SELECT e.id, e.chain, c.node, c.epoch, e.seq, e.digest, e.delivery, e.begin_ms, e.end_ms, \
      e.client, e.content, e.hash, e.provider, e.class, e.path, e.home, e.source_site, e.source_origin, \
      e.searched, e.surrogate, e.mobile_access, e.status, e.bytes_total, e.bytes_sent, e.usage_period, \
      coalesce(x.resolved_period, e.booked_period) AS booked_period, \

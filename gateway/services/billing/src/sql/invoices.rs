@@ -7,6 +7,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::LedgerError;
+use super::clients::Charges;
 use super::events::{StoredEvent, select};
 use crate::documents::{Invoice, InvoiceKind};
 use crate::period::Period;
@@ -182,23 +183,7 @@ pub(crate) async fn deliveries(
             sqlx::query(select(sql)).bind(number).bind(after).bind(limit).fetch_all(connection).await?;
         return rows.iter().map(StoredEvent::from_row).collect::<Result<_, _>>().map(Some);
     }
-    // What was taken back before the invoice is not on it.
-    let rows = sqlx::query(select(
-        "WHERE e.id IN ( \
-             SELECT id FROM events WHERE client = $1 AND booked_period BETWEEN $3 AND $4 \
-                 AND outcome = 'charged' AND currency = $2 AND id > $5 \
-             UNION SELECT xe.id FROM exceptions xx JOIN events xe ON xe.id = xx.event \
-                 WHERE xx.resolved_outcome = 'charged' AND xx.resolved_period BETWEEN $3 AND $4 \
-                 AND xe.client = $1 AND xx.currency = $2 AND xx.event > $5) \
-         AND (k.event IS NULL OR k.invoice IS NOT NULL) ORDER BY e.id LIMIT $6",
-    ))
-    .bind(invoice.client.to_string())
-    .bind(invoice.currency.code())
-    .bind(invoice.first_period)
-    .bind(invoice.period.number())
-    .bind(after)
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(StoredEvent::from_row).collect::<Result<_, _>>().map(Some)
+    let Issued { client, currency, first_period, period, .. } = &invoice;
+    let charges = Charges { client, currency: *currency, booked: (*first_period, period.number()) };
+    Ok(Some(charges.page(connection, after, limit).await?))
 }

@@ -1,6 +1,7 @@
 //! The statements, by topic. They are the same for SQLite and PostgreSQL.
 
 pub(crate) mod chains;
+pub(crate) mod clients;
 pub(crate) mod corrections;
 pub(crate) mod earnings;
 pub(crate) mod events;

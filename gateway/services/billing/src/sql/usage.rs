@@ -1,4 +1,7 @@
-//! Sums of events by client and month: kept in the same transaction as the events, read for usage and invoices.
+//! Sums of events by client and month, read for usage and invoices.
+//!
+//! Events are summed many together, and before sums are read: an event by itself would touch a page of its client's, however
+//! little it adds. What is taken back or resolved later changes the sums at once.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -75,8 +78,48 @@ static ADD: LazyLock<Insert> = LazyLock::new(|| {
     Insert::new("usage", COLUMNS, tail)
 });
 
+/// Sums the events that are not summed yet.
+pub(crate) async fn sum_up(connection: &mut Connection) -> Result<(), LedgerError> {
+    let (summed, newest) = summed(connection).await?;
+    if summed == newest {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO usage (client, booked_period, usage_period, outcome, status, class, path, currency, tariff, \
+         deliveries, bytes_sent, amount) \
+         SELECT client, booked_period, usage_period, outcome, status, class, path, coalesce(currency, ''), \
+         coalesce(tariff, 0), count(*), \
+         CAST(sum(CASE WHEN bytes_sent BETWEEN 0 AND $3 THEN bytes_sent ELSE 0 END) AS BIGINT), \
+         CAST(sum(coalesce(amount, 0)) AS BIGINT) FROM events WHERE id > $1 AND id <= $2 \
+         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9 \
+         ON CONFLICT (client, booked_period, usage_period, outcome, status, class, path, currency, tariff) \
+         DO UPDATE SET deliveries = usage.deliveries + excluded.deliveries, \
+         bytes_sent = usage.bytes_sent + excluded.bytes_sent, amount = usage.amount + excluded.amount",
+    )
+    .bind(summed)
+    .bind(newest)
+    .bind(PLAUSIBLE_MAX.cast_signed())
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("UPDATE usage_through SET event = $1").bind(newest).execute(connection).await?;
+    Ok(())
+}
+
+/// The last event that is summed, and the newest one.
+async fn summed(connection: &mut Connection) -> Result<(i64, i64), LedgerError> {
+    let sql = "SELECT event, (SELECT coalesce(max(id), 0) FROM events) FROM usage_through";
+    let row = sqlx::query(sql).fetch_one(connection).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Whether the sums tell of all events.
+pub(crate) async fn is_summed_up(connection: &mut Connection) -> Result<bool, LedgerError> {
+    let (summed, newest) = summed(connection).await?;
+    Ok(summed == newest)
+}
+
 impl UsageChanges {
-    /// Counts an event `count` times: 1, or -1 to take it back.
+    /// Counts an event that is summed already `count` times: 1, or -1 to take it back.
     pub fn add(&mut self, record: &DeliveryRecord, counted: Counted, count: i64) {
         let (currency, micros, tariff) =
             counted.charge.map_or(("", 0, 0), |(currency, micros, tariff)| (currency.code(), micros, tariff));

@@ -54,7 +54,8 @@ impl Books {
         let clock = Clock::Manual(Arc::new(AtomicU64::new(NOVEMBER + 31 * 86_400_000)));
         let (ledger, writer) = Ledger::open(&location(&dir), fee, clock).await.unwrap();
         let stop = CancellationToken::new();
-        let writer = tokio::spawn(writer.run(stop.clone()));
+        // Few together, so that what is told comes from sums and from what is not summed yet.
+        let writer = tokio::spawn(writer.sum_after(7).run(stop.clone()));
         Self { ledger, dir, stop, writer, fee }
     }
 
@@ -87,6 +88,8 @@ impl Books {
 
     /// Everything that the books say, without the order in which it arrived.
     pub async fn dump(&self) -> Vec<String> {
+        // When sums are made depends on how batches were cut.
+        self.ledger.totals().await.unwrap();
         let statements = [
             "SELECT 'head ' || node || ' ' || epoch || ' ' || last_seq FROM chains",
             "SELECT 'balance ' || a.name || ' ' || a.currency || ' ' || b.amount FROM balances b \

@@ -148,6 +148,7 @@ async fn the_database_itself_refuses_to_forget_or_to_unbalance() {
 async fn verify_finds_what_was_changed_behind_its_back() {
     let books = Books::open(Fee::Service).await;
     books.book("tokyo.n1", 1, &chain("tokyo.n1", 1, (0..5).map(record))).await;
+    books.ledger.totals().await.unwrap();
     let mut raw = books.raw().await;
     let drop = match raw.backend_name() {
         "SQLite" => "DROP TRIGGER postings_keep; DROP TRIGGER events_keep;",
