@@ -2,7 +2,8 @@
 //!
 //! Every call between servers carries a token of its own: a BLAKE3 keyed hash over method, path with query,
 //! audience (the role that is called), caller, time and nonce. It is worth nothing for another call, another
-//! role or after [`TOKEN_AGE_MAX`]. Clients' bearer tokens are random; only their hashes are stored.
+//! role or after [`TOKEN_AGE_MAX`]. Clients' bearer tokens are random; only their hashes are stored. The operator's and
+//! the auditor's are derived from the secret.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,9 @@ use crate::time::{Clock, UnixMillis};
 pub const TOKEN_AGE_MAX: Duration = Duration::from_secs(15 * 60);
 
 const SCHEME: &str = "Dozo ";
+
+/// The operator's name in signed calls.
+pub const OPERATOR: &str = "operator";
 
 /// Fills `bytes` from the operating system's generator.
 pub fn fill_random(bytes: &mut [u8]) {
@@ -60,6 +64,16 @@ pub enum Role {
 }
 
 impl Role {
+    const ALL: [Self; 7] = [
+        Self::Gateway,
+        Self::StorageNode,
+        Self::Search,
+        Self::Origin,
+        Self::ServiceBilling,
+        Self::ContentBilling,
+        Self::MobileAccess,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -94,6 +108,7 @@ pub struct ClusterSecret {
     call_key: [u8; 32],
     seal_key: [u8; 32],
     admin_token: Arc<str>,
+    auditor_token: Arc<str>,
     nonces: Arc<Nonces>,
 }
 
@@ -140,15 +155,21 @@ impl ClusterSecret {
         let call_key = blake3::derive_key("dozo server call token v1", text.as_bytes());
         let seal_key = blake3::derive_key("dozo seal v1", text.as_bytes());
         let admin_token = hex(&blake3::derive_key("dozo admin token v1", text.as_bytes())).into();
+        let auditor_token = hex(&blake3::derive_key("dozo auditor token v1", text.as_bytes())).into();
         let mut start = [0u8; 8];
         fill_random(&mut start);
         let nonces = Arc::new(Nonces { start: u64::from_le_bytes(start), count: AtomicU64::new(0) });
-        Ok(Self { call_key, seal_key, admin_token, nonces })
+        Ok(Self { call_key, seal_key, admin_token, auditor_token, nonces })
     }
 
     /// The operator's bearer token: derived from the secret, so that every server knows it.
     pub fn admin_token(&self) -> &str {
         &self.admin_token
+    }
+
+    /// The bearer token of who may read the books of the billing servers and do nothing else.
+    pub fn auditor_token(&self) -> &str {
+        &self.auditor_token
     }
 
     /// What home sites confirm possession with.
@@ -226,7 +247,49 @@ pub fn bearer(headers: &http::HeaderMap) -> Option<&str> {
     headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
 }
 
-/// What [`require_server`] checks against.
+/// Who makes a call, by its token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// A server of the cluster, by the name that its token carries: `storage-node/tokyo.n1`.
+    Server(String),
+    Operator,
+    Auditor,
+}
+
+impl Caller {
+    fn signed(name: &str) -> Self {
+        if name == OPERATOR { Self::Operator } else { Self::Server(name.to_owned()) }
+    }
+
+    /// The role and the rest of a server's name.
+    fn server(&self) -> Option<(Role, &str)> {
+        let Self::Server(name) = self else { return None };
+        let (role, name) = name.split_once('/')?;
+        Some((Role::ALL.into_iter().find(|known| known.as_str() == role)?, name))
+    }
+
+    /// The role of a server whose name tells it.
+    pub fn role(&self) -> Option<Role> {
+        self.server().map(|(role, _)| role)
+    }
+
+    /// The site of a server that is of one.
+    pub fn site(&self) -> Option<&str> {
+        self.server()?.1.split_once('.').map(|(site, _)| site)
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(name) => f.write_str(name),
+            Self::Operator => f.write_str("the operator"),
+            Self::Auditor => f.write_str("the auditor"),
+        }
+    }
+}
+
+/// What a call is checked against.
 #[derive(Clone)]
 pub struct Guard {
     pub secret: ClusterSecret,
@@ -236,22 +299,37 @@ pub struct Guard {
 
 impl Guard {
     pub fn is_admin(&self, headers: &http::HeaderMap) -> bool {
-        let Some(given) = bearer(headers) else { return false };
-        // Hashing both makes the comparison take the same time wherever they differ.
-        blake3::hash(given.as_bytes()) == blake3::hash(self.secret.admin_token.as_bytes())
+        bears(headers, &self.secret.admin_token)
     }
 
-    fn check(&self, request: &Request) -> Result<(), TokenError> {
+    /// Who makes a call.
+    pub fn caller(&self, request: &Request) -> Result<Caller, TokenError> {
+        if self.is_admin(request.headers()) {
+            return Ok(Caller::Operator);
+        }
+        if bears(request.headers(), &self.secret.auditor_token) {
+            return Ok(Caller::Auditor);
+        }
+        self.check(request).map(Caller::signed)
+    }
+
+    fn check<'a>(&self, request: &'a Request) -> Result<&'a str, TokenError> {
         let header = request.headers().get(AUTHORIZATION).and_then(|h| h.to_str().ok());
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-        self.secret.verify(header, self.audience, request.method().as_str(), path, self.clock.now()).map(drop)
+        self.secret.verify(header, self.audience, request.method().as_str(), path, self.clock.now())
     }
+}
+
+fn bears(headers: &http::HeaderMap, token: &str) -> bool {
+    let Some(given) = bearer(headers) else { return false };
+    // Hashing both makes the comparison take the same time wherever they differ.
+    blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes())
 }
 
 /// Axum middleware: lets only servers of this cluster and its operator pass.
 pub async fn require_server(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     match guard.check(&request) {
-        Ok(()) => next.run(request).await,
+        Ok(_) => next.run(request).await,
         Err(_) if guard.is_admin(request.headers()) => next.run(request).await,
         Err(error) => ApiError::new(ErrorCode::Unauthenticated, error.to_string()).into_response(),
     }
@@ -295,5 +373,29 @@ mod tests {
     fn a_short_secret_is_refused() {
         assert!(ClusterSecret::new("short").is_err());
         assert_ne!(secret().admin_token(), token_hash("x"));
+    }
+
+    #[test]
+    fn a_caller_is_known_by_its_token() {
+        let now = UnixMillis(1_000_000_000);
+        let clock = Clock::Manual(Arc::new(AtomicU64::new(now.0)));
+        let guard = Guard { secret: secret(), audience: Role::ServiceBilling, clock };
+        let caller = |header: &str| {
+            let request = Request::get("/v1/x").header(AUTHORIZATION, header);
+            guard.caller(&request.body(axum::body::Body::empty()).unwrap())
+        };
+        let signed = |name| caller(&secret().sign(name, Role::ServiceBilling, "GET", "/v1/x", now)).unwrap();
+        let node = signed("storage-node/tokyo.n1");
+        assert_eq!((node.role(), node.site()), (Some(Role::StorageNode), Some("tokyo")));
+        let origin = signed("origin/o1");
+        assert_eq!((origin.role(), origin.site()), (Some(Role::Origin), None));
+        for unknown in ["search", "storage-nodes/tokyo.n1", "storage-node"] {
+            assert_eq!(signed(unknown).role(), None, "{unknown}");
+        }
+        assert_eq!(signed(OPERATOR), Caller::Operator);
+        let bearer = |token: &str| caller(&format!("Bearer {token}"));
+        assert_eq!(bearer(secret().admin_token()), Ok(Caller::Operator));
+        assert_eq!(bearer(secret().auditor_token()), Ok(Caller::Auditor));
+        assert_eq!(bearer("x"), Err(TokenError::Missing));
     }
 }

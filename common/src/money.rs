@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Currencies that tariffs may be in: of ISO 4217, and the in-system one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Currency {
     Jpy,
@@ -52,6 +53,7 @@ pub const MICROS_PER_MINOR: i64 = 1_000_000;
 
 /// An amount in one currency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Money {
     pub micros: i64,
     pub currency: Currency,

@@ -48,6 +48,17 @@ impl ContentName {
     }
 }
 
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for ContentName {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let text = utoipa::openapi::Object::with_type(utoipa::openapi::Type::String);
+        utoipa::openapi::Schema::Object(text).into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for ContentName {}
+
 impl fmt::Display for ContentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

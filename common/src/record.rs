@@ -18,6 +18,7 @@ use crate::time::UnixMillis;
 
 /// Did the client hold the content before? The content fee follows from it (patent, paragraphs 48 and 49).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryClass {
     /// The client did not hold it; bytes that the site already had for somebody else change nothing.
@@ -28,6 +29,7 @@ pub enum DeliveryClass {
 
 /// Where the site had the bytes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryPath {
     /// The site held the content.
@@ -39,6 +41,7 @@ pub enum DeliveryPath {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryStatus {
     /// Every byte was sent.
@@ -53,6 +56,7 @@ pub enum DeliveryStatus {
 
 /// Who had a hand in a delivery beside the home site; the service fee is shared among them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     Site(SiteId),
@@ -61,6 +65,7 @@ pub enum Source {
 
 /// The facts of one delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeliveryRecord {
     pub delivery: DeliveryId,
     pub begin: UnixMillis,
@@ -96,6 +101,7 @@ pub struct RecordNumber {
 
 /// A record with its number and its link to the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChainedRecord {
     pub seq: u64,
     /// Digest of the record before; [`RecordDigest::ZERO`] for the first of an epoch.

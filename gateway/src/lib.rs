@@ -25,7 +25,7 @@
 //! [`chunks`] reading and writing chunks, as many copies as the site keeps · [`publish`] a client's own content ·
 //! [`collect`] what the site lacks · [`surrogate`] clients of other sites, [`visitors`] those that come with a card,
 //! [`authentication`] this site's own that are elsewhere · [`usage`], [`limits`] what a
-//! client holds and may take · [`routes`] HTTP.
+//! client holds and may take, [`quote`], [`books`] what it would be and is charged · [`routes`] HTTP.
 //!
 //! # Invariants
 //!
@@ -35,6 +35,7 @@
 
 pub mod authentication;
 pub mod body;
+pub mod books;
 pub mod chunks;
 pub mod collect;
 pub mod config;

@@ -1,14 +1,14 @@
 //! What a delivery would cost, before it is made.
 
-use common::api::billing::{BillingClient, Quote};
+use common::api::billing::Quote;
 use common::api::gateway::ContentQuote;
 use common::api::search::ClientRecord;
 use common::auth::Role;
-use common::cluster::ServerEntry;
-use common::error::{ApiError, ApiResult, ErrorCode};
+use common::error::{ApiResult, ErrorCode};
 use common::name::ContentName;
 use common::record::DeliveryClass;
 
+use crate::books::unavailable;
 use crate::server::Gateway;
 
 impl Gateway {
@@ -23,18 +23,11 @@ impl Gateway {
         let info = self.directory.search.lookup(name).await.map_err(|error| {
             error.to_api(ErrorCode::SearchUnavailable, "search, which knows the content, does not answer")
         })?;
-        let map = self.site.map();
-        let quote = async |server: Option<&ServerEntry>, role: Role| -> ApiResult<Quote> {
-            let unavailable = || format!("{role} does not answer; ask again later");
-            let server = server.ok_or_else(|| ApiError::new(ErrorCode::BillingUnavailable, unavailable()))?;
-            let billing = BillingClient::new(self.server.clone(), &server.http, role);
-            let quote = billing.quote(id, name, &info.provider, info.len, false).await;
-            quote.map_err(|error| error.to_api(ErrorCode::BillingUnavailable, &unavailable()))
+        let quote = async |role: Role| -> ApiResult<Quote> {
+            let quote = self.billing(role)?.quote(id, name, &info.provider, info.len, false).await;
+            quote.map_err(|error| error.to_api(ErrorCode::BillingUnavailable, &unavailable(role)))
         };
-        let (service, content) = tokio::try_join!(
-            quote(map.service_billing.as_ref(), Role::ServiceBilling),
-            quote(map.content_billing.as_ref(), Role::ContentBilling),
-        )?;
+        let (service, content) = tokio::try_join!(quote(Role::ServiceBilling), quote(Role::ContentBilling))?;
         Ok(ContentQuote {
             name: name.clone(),
             len: info.len,

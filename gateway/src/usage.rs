@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use common::api::billing::{BillingClient, Usage};
+use common::api::billing::Usage;
 use common::api::gateway::{ClientUsage, SiteUsage};
 use common::api::node::{
     Account, ClientTally, DropRequest, LibraryPage, ReleaseRequest, TallySums, TallySumsRequest,
 };
 use common::api::search::ClientRecord;
 use common::auth::Role;
-use common::cluster::ServerEntry;
 use common::error::{ApiResult, ErrorCode};
 use common::id::ClientId;
 use common::name::ContentName;
@@ -62,10 +61,9 @@ impl Gateway {
     pub async fn usage(&self, client: &ClientId) -> ApiResult<ClientUsage> {
         let (account, sums) = tokio::try_join!(self.account(client), self.tally(Some(vec![client.clone()])))?;
         let tally = sums.clients.get(client).copied().unwrap_or_default();
-        let map = self.site.map();
         let (service_usage, content_usage) = tokio::join!(
-            self.billed(map.service_billing.as_ref(), Role::ServiceBilling, client),
-            self.billed(map.content_billing.as_ref(), Role::ContentBilling, client),
+            self.billed(Role::ServiceBilling, client),
+            self.billed(Role::ContentBilling, client),
         );
         let usage = usage_of(client, &account, &tally, sums.fair_share(&tally));
         Ok(ClientUsage { service_usage, content_usage, ..usage })
@@ -118,11 +116,9 @@ impl Gateway {
         Ok(sums)
     }
 
-    /// This month's usage as a billing server has it; `None` while it does not answer.
-    async fn billed(&self, server: Option<&ServerEntry>, role: Role, client: &ClientId) -> Option<Usage> {
-        let (year, month, _) = self.clock.now().civil();
-        let billing = BillingClient::new(self.server.clone(), &server?.http, role);
-        match billing.usage(client, &format!("{year:04}-{month:02}")).await {
+    /// This month's usage as a billing server has it, which knows when months begin; `None` while it does not answer.
+    async fn billed(&self, role: Role, client: &ClientId) -> Option<Usage> {
+        match self.billing(role).ok()?.usage(client, None).await {
             Ok(usage) => Some(usage),
             Err(error) => {
                 tracing::debug!(%role, error = %common::error::chain(&error), "no usage from billing");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use common::api::billing::BillingClient;
 use common::api::search::SearchClient;
-use common::auth::Role;
+use common::auth::{ClusterSecret, OPERATOR, Role};
 use common::client::{HttpClient, ServerClient};
 use common::id::{ClientId, SiteId};
 use common::time::Clock;
@@ -125,11 +125,16 @@ pub struct OperatorArgs {
 }
 
 impl OperatorArgs {
-    /// Reads where the servers are and the cluster's secret (by default the one beside the endpoints file).
+    /// The cluster's secret, by default the one beside the endpoints file.
+    pub fn secret(&self) -> Result<ClusterSecret, Failure> {
+        self.secret.read(Some(&self.endpoints.folder().join(SECRET_FILE)))
+    }
+
+    /// Reads where the servers are, and the secret.
     pub fn connect(&self) -> Result<Operator, Failure> {
         let endpoints = self.endpoints.read()?;
-        let secret = self.secret.read(Some(&self.endpoints.folder().join(SECRET_FILE)))?;
-        let server = ServerClient::new(HttpClient::new(), secret, "operator", Clock::System);
+        let secret = self.secret()?;
+        let server = ServerClient::new(HttpClient::new(), secret, OPERATOR, Clock::System);
         Ok(Operator { endpoints, server })
     }
 }

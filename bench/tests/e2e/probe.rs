@@ -6,9 +6,8 @@ use std::time::Duration;
 use common::api::billing::{Totals, Usage};
 use common::api::search::ContentInfo;
 use common::client::encode;
-use common::time::UnixMillis;
 
-use crate::cluster::{Cluster, SOON, eventually, unix_millis};
+use crate::cluster::{Cluster, SOON, eventually};
 use crate::http::Client;
 
 impl Cluster {
@@ -34,8 +33,7 @@ impl Cluster {
 
     /// What both billing servers know of a client this month.
     pub fn billed(&self, client: &Client) -> [Usage; 2] {
-        let (year, month, _) = UnixMillis(unix_millis()).civil();
-        let path = format!("/v1/usage?client={}&period={year:04}-{month:02}", client.name);
+        let path = format!("/v1/usage?client={}", client.name);
         [true, false].map(|service| self.billing(service).get(&path).expect(200).json())
     }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::auth::Role;
-use crate::client::{Call, CallError, ServerClient};
+use crate::client::{Call, CallError, ServerClient, encode};
 use crate::hash::RecordDigest;
 use crate::id::{ClientId, NodeId};
 use crate::money::{Currency, Money};
@@ -22,6 +22,7 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 
 /// Records of one node in order. `POST /v1/batches`
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RecordBatch {
     pub node: NodeId,
     pub epoch: u64,
@@ -34,6 +35,7 @@ pub struct RecordBatch {
 
 /// What became of a batch. Everything up to `through` is booked, durably.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum BatchAnswer {
     /// Booked, or known before.
@@ -45,8 +47,9 @@ pub enum BatchAnswer {
     Fork { seq: u64, reason: String },
 }
 
-/// A client's usage in a period. `GET /v1/usage?client=&period=YYYY-MM`
+/// A client's usage in a period. `GET /v1/usage?client=[&period=YYYY-MM]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Usage {
     pub client: ClientId,
     pub period: String,
@@ -61,6 +64,7 @@ pub struct Usage {
 
 /// What a delivery would be charged now. `GET /v1/quote?client=&content=&provider=&bytes=`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Quote {
     pub currency: Currency,
     /// Millionths of the minor unit, before tax: if the client does not hold the content, and if it does.
@@ -74,6 +78,7 @@ pub struct Quote {
 
 /// How far one chain of records is booked. `GET /v1/chains`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChainView {
     pub node: NodeId,
     pub epoch: u64,
@@ -85,6 +90,7 @@ pub struct ChainView {
 
 /// The records of one month in sum. `GET /v1/periods/YYYY-MM/totals`
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MonthTotals {
     /// Deliveries by status.
     pub records: BTreeMap<String, u64>,
@@ -93,6 +99,7 @@ pub struct MonthTotals {
 
 /// What the two servers' books say in sum. `GET /v1/totals`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Totals {
     /// Delivery records booked (each once), by status.
     pub records: BTreeMap<String, u64>,
@@ -122,8 +129,10 @@ impl BillingClient {
         self.server.send_json(Method::POST, &self.base, self.audience, "/v1/batches", batch, limit).await
     }
 
-    pub async fn usage(&self, client: &ClientId, period: &str) -> Result<Usage, CallError> {
-        self.get(&format!("/v1/usage?client={client}&period={period}")).await
+    /// Of the present month, if none is named: the server knows in which zone months are counted.
+    pub async fn usage(&self, client: &ClientId, period: Option<&str>) -> Result<Usage, CallError> {
+        let period = period.map_or_else(String::new, |period| format!("&period={}", encode(period)));
+        self.get(&format!("/v1/usage?client={client}{period}")).await
     }
 
     pub async fn totals(&self) -> Result<Totals, CallError> {
@@ -158,7 +167,7 @@ impl BillingClient {
         bytes: u64,
         away: bool,
     ) -> Result<Quote, CallError> {
-        let content = crate::client::encode(content.as_str());
+        let content = encode(content.as_str());
         let path = format!(
             "/v1/quote?client={client}&content={content}&provider={provider}&bytes={bytes}&away={away}"
         );
@@ -173,6 +182,11 @@ impl BillingClient {
     /// A document or bank file, as it is.
     pub async fn file(&self, path: &str) -> Result<Bytes, CallError> {
         self.server.bytes(self.call(Method::GET, path, Bytes::new())).await
+    }
+
+    /// A document with its headers, its body still to be read.
+    pub async fn open(&self, path: &str) -> Result<http::Response<hyper::body::Incoming>, CallError> {
+        self.server.call(self.call(Method::GET, path, Bytes::new())).await
     }
 
     /// Hands a bank's file over.

@@ -1,6 +1,7 @@
 //! HTTP: which path does what, and what every request has alike (a name, a client, a counted answer).
 
 mod authentication;
+mod books;
 mod buckets;
 mod collecting;
 mod contents;
@@ -59,6 +60,11 @@ pub fn all(gateway: Arc<Gateway>, guard: Guard) -> Router {
         .route("/v1/library/{bucket}/{*key}", get(library::row).delete(library::drop))
         .route("/v1/usage", get(library::usage))
         .route("/v1/quote/{bucket}/{*key}", get(library::quote))
+        .route("/v1/invoices", get(books::invoices))
+        .route("/v1/invoices/{file}", get(books::invoice))
+        .route("/v1/invoices/{number}/deliveries", get(books::deliveries))
+        .route("/v1/statements", get(books::statements))
+        .route("/v1/statements/{file}", get(books::statement))
         .route("/v1/temporary", get(temporary::own))
         .route("/v1/buckets/{bucket}", get(buckets::get).put(buckets::put))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use billing::description;
 use billing::ledger::{CorrectionRequest, DeliveryNumber, PaymentRequest};
 use billing::period::Period;
 use common::api::billing::{BillingClient, Quote, Totals, Usage};
@@ -102,7 +103,7 @@ pub enum BillingCommand {
     /// Show a client's booked deliveries and charges of a month
     Usage {
         client: ClientId,
-        /// The month, by default the present one in Tokyo
+        /// The month, by default the present one in the tariff's zone
         #[arg(long, value_name = "YYYY-MM")]
         period: Option<String>,
         #[command(flatten)]
@@ -251,15 +252,21 @@ pub enum BillingCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Print the bearer token that reads everything at both servers and changes nothing
+    AuditorToken {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Print the description of the servers' API, OpenAPI 3.1
+    Openapi,
 }
 
 pub async fn billing(command: BillingCommand) -> Result<(), Failure> {
     match command {
         BillingCommand::Usage { client, period, books, output } => {
-            let period = period.unwrap_or_else(this_month);
             let mut usages = Vec::new();
             for (fee, server) in books.connect()? {
-                usages.push((fee, server.usage(&client, &period).await?));
+                usages.push((fee, server.usage(&client, period.as_deref()).await?));
             }
             show_usages(&usages, output)
         }
@@ -354,6 +361,8 @@ pub async fn billing(command: BillingCommand) -> Result<(), Failure> {
             }
             show_totals(&totals, output)
         }
+        BillingCommand::AuditorToken { operator } => output::line(operator.secret()?.auditor_token()),
+        BillingCommand::Openapi => output::json(&description()),
     }
 }
 

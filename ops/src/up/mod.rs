@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::api::search::{SearchClient, SiteSettings};
-use common::auth::{ClusterSecret, Role};
+use common::auth::{ClusterSecret, OPERATOR, Role};
 use common::client::{HttpClient, ServerClient};
 use common::cluster::{ClusterMap, MapEpoch, NodeState, REPLICAS_MAX};
 use common::config;
@@ -111,7 +111,7 @@ impl Up {
         let mut starter = Starter {
             ports: Ports { base: options.port_base },
             options,
-            server: ServerClient::new(HttpClient::new(), secret.clone(), "operator", Clock::System),
+            server: ServerClient::new(HttpClient::new(), secret.clone(), OPERATOR, Clock::System),
             secret,
             folders,
             search_url: String::new(),

@@ -32,5 +32,6 @@ pub mod verify;
 mod xml;
 
 pub use config::{Config, Fee};
+pub use routes::description;
 pub use server::start;
 pub use tariff::{Terms, demo_tariffs};

@@ -17,6 +17,8 @@ pub(crate) struct Metrics {
     batches_gap: Counter,
     batches_fork: Counter,
     batches_failed: Counter,
+    /// Calls by somebody who is known and may not make them, batches of another site's node among them.
+    pub calls_forbidden: Counter,
     /// Seconds from a batch's arrival at the writer to its commit.
     pub batch_seconds: Histogram,
     /// Distance of the books from balance; anything but zero is an alarm.
@@ -37,6 +39,7 @@ impl Metrics {
             batches_gap: batches("gap"),
             batches_fork: batches("fork"),
             batches_failed: batches("failed"),
+            calls_forbidden: counter!("dozo_billing_calls_forbidden_total", "fee" => fee),
             batch_seconds: histogram!("dozo_billing_batch_duration_seconds", "fee" => fee),
             imbalance: gauge!("dozo_billing_ledger_imbalance_minor_units", "fee" => fee),
         }

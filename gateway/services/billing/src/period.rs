@@ -107,6 +107,8 @@ impl FromStr for Zone {
 /// A month, shown as `YYYY-MM`, stored as the number YYYYMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, example = "2026-10")]
 pub struct Period(u32);
 
 impl Period {

@@ -16,6 +16,7 @@ use common::error::{ErrorCode, chain};
 use common::hash::RecordDigest;
 use common::id::NodeId;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::config::Fee;
 use crate::ledger::Ledger;
@@ -30,7 +31,7 @@ pub(crate) struct Peers {
 }
 
 /// What a comparison found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ReconciliationReport {
     pub period: Period,
     /// Everybody answered, nothing differs and nobody is behind.

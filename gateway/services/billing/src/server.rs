@@ -64,8 +64,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let search = SearchClient::new(http.clone(), &config.search);
     let peers = Peers { http, search: search.clone() };
     server.spawn_worker(keep_registered(search, registration));
-    server.spawn_worker(watch_balance(ledger.clone(), metrics, server.health.clone()));
-    Ok(server.run(routes(ledger, peers, guard), Router::new(), async {}))
+    server.spawn_worker(watch_balance(ledger.clone(), metrics.clone(), server.health.clone()));
+    Ok(server.run(routes(ledger, peers, guard, metrics), Router::new(), async {}))
 }
 
 async fn put_configured_terms(ledger: &Ledger, config: &Config) -> Result<(), StartError> {

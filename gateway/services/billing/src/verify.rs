@@ -8,6 +8,7 @@ use database::Connection;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use sqlx::Row;
+use utoipa::ToSchema;
 
 use crate::config::Fee;
 use crate::rating::{Charge, RateBook, Rating};
@@ -22,7 +23,7 @@ const TRANSACTION_RECORDS_MAX: i64 = 16_384;
 const PAGE: i64 = 1000;
 
 /// What the check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct VerifyReport {
     pub ok: bool,
     pub records: u64,

@@ -1,13 +1,14 @@
 //! Bank accounts as parties' documents hold them, and what makes them usable.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::kana::{self, Unwritable};
 use super::latin::{self, NotLatin};
 use crate::documents::is_date;
 
 /// An account of either kind; `scheme` says which.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "scheme", rename_all = "lowercase")]
 pub enum BankAccount {
     /// In Japan, in yen.
@@ -16,7 +17,7 @@ pub enum BankAccount {
     Sepa(SepaAccount),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccountKind {
     /// 普通
@@ -28,7 +29,7 @@ pub enum AccountKind {
 }
 
 /// An account at a Japanese bank. Names may be in any kana; files hold them half-width ([`kana`]).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ZenginAccount {
     /// 4 digits.
@@ -48,7 +49,7 @@ pub struct ZenginAccount {
 }
 
 /// An account in the Single Euro Payments Area.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SepaAccount {
     /// With or without spaces.
@@ -66,7 +67,7 @@ pub struct SepaAccount {
 }
 
 /// A SEPA direct debit mandate (core scheme).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mandate {
     /// At most 35 Latin characters.

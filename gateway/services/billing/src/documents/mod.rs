@@ -14,11 +14,12 @@ pub mod ubl;
 use common::id::ClientId;
 use common::money::{Currency, MICROS_PER_MINOR};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use check::{Inconsistent, is_date};
 
 /// Who somebody is, as on documents.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PartyView {
     /// `client:bob`, `site:tokyo`, `billing:service`.
     pub party: String,
@@ -35,7 +36,7 @@ pub struct PartyView {
     pub email: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InvoiceKind {
     Invoice,
@@ -46,7 +47,7 @@ pub enum InvoiceKind {
 }
 
 /// What a line sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LineKind {
     Usage,
@@ -71,7 +72,7 @@ impl LineKind {
 }
 
 /// One line: deliveries that cost alike.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InvoiceLine {
     /// The month of the deliveries, `YYYY-MM`.
     pub usage_period: String,
@@ -90,7 +91,7 @@ pub struct InvoiceLine {
 }
 
 /// An invoice, a credit note, or the draft of one (without number and time).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Invoice {
     pub number: Option<String>,
     pub kind: InvoiceKind,
@@ -120,7 +121,7 @@ pub struct Invoice {
 }
 
 /// One line of a statement: shares of deliveries of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatementLine {
     pub usage_period: String,
     pub late: bool,
@@ -136,7 +137,7 @@ pub struct StatementLine {
     pub amount_micros: i64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PayoutMethod {
     #[default]
@@ -155,7 +156,7 @@ impl PayoutMethod {
 }
 
 /// What a party earned in a month, and what of it is paid out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Statement {
     /// Of the payout; `None` if nothing is paid out, and in a draft.
     pub number: Option<String>,

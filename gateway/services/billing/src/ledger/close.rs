@@ -15,6 +15,7 @@ use common::time::UnixMillis;
 use database::Connection;
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::booking::{Booking, earned};
 use super::{Command, Ledger, LedgerError};
@@ -48,7 +49,7 @@ pub struct CloseRequest {
 }
 
 /// What a close did, or would do.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct CloseReport {
     pub period: Period,
     pub dry_run: bool,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use common::id::NodeId;
 use common::money::Currency;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::booking::{Booking, add_charge};
 use super::{Command, Ledger, LedgerError};
@@ -26,7 +27,7 @@ use crate::sql::{terms, usage};
 const DELIVERIES_MAX: usize = 1000;
 
 /// A delivery by the number of its record.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeliveryNumber {
     pub node: NodeId,
@@ -35,7 +36,7 @@ pub struct DeliveryNumber {
 }
 
 /// Charges to be taken back. `POST /v1/corrections`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CorrectionRequest {
     pub deliveries: Vec<DeliveryNumber>,
@@ -44,7 +45,7 @@ pub struct CorrectionRequest {
 }
 
 /// What was taken back.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CorrectionReport {
     pub corrected: usize,
     /// Credit notes for those that were invoiced.
@@ -197,7 +198,7 @@ impl Booking<'_> {
         invoice: &Issued,
         taken: &[&Taken],
     ) -> Result<Invoice, LedgerError> {
-        let document = invoices::document(self.connection, invoice.number).await?;
+        let document = invoices::document(self.connection, invoice.number, None).await?;
         let document: Invoice = document
             .and_then(|document| serde_json::from_value(document).ok())
             .ok_or_else(|| LedgerError::corrupt(format!("invoice {}", invoice.number)))?;

@@ -2,6 +2,7 @@
 
 use common::money::Currency;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::pay::PaymentRequest;
 use super::{Ledger, LedgerError};
@@ -18,7 +19,7 @@ const PAGE: i64 = 1000;
 const NAMES_MAX: usize = 10;
 
 /// Which banks' format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
     /// Japan: kinds 21 and 91, in yen.
@@ -37,7 +38,8 @@ impl Scheme {
 }
 
 /// Which way the money goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub enum Direction {
     /// To parties.
     Payouts,
@@ -58,7 +60,7 @@ pub struct ExportRequest {
 }
 
 /// What came of a collection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ImportReport {
     /// Invoices that are paid by it, also those that were booked before.
     pub paid: Vec<String>,

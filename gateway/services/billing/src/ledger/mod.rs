@@ -25,6 +25,7 @@ use serde_json::Value;
 use sqlx::Any;
 use sqlx::pool::PoolConnection;
 use tokio::sync::{mpsc, oneshot};
+use utoipa::ToSchema;
 
 pub use crate::sql::LedgerError;
 pub use crate::sql::journals::AccountView;
@@ -80,7 +81,7 @@ enum Command {
 }
 
 /// A booked record as it is shown to auditors.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RecordView {
     /// Number of the booking, for paging.
     pub id: i64,
@@ -240,6 +241,12 @@ impl Ledger {
         sql::usage::of_client(&mut connection, client, period).await
     }
 
+    /// The month that it is now, in the tariff's zone.
+    pub async fn present_period(&self) -> Result<Period, LedgerError> {
+        let mut connection = self.read().await?;
+        Ok(sql::terms::rate_book(&mut connection, self.fee).await?.usage_period(self.clock.now()))
+    }
+
     pub async fn totals(&self) -> Result<Totals, LedgerError> {
         self.sum_up().await?;
         let mut connection = self.read().await?;
@@ -251,10 +258,14 @@ impl Ledger {
         sql::journals::imbalance(&mut connection).await
     }
 
-    /// The issued invoice of this number.
-    pub async fn invoice(&self, number: i64) -> Result<Option<Value>, LedgerError> {
+    /// The issued invoice of this number, if it is of `client` or that does not matter.
+    pub async fn invoice(
+        &self,
+        number: i64,
+        client: Option<&ClientId>,
+    ) -> Result<Option<Value>, LedgerError> {
         let mut connection = self.read().await?;
-        sql::invoices::document(&mut connection, number).await
+        sql::invoices::document(&mut connection, number, client).await
     }
 
     pub(crate) async fn invoices(&self, query: InvoiceQuery<'_>) -> Result<Vec<Value>, LedgerError> {
@@ -265,11 +276,12 @@ impl Ledger {
     pub(crate) async fn invoice_deliveries(
         &self,
         number: i64,
+        client: Option<&ClientId>,
         after: i64,
         limit: i64,
     ) -> Result<Option<Vec<RecordView>>, LedgerError> {
         let mut connection = self.read().await?;
-        let events = sql::invoices::deliveries(&mut connection, number, after, limit).await?;
+        let events = sql::invoices::deliveries(&mut connection, number, client, after, limit).await?;
         Ok(events.map(|events| events.into_iter().map(RecordView::from).collect()))
     }
 

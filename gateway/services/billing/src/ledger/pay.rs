@@ -2,6 +2,7 @@
 
 use common::money::MICROS_PER_MINOR;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::booking::Booking;
 use super::{Command, Ledger, LedgerError};
@@ -11,7 +12,7 @@ use crate::sql::requests::RequestKey;
 use crate::sql::{invoices, payments};
 
 /// A payment. `POST /v1/payments`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PaymentRequest {
     /// Number of the invoice.
@@ -23,7 +24,7 @@ pub struct PaymentRequest {
 }
 
 /// What is left after a payment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PaymentReport {
     pub invoice: String,
     /// Whole minor units.

@@ -116,6 +116,17 @@ impl Ledger {
         let mut connection = self.read().await?;
         statements::of_period(&mut connection, period, after, limit).await
     }
+
+    /// A party's statements of the closed months after `after`, by month.
+    pub(crate) async fn issued_statements_of(
+        &self,
+        party: &str,
+        after: Option<Period>,
+        limit: i64,
+    ) -> Result<Vec<Statement>, LedgerError> {
+        let mut connection = self.read().await?;
+        statements::all_of_party(&mut connection, party, after, limit).await
+    }
 }
 
 impl Booking<'_> {

@@ -1,19 +1,24 @@
-//! What is booked: usage, records, accounts, and the requests that change them.
+//! What is booked: batches, usage, records, accounts, and the requests that change them.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use common::api::billing::{ChainView, Quote, Totals, Usage};
+use axum::{Extension, Json};
+use common::api::billing::{BatchAnswer, ChainView, Quote, RecordBatch, Totals, Usage};
 use common::api::extract::{ApiJson, ApiQuery};
+use common::auth::Caller;
 use common::error::ApiResult;
 use common::id::{ClientId, DeliveryId, NodeId};
 use common::name::ContentName;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::access::check_sender;
 use super::{invalid, limit};
+use crate::chain::CheckedBatch;
 use crate::ledger::{
     AccountView, CorrectionReport, CorrectionRequest, Ledger, PaymentReport, PaymentRequest, RecordView,
 };
+use crate::metrics::Metrics;
 use crate::period::Period;
 use crate::sql::requests::RequestKey;
 use crate::verify::VerifyReport;
@@ -21,33 +26,60 @@ use crate::verify::VerifyReport;
 /// Header that names a request, so that its repetition changes nothing.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct UsageQuery {
-    client: ClientId,
-    period: Period,
+/// Book a batch of records
+///
+/// Of one node, in order; from that node, or from the one of its site that stands in for it. A batch that is known
+/// changes nothing.
+#[utoipa::path(post, path = "/v1/batches", request_body = RecordBatch, responses((status = 200, body = BatchAnswer)))]
+pub(super) async fn book_batch(
+    State(ledger): State<Ledger>,
+    Extension(metrics): Extension<Metrics>,
+    Extension(caller): Extension<Caller>,
+    ApiJson(batch): ApiJson<RecordBatch>,
+) -> ApiResult<Json<BatchAnswer>> {
+    check_sender(&caller, &metrics, &batch.node)?;
+    let batch = CheckedBatch::new(batch)?;
+    Ok(Json(ledger.book(batch).await?.answer))
 }
 
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UsageQuery {
+    client: ClientId,
+    /// By default the present month, in the tariff's zone.
+    period: Option<Period>,
+}
+
+/// What a client was delivered and charged in a month
+#[utoipa::path(get, path = "/v1/usage", params(UsageQuery), responses((status = 200, body = Usage)))]
 pub(super) async fn usage(
     State(ledger): State<Ledger>,
     ApiQuery(query): ApiQuery<UsageQuery>,
 ) -> ApiResult<Json<Usage>> {
-    Ok(Json(ledger.usage(&query.client, query.period).await?))
+    let period = match query.period {
+        Some(period) => period,
+        None => ledger.present_period().await?,
+    };
+    Ok(Json(ledger.usage(&query.client, period).await?))
 }
 
+/// What is booked in all
+#[utoipa::path(get, path = "/v1/totals", responses((status = 200, body = Totals)))]
 pub(super) async fn totals(State(ledger): State<Ledger>) -> ApiResult<Json<Totals>> {
     Ok(Json(ledger.totals().await?))
 }
 
 /// A page of records; ask again with `after = next` until `next` is null.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct RecordPage {
     pub records: Vec<RecordView>,
     pub next: Option<i64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct RecordsQuery {
     delivery: Option<DeliveryId>,
     node: Option<NodeId>,
@@ -55,9 +87,12 @@ pub(super) struct RecordsQuery {
     /// Record number after which the page begins.
     #[serde(default)]
     after: u64,
+    /// 1 to 1000, by default 100.
     limit: Option<i64>,
 }
 
+/// The booked records of a delivery, or of a node's chain
+#[utoipa::path(get, path = "/v1/records", params(RecordsQuery), responses((status = 200, body = RecordPage)))]
 pub(super) async fn records(
     State(ledger): State<Ledger>,
     ApiQuery(query): ApiQuery<RecordsQuery>,
@@ -78,6 +113,8 @@ pub(super) async fn records(
     }
 }
 
+/// Compute everything again and compare it with the books
+#[utoipa::path(get, path = "/v1/verify", responses((status = 200, body = VerifyReport)))]
 pub(super) async fn verify(State(ledger): State<Ledger>) -> ApiResult<Json<VerifyReport>> {
     let report = ledger.verify().await?;
     if !report.ok {
@@ -87,18 +124,25 @@ pub(super) async fn verify(State(ledger): State<Ledger>) -> ApiResult<Json<Verif
     Ok(Json(report))
 }
 
+/// How far each chain of records is booked
+#[utoipa::path(get, path = "/v1/chains", responses((status = 200, body = Vec<ChainView>)))]
 pub(super) async fn chains(State(ledger): State<Ledger>) -> ApiResult<Json<Vec<ChainView>>> {
     Ok(Json(ledger.chains().await?))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct AccountsQuery {
+    /// Account after which the page begins.
     #[serde(default)]
     after: String,
+    /// 1 to 1000, by default 100.
     limit: Option<i64>,
 }
 
+/// Accounts and what they come to
+#[utoipa::path(get, path = "/v1/accounts", params(AccountsQuery), responses((status = 200, body = Vec<AccountView>)))]
 pub(super) async fn accounts(
     State(ledger): State<Ledger>,
     ApiQuery(query): ApiQuery<AccountsQuery>,
@@ -106,6 +150,16 @@ pub(super) async fn accounts(
     Ok(Json(ledger.accounts(&query.after, limit(query.limit)?).await?))
 }
 
+/// Take charges back
+///
+/// By reversal or, if they were invoiced, with a credit note.
+#[utoipa::path(
+    post,
+    path = "/v1/corrections",
+    params(IdempotencyKey),
+    request_body = CorrectionRequest,
+    responses((status = 200, body = CorrectionReport))
+)]
 pub(super) async fn correct(
     State(ledger): State<Ledger>,
     headers: HeaderMap,
@@ -115,6 +169,14 @@ pub(super) async fn correct(
     Ok(Json(ledger.correct(request, key).await?))
 }
 
+/// Book money that came in for an invoice
+#[utoipa::path(
+    post,
+    path = "/v1/payments",
+    params(IdempotencyKey),
+    request_body = PaymentRequest,
+    responses((status = 200, body = PaymentReport))
+)]
 pub(super) async fn pay(
     State(ledger): State<Ledger>,
     headers: HeaderMap,
@@ -122,6 +184,15 @@ pub(super) async fn pay(
 ) -> ApiResult<Json<PaymentReport>> {
     let key = request_key(&headers, "payments", &request)?;
     Ok(Json(ledger.pay(request, key).await?))
+}
+
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "tells of the header in the API's description")]
+struct IdempotencyKey {
+    /// Names the request, so that its repetition changes nothing; with another body it is a conflict.
+    #[param(rename = "idempotency-key", min_length = 1, max_length = 100)]
+    key: Option<String>,
 }
 
 /// The key that the caller gave, with a digest of what is asked.
@@ -135,8 +206,9 @@ fn request_key(headers: &HeaderMap, what: &str, request: &impl Serialize) -> Api
     Ok(Some(RequestKey { key: key.to_owned(), digest: hasher.finalize().into() }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct QuoteQuery {
     client: ClientId,
     content: ContentName,
@@ -148,7 +220,8 @@ pub(super) struct QuoteQuery {
     away: bool,
 }
 
-/// What a delivery would be charged now.
+/// What a delivery would be charged now
+#[utoipa::path(get, path = "/v1/quote", params(QuoteQuery), responses((status = 200, body = Quote)))]
 pub(super) async fn quote(
     State(ledger): State<Ledger>,
     ApiQuery(query): ApiQuery<QuoteQuery>,

@@ -9,40 +9,56 @@ use common::hash::RecordDigest;
 use common::id::NodeId;
 use serde::Deserialize;
 
-use super::invalid;
+use super::parse_period;
 use crate::ledger::Ledger;
-use crate::period::{InvalidTime, Period};
+use crate::period::Period;
 use crate::reconcile::{self, Peers, ReconciliationReport};
 
-fn parse(period: &str) -> ApiResult<Period> {
-    period.parse().map_err(|error: InvalidTime| invalid(error.to_string()))
-}
-
+/// Compare the nodes' logs and both servers' books
+#[utoipa::path(
+    get,
+    path = "/v1/reconciliation/{period}",
+    params(("period" = Period, Path, description = "The month")),
+    responses((status = 200, body = ReconciliationReport))
+)]
 pub(super) async fn reconcile(
     State(ledger): State<Ledger>,
     Extension(peers): Extension<Peers>,
     Path(period): Path<String>,
 ) -> ApiResult<Json<ReconciliationReport>> {
-    Ok(Json(reconcile::reconcile(&ledger, &peers, parse(&period)?).await?))
+    Ok(Json(reconcile::reconcile(&ledger, &peers, parse_period(&period)?).await?))
 }
 
-/// What the records of a month sum to.
+/// What the records of a month sum to
+#[utoipa::path(
+    get,
+    path = "/v1/periods/{period}/totals",
+    params(("period" = Period, Path, description = "The month")),
+    responses((status = 200, body = MonthTotals))
+)]
 pub(super) async fn month_totals(
     State(ledger): State<Ledger>,
     Path(period): Path<String>,
 ) -> ApiResult<Json<MonthTotals>> {
-    Ok(Json(ledger.month_totals(parse(&period)?).await?))
+    Ok(Json(ledger.month_totals(parse_period(&period)?).await?))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DigestQuery {
     node: NodeId,
     epoch: u64,
     seq: u64,
 }
 
-/// The digest of a booked record.
+/// The digest of a booked record
+#[utoipa::path(
+    get,
+    path = "/v1/records/digest",
+    params(DigestQuery),
+    responses((status = 200, body = RecordDigest))
+)]
 pub(super) async fn record_digest(
     State(ledger): State<Ledger>,
     ApiQuery(query): ApiQuery<DigestQuery>,

@@ -53,13 +53,16 @@ pub(crate) async fn insert(connection: &mut Connection, new: &NewInvoice<'_>) ->
     Ok(())
 }
 
-/// The issued document.
+/// The issued document, if it is of `client` or that does not matter.
 pub(crate) async fn document(
     connection: &mut Connection,
     number: i64,
+    client: Option<&ClientId>,
 ) -> Result<Option<serde_json::Value>, LedgerError> {
-    let text: Option<String> = sqlx::query_scalar("SELECT document FROM invoices WHERE number = $1")
+    let sql = "SELECT document FROM invoices WHERE number = $1 AND ($2 = '' OR client = $2)";
+    let text: Option<String> = sqlx::query_scalar(sql)
         .bind(number)
+        .bind(client.map_or_else(String::new, ClientId::to_string))
         .fetch_optional(connection)
         .await?;
     text.map(|text| serde_json::from_str(&text).map_err(LedgerError::corrupt)).transpose()
@@ -169,14 +172,17 @@ pub(crate) async fn credit_notes(
     rows.iter().map(|row| serde_json::from_str(row.try_get(0)?).map_err(LedgerError::corrupt)).collect()
 }
 
-/// The deliveries on an invoice, by event from after `after`; `None` if there is no such invoice.
+/// The deliveries on an invoice, by event from after `after`; `None` if there is no such invoice, or it is not of `client`.
 pub(crate) async fn deliveries(
     connection: &mut Connection,
     number: i64,
+    client: Option<&ClientId>,
     after: i64,
     limit: i64,
 ) -> Result<Option<Vec<StoredEvent>>, LedgerError> {
-    let Some(invoice) = find(&mut *connection, number).await? else { return Ok(None) };
+    let invoice = find(&mut *connection, number).await?;
+    let invoice = invoice.filter(|invoice| client.is_none_or(|client| *client == invoice.client));
+    let Some(invoice) = invoice else { return Ok(None) };
     if invoice.is_credit_note {
         let sql = "WHERE k.credit_note = $1 AND e.id > $2 ORDER BY e.id LIMIT $3";
         let rows =

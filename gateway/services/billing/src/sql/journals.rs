@@ -280,7 +280,7 @@ pub(crate) async fn balance(
 }
 
 /// One account as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct AccountView {
     pub account: String,
     pub currency: Currency,

@@ -5,12 +5,13 @@ use database::Connection;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use sqlx::Row;
+use utoipa::ToSchema;
 
 use super::LedgerError;
 use crate::period::Period;
 
 /// A closed month as it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ClosedPeriod {
     pub period: Period,
     pub closed_ms: UnixMillis,

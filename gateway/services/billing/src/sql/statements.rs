@@ -62,6 +62,20 @@ pub(crate) async fn of_party(
     rows.iter().map(|row| serde_json::from_str(row.try_get(0)?).map_err(LedgerError::corrupt)).collect()
 }
 
+/// A party's statements of the months after `after`, by month.
+pub(crate) async fn all_of_party(
+    connection: &mut Connection,
+    party: &str,
+    after: Option<Period>,
+    limit: i64,
+) -> Result<Vec<Statement>, LedgerError> {
+    let sql =
+        "SELECT document FROM statements WHERE party = $1 AND period > $2 ORDER BY period, currency LIMIT $3";
+    let query = sqlx::query(sql).bind(party.to_owned()).bind(after.map_or(0, Period::number)).bind(limit);
+    let rows = query.fetch_all(connection).await?;
+    rows.iter().map(|row| serde_json::from_str(row.try_get(0)?).map_err(LedgerError::corrupt)).collect()
+}
+
 /// All statements of a month after a party, by party.
 pub(crate) async fn of_period(
     connection: &mut Connection,

@@ -5,6 +5,7 @@ use common::time::UnixMillis;
 use database::Connection;
 use serde::Serialize;
 use sqlx::Row;
+use utoipa::ToSchema;
 
 use super::LedgerError;
 use crate::config::Fee;
@@ -20,7 +21,7 @@ pub(crate) enum Table {
 }
 
 /// A stored version as it is answered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StoredVersion {
     pub version: i64,
     /// Milliseconds since 1970.

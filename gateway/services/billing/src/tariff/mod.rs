@@ -8,7 +8,7 @@
 //! [[service.tariffs]]
 //! valid_from = "2026-01-01"          # midnight in the zone
 //! zone = "Asia/Tokyo"                # or UTC, or an offset: "+09:00"; months are counted in it
-//! currency = "JPY"                   # JPY, EUR, USD
+//! currency = "JPY"                   # JPY, EUR, USD, or XDZ: see below
 //! per_delivery = "0.10"
 //! per_megabyte = "0.02"              # per 1,000,000 bytes of the content
 //! surrogate_surcharge = "0.05"       # when the client was served away from home; default 0
@@ -75,12 +75,17 @@
 //!
 //! **Payouts**: the whole minor units of a party's balance, if it has reached `minimum`; the rest is carried forward. With
 //! the basis `collected` no more is paid out by bank than came in: a month that is short is shared in proportion.
+//!
+//! **XDZ** is the in-system currency: credit in wallets, in whole numbers. No bank and no tax office takes it, so amounts in it
+//! are in no bank file and no e-invoice. A party with `payout = "wallet"` is paid out in credit, and credit in XDZ pays the
+//! invoices in XDZ of the same name.
 
 mod checked;
 
 use common::id::{BucketName, ClientId};
 use common::name::ContentName;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::bank::BankAccount;
 use crate::documents::PayoutMethod;
@@ -89,7 +94,7 @@ pub use checked::{AMOUNT_MICROS_MAX, Away, Discounts, InvalidTerms, Prices, Spli
 pub(crate) use checked::{canonical, canonical_split, canonical_tariff};
 
 /// Whether a delivery that broke off is billed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PartialPolicy {
     /// In full: the client holds the content now.
@@ -99,7 +104,7 @@ pub enum PartialPolicy {
 }
 
 /// Deliveries beyond a number in a month cost less.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tier {
     pub from_deliveries: u64,
@@ -107,7 +112,7 @@ pub struct Tier {
 }
 
 /// What limits the payouts of a month.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PayoutBasis {
     /// All that was invoiced, whether it is paid or not.
@@ -118,7 +123,7 @@ pub enum PayoutBasis {
 }
 
 /// When parties are paid out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Payout {
     /// In the currency's major unit.
@@ -135,7 +140,7 @@ impl Default for Payout {
 }
 
 /// One version of the service fee's prices.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceTariff {
     pub valid_from: String,
@@ -161,7 +166,7 @@ pub struct ServiceTariff {
 }
 
 /// One version of the content fee's prices.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContentTariff {
     pub valid_from: String,
@@ -183,7 +188,7 @@ pub struct ContentTariff {
 }
 
 /// Prices of one content, bucket or provider.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpecificPrice {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,14 +202,14 @@ pub struct SpecificPrice {
 }
 
 /// Ratios by who took part; 0 where absent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HitRatios {
     pub home: u32,
     pub billing: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerRatios {
     pub home: u32,
@@ -213,7 +218,7 @@ pub struct PeerRatios {
     pub billing: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OriginRatios {
     pub home: u32,
@@ -222,7 +227,7 @@ pub struct OriginRatios {
     pub billing: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SurchargeRatios {
     pub surrogate: u32,
@@ -232,7 +237,7 @@ pub struct SurchargeRatios {
 }
 
 /// One version of how the service fee is shared: fully.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSplit {
     pub valid_from: String,
@@ -245,7 +250,7 @@ pub struct ServiceSplit {
 }
 
 /// One version of the commissions on the content fee; the remainder is the provider's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContentSplit {
     pub valid_from: String,
@@ -259,7 +264,7 @@ pub struct ContentSplit {
 }
 
 /// One version of who a party is, for documents.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Party {
     /// `site:S`, `origin:O`, `mobile:M`, `client:C`, `provider:C`, `billing:service`, `billing:content`, `search`.

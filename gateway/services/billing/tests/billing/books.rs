@@ -1,8 +1,11 @@
 //! Exactly once: whatever happens to batches on their way, the books come out alike.
 
+use std::sync::atomic::Ordering;
+
 use billing::Fee;
 use common::api::billing::BatchAnswer;
 use proptest::prelude::*;
+use serde_json::json;
 
 use crate::fixtures::{Books, chain, record};
 
@@ -112,4 +115,19 @@ proptest! {
             books.assert_verifies().await;
         });
     }
+}
+
+#[tokio::test]
+async fn a_month_begins_where_the_tariff_is_at_home() {
+    let books = Books::open(Fee::Service).await;
+    let present = async |unix_ms| {
+        books.clock.store(unix_ms, Ordering::Relaxed);
+        books.ledger.present_period().await.unwrap().to_string()
+    };
+    // 2026-11-30T15:00:00Z is midnight in Tokyo.
+    assert_eq!(present(1_796_050_799_999).await, "2026-11");
+    assert_eq!(present(1_796_050_800_000).await, "2026-12");
+    let utc = json!({"valid_from": "2026-01-01", "zone": "UTC", "currency": "JPY", "per_delivery": "1", "per_megabyte": "0"});
+    books.ledger.put_tariff(utc).await.unwrap();
+    assert_eq!(present(1_796_050_800_000).await, "2026-11");
 }

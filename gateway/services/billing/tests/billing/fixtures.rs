@@ -25,6 +25,8 @@ pub const NOVEMBER: u64 = OCTOBER + 31 * 86_400_000;
 pub struct Books {
     pub ledger: Ledger,
     pub dir: tempfile::TempDir,
+    /// Milliseconds since 1970.
+    pub clock: Arc<AtomicU64>,
     stop: CancellationToken,
     writer: JoinHandle<()>,
     fee: Fee,
@@ -51,12 +53,13 @@ impl Books {
     }
 
     pub async fn open_in(dir: tempfile::TempDir, fee: Fee) -> Self {
-        let clock = Clock::Manual(Arc::new(AtomicU64::new(NOVEMBER + 31 * 86_400_000)));
-        let (ledger, writer) = Ledger::open(&location(&dir), fee, clock).await.unwrap();
+        let clock = Arc::new(AtomicU64::new(NOVEMBER + 31 * 86_400_000));
+        let (ledger, writer) =
+            Ledger::open(&location(&dir), fee, Clock::Manual(clock.clone())).await.unwrap();
         let stop = CancellationToken::new();
         // Few together, so that what is told comes from sums and from what is not summed yet.
         let writer = tokio::spawn(writer.sum_after(7).run(stop.clone()));
-        Self { ledger, dir, stop, writer, fee }
+        Self { ledger, dir, clock, stop, writer, fee }
     }
 
     /// Stops the writer in order and opens the ledger anew.

@@ -2,10 +2,11 @@
 
 use billing::{Config, Fee, demo_tariffs, start};
 use common::api::billing::{BatchAnswer, BillingClient, RecordBatch};
-use common::auth::{ClusterSecret, Role};
+use common::auth::{ClusterSecret, OPERATOR, Role};
 use common::client::{CallError, HttpClient, ServerClient, read_body};
 use common::error::ErrorCode;
 use common::id::{NodeId, ServerName};
+use common::record::{ChainedRecord, DeliveryRecord};
 use common::server::Running;
 use common::time::Clock;
 use serde_json::{Value, json};
@@ -30,14 +31,44 @@ async fn server(dir: &tempfile::TempDir) -> (Running, BillingClient) {
         tariff_file: None,
     };
     let running = start(config, ClusterSecret::new(SECRET).unwrap()).await.unwrap();
-    let client = client(&running, SECRET);
+    let client = client(&running, SECRET, OPERATOR);
     (running, client)
 }
 
-fn client(running: &Running, secret: &str) -> BillingClient {
+/// Somebody who has this secret and calls under this name.
+fn client(running: &Running, secret: &str, name: &str) -> BillingClient {
     let secret = ClusterSecret::new(secret).unwrap();
-    let server = ServerClient::new(HttpClient::new(), secret, "storage-node/tokyo.n1", Clock::System);
+    let server = ServerClient::new(HttpClient::new(), secret, name, Clock::System);
     BillingClient::new(server, &running.http, Role::ServiceBilling)
+}
+
+fn node(running: &Running) -> BillingClient {
+    client(running, SECRET, "storage-node/tokyo.n1")
+}
+
+fn batch(records: Vec<ChainedRecord>) -> RecordBatch {
+    RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records, passed: None }
+}
+
+/// One year earlier than its like, so that the month is over on any clock.
+fn earlier(n: u64) -> DeliveryRecord {
+    let mut record = record(n);
+    record.begin.0 -= 365 * 86_400_000;
+    record
+}
+
+/// The status of an answer, and its body.
+async fn ask(running: &Running, method: &str, path: &str, token: Option<&str>) -> (u16, String) {
+    let url = format!("{}{path}", running.http);
+    let mut request = http::Request::builder().method(method).uri(&url);
+    if let Some(token) = token {
+        request = request.header("authorization", token);
+    }
+    let request = request.body(Default::default()).unwrap();
+    let response = HttpClient::new().send(request, std::time::Duration::from_secs(10)).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = read_body(&url, response.into_body(), 4 << 20).await.unwrap();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, CallError>) -> Option<ErrorCode> {
@@ -55,12 +86,11 @@ async fn text(url: &str) -> String {
 async fn nodes_book_and_everyone_reads_the_same_books_over_http() {
     let dir = tempfile::tempdir().unwrap();
     let (running, client) = server(&dir).await;
-    let records = chain("tokyo.n1", 1, (0..40).map(record));
-    let batch = RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records, passed: None };
+    let batch = batch(chain("tokyo.n1", 1, (0..40).map(record)));
     for _ in 0..2 {
-        assert_eq!(client.send_batch(&batch).await.unwrap(), BatchAnswer::Booked { through: 40 });
+        assert_eq!(node(&running).send_batch(&batch).await.unwrap(), BatchAnswer::Booked { through: 40 });
     }
-    let usage = client.usage(&"bob".parse().unwrap(), "2026-10").await.unwrap();
+    let usage = client.usage(&"bob".parse().unwrap(), Some("2026-10")).await.unwrap();
     assert_eq!(usage.deliveries.values().sum::<u64>(), 14);
     let totals = client.totals().await.unwrap();
     assert_eq!((totals.records.values().sum::<u64>(), totals.imbalance_micros), (40, 0));
@@ -99,16 +129,8 @@ async fn nodes_book_and_everyone_reads_the_same_books_over_http() {
 async fn an_invoice_opens_to_its_deliveries() {
     let dir = tempfile::tempdir().unwrap();
     let (running, client) = server(&dir).await;
-    // One year earlier, so that the month is over on any clock.
-    let year = 365 * 86_400_000;
-    let earlier = |n| {
-        let mut record = record(n);
-        record.begin.0 -= year;
-        record
-    };
     let records = chain("tokyo.n1", 1, (0..40).map(earlier));
-    let batch = RecordBatch { node: NodeId::new("tokyo.n1").unwrap(), epoch: 1, records, passed: None };
-    client.send_batch(&batch).await.unwrap();
+    node(&running).send_batch(&batch(records)).await.unwrap();
     let closed: Value = client.post("/v1/periods/2025-10/close", &json!({})).await.unwrap();
     assert_eq!(closed["issued"], 3);
     let invoice: Value = client.get("/v1/invoices/S-0000001.json").await.unwrap();
@@ -139,18 +161,14 @@ async fn an_invoice_opens_to_its_deliveries() {
 async fn bad_requests_are_refused_with_a_code() {
     let dir = tempfile::tempdir().unwrap();
     let (running, client) = server(&dir).await;
-    let stranger = self::client(&running, "another secret of at least 32 characters");
-    assert_eq!(code(stranger.totals().await), Some(ErrorCode::Unauthenticated));
-
-    let node = NodeId::new("tokyo.n1").unwrap();
-    let records = chain("tokyo.n1", 1, (0..4097).map(record));
-    let giant = RecordBatch { node: node.clone(), epoch: 1, records, passed: None };
-    assert_eq!(code(client.send_batch(&giant).await), Some(ErrorCode::TooLarge));
+    let node = node(&running);
+    let giant = batch(chain("tokyo.n1", 1, (0..4097).map(record)));
+    assert_eq!(code(node.send_batch(&giant).await), Some(ErrorCode::TooLarge));
     let body = json!({"node": "tokyo.n1", "epoch": 1, "records": [], "padding": "x".repeat(17 << 20)});
-    let too_long = client.post::<_, Value>("/v1/batches", &body).await;
+    let too_long = node.post::<_, Value>("/v1/batches", &body).await;
     assert_eq!(code(too_long), Some(ErrorCode::TooLarge));
     let holed = RecordBatch { records: vec![giant.records[0].clone(), giant.records[2].clone()], ..giant };
-    assert_eq!(code(client.send_batch(&holed).await), Some(ErrorCode::InvalidRequest));
+    assert_eq!(code(node.send_batch(&holed).await), Some(ErrorCode::InvalidRequest));
 
     for path in [
         "/v1/usage?client=bob&period=2026-13",
@@ -184,5 +202,125 @@ async fn bad_requests_are_refused_with_a_code() {
     assert_eq!(parties[0]["name"], "Bob Ltd.");
     let running_month = client.post::<_, Value>("/v1/periods/9999-01/close", &json!({})).await;
     assert_eq!(code(running_month), Some(ErrorCode::Conflict));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_come_from_nodes_of_their_own_site_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, operator) = server(&dir).await;
+    let batch = batch(chain("tokyo.n1", 1, (0..5).map(record)));
+    let others = [
+        "storage-node/osaka.n1",
+        "gateway/tokyo.g1",
+        "service-billing/b2",
+        "storage-node",
+        "search",
+        OPERATOR,
+    ];
+    for name in others {
+        let refused = client(&running, SECRET, name).send_batch(&batch).await;
+        assert_eq!(code(refused), Some(ErrorCode::Forbidden), "{name}");
+    }
+    let forger = client(&running, "another secret of at least 32 characters", "storage-node/tokyo.n1");
+    assert_eq!(code(forger.send_batch(&batch).await), Some(ErrorCode::Unauthenticated));
+    assert_eq!(operator.totals().await.unwrap().records.values().sum::<u64>(), 0);
+    let metrics = text(&format!("{}/metrics", running.admin)).await;
+    let counted = format!("dozo_billing_calls_forbidden_total{{fee=\"service\"}} {}", others.len());
+    assert!(metrics.contains(&counted), "{metrics}");
+
+    // The node that stands in for a lost one is of the same site.
+    let follower = client(&running, SECRET, "storage-node/tokyo.n2");
+    assert_eq!(follower.send_batch(&batch).await.unwrap(), BatchAnswer::Booked { through: 5 });
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_what_the_description_says_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _) = server(&dir).await;
+    let secret = ClusterSecret::new(SECRET).unwrap();
+    let (status, described) = ask(&running, "GET", "/v1/openapi.json", None).await;
+    assert_eq!(status, 200);
+    let api: Value = serde_json::from_str(&described).unwrap();
+    let signed = |name: &str, method: &str, path: &str| {
+        secret.sign(name, Role::ServiceBilling, method, path, Clock::System.now())
+    };
+    let mut routes = 0;
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let needs = operation["security"].to_string();
+            // About one client, as a gateway must ask; what is wrong with it otherwise does not matter here.
+            let path = path.replace(['{', '}'], "") + "?client=bob&party=provider:bob";
+            let method = method.to_uppercase();
+            let callers = [
+                ("\"operator\"", format!("Bearer {}", secret.admin_token())),
+                ("\"operator\"", signed(OPERATOR, &method, &path)),
+                ("\"auditor\"", format!("Bearer {}", secret.auditor_token())),
+                ("\"storage-node\"", signed("storage-node/tokyo.n1", &method, &path)),
+                ("\"gateway\"", signed("gateway/tokyo.g1", &method, &path)),
+                ("\"content-billing\"", signed("content-billing/b2", &method, &path)),
+                ("\"search\"", signed("search", &method, &path)),
+            ];
+            for (need, token) in &callers {
+                let (status, answer) = ask(&running, &method, &path, Some(token)).await;
+                let open = path.starts_with("/v1/openapi.json");
+                let may = open || needs.contains(need);
+                assert_ne!(status, 401, "{need} {method} {path}: {answer}");
+                assert_eq!(status != 403, may, "{need} {method} {path}: {status} {answer}");
+                assert_eq!(need == &"\"auditor\"" && may, need == &"\"auditor\"" && method == "GET");
+                let head = if method == "GET" { "HEAD" } else { method.as_str() };
+                let (status, _) = ask(&running, head, &path, None).await;
+                assert_eq!(status == 401, !open, "nobody {head} {path}: {status}");
+            }
+            routes += 1;
+        }
+    }
+    assert!(routes > 25, "{routes}");
+    for path in ["/v1/usage", "/v1/invoices", "/v1/invoices/S-0000001.json", "/v1/statements?period=2026-10"]
+    {
+        let (status, _) = ask(&running, "GET", path, Some(&signed("gateway/tokyo.g1", "GET", path))).await;
+        assert_eq!(status, 403, "a gateway has no reason to ask for all: {path}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_or_provider_gets_its_own_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, operator) = server(&dir).await;
+    let records = chain("tokyo.n1", 1, (0..40).map(earlier));
+    node(&running).send_batch(&batch(records)).await.unwrap();
+    operator.post::<_, Value>("/v1/periods/2025-10/close", &json!({})).await.unwrap();
+    let gateway = client(&running, SECRET, "gateway/tokyo.g1");
+    let all: Value = operator.get("/v1/invoices").await.unwrap();
+    assert_eq!(all.as_array().unwrap().len(), 3);
+    for invoice in all.as_array().unwrap() {
+        let number = invoice["number"].as_str().unwrap();
+        for client in ["bob", "carol", "dave", "nobody"] {
+            let is_own = invoice["client"] == client;
+            for form in ["json", "csv", "html"] {
+                let document = gateway.file(&format!("/v1/invoices/{number}.{form}?client={client}")).await;
+                assert_eq!(document.is_ok(), is_own, "{number}.{form} for {client}");
+                if let Err(error) = document {
+                    assert_eq!(error.code(), Some(ErrorCode::NotFound));
+                }
+            }
+            let path = format!("/v1/invoices/{number}/deliveries?client={client}");
+            assert_eq!(gateway.get::<Value>(&path).await.is_ok(), is_own, "{path}");
+            let listed: Value = gateway.get(&format!("/v1/invoices?client={client}")).await.unwrap();
+            assert_eq!(listed.as_array().unwrap().contains(invoice), is_own, "{listed}");
+        }
+    }
+    let of = |party: &str, more: &str| format!("/v1/statements?party={party}{more}");
+    let statements: Value = gateway.get(&of("site:tokyo", "")).await.unwrap();
+    assert_eq!(
+        (statements[0]["period"].as_str(), statements.as_array().unwrap().len()),
+        (Some("2025-10"), 1)
+    );
+    let none: Value = gateway.get(&of("site:tokyo", "&after=2025-10")).await.unwrap();
+    assert_eq!(none, json!([]));
+    let both = operator.get::<Value>(&of("site:tokyo", "&period=2025-10")).await;
+    assert_eq!(code(both), Some(ErrorCode::InvalidRequest));
     running.stop().await;
 }

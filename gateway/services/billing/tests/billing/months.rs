@@ -55,7 +55,7 @@ async fn a_month_is_invoiced_once_and_late_records_go_to_the_next() {
     assert_eq!((invoice["client"].as_str(), invoice["net_minor"].as_i64()), (Some("bob"), Some(31)));
     assert_eq!(invoice["lines"].as_array().unwrap().len(), 2);
     assert_eq!(close(&books, "2026-10", false).await.unwrap(), report, "the same close changes nothing");
-    assert_eq!(books.ledger.invoice(1).await.unwrap().as_ref(), Some(invoice));
+    assert_eq!(books.ledger.invoice(1, None).await.unwrap().as_ref(), Some(invoice));
 
     books.book("tokyo.n1", 1, &links).await;
     let usage = books.ledger.usage(&"bob".parse().unwrap(), "2026-10".parse().unwrap()).await.unwrap();

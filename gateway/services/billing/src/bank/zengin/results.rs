@@ -4,12 +4,13 @@
 //! and sums of all, of the paid and of the unpaid. Our own request is not taken for an answer.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::super::kana;
 use super::RECORD_LEN;
 
 /// Result codes of the format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DebitOutcome {
     /// 0
