@@ -9,14 +9,14 @@ use crate::cards::run;
 use crate::cluster::{Cluster, Mode, Options, SOON, eventually, unix_millis};
 use crate::fresh_bytes;
 
-fn this_month() -> String {
+pub fn this_month() -> String {
     // Months are counted in Tokyo.
     let (year, month, _) = UnixMillis(unix_millis() + 9 * 3_600_000).civil();
     format!("{year:04}-{month:02}")
 }
 
 /// What a command of `dozo billing` prints, and whether it succeeded.
-fn billing(cluster: &Cluster, arguments: &[&str]) -> (bool, BTreeMap<String, Value>) {
+pub fn billing(cluster: &Cluster, arguments: &[&str]) -> (bool, BTreeMap<String, Value>) {
     let output = run(cluster, &[&["billing"], arguments].concat(), &[]);
     let answers = serde_json::from_slice(&output.stdout);
     let said = || BTreeMap::from([("stderr".to_owned(), String::from_utf8_lossy(&output.stderr).into())]);
