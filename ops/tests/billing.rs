@@ -227,7 +227,7 @@ fn a_fault_in_a_file_of_records_is_told_with_line_field_and_bound() {
         (faulty(json!({"begin": -5})), "line 2: begin: milliseconds since 1970, or a text as"),
         (
             faulty(json!({"end": "2025-10-10T11:59:59+09:00"})),
-            "line 2: end: 1760065199000 is before the begin, 1760065200000",
+            "line 2: end: 2025-10-10T02:59:59.000Z is before the begin, 2025-10-10T03:00:00.000Z",
         ),
         (faulty(json!({"client": "Bob & Co"})), "line 2: client: client \"Bob & Co\" is not valid: "),
         (

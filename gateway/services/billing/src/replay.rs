@@ -384,10 +384,13 @@ mod tests {
         assert!(refused("{}").starts_with("line 1: "));
         assert!(
             refused(&[line(1, &[]), line(3, &[])].join("\n"))
-                .contains("record 3 in epoch 1, but not record 2")
+                .contains("record 3 in epoch 1, but the file lacks record 2")
         );
         let other = line(1, &[("bytes_sent", 7.into())]);
-        assert!(refused(&[line(1, &[]), other].join("\n")).contains("twice"));
+        assert!(
+            refused(&[line(1, &[]), other].join("\n"))
+                .contains("line 2: record 1 of tokyo.n1 in epoch 1 is also line 1")
+        );
         assert!(refused(&line(1, &[("class", "gift".into())])).contains("gift"));
         assert!(ReplayFile::read([line(2, &[]), line(1, &[]), line(1, &[])].join("\n").as_bytes()).is_ok());
     }
