@@ -525,6 +525,17 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    /// A test that fails tells what the processes said last; their logs go with the folder.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in lock(&self.processes).keys() {
+                eprintln!("---- {name}, its last lines\n{}", self.log(name));
+            }
+        }
+    }
+}
+
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

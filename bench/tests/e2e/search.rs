@@ -123,8 +123,15 @@ fn a_silent_site_is_not_offered_and_a_directory_that_lost_data_is_told_everythin
     new.iter().for_each(|name| drop(put(name)));
     let gone = &old[11];
     alice.send("DELETE", &format!("/v1/contents/{gone}"), &[], &[]).expect(204);
-    until("search knows what changed", &|| {
-        new.iter().all(|name| holds(name, "tokyo")) && !holds(gone, "tokyo")
+    let as_told = |name: &str| cluster.lookup(name).map(|info| (info.version, info.sites));
+    eventually("search knows what changed", SOON, || {
+        let unknown: Vec<_> =
+            new.iter().filter(|name| !holds(name, "tokyo")).map(|name| (name, as_told(name))).collect();
+        if unknown.is_empty() && !holds(gone, "tokyo") {
+            Ok(())
+        } else {
+            Err(format!("not of {unknown:?}; of what is gone: {:?}", as_told(gone)))
+        }
     });
     stop();
     for file in ["search.db", "search.db-wal", "search.db-shm"] {

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use common::api::search::{AnnounceAnswer, AnnounceBatch, Announcement, Announcer};
 use common::error::{ApiError, ApiResult, ErrorCode};
-use common::id::{BucketName, ClientId};
+use common::id::{BucketName, ClientId, NodeId};
 use common::name::ContentName;
 use common::version::Version;
 
@@ -19,7 +19,7 @@ use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 use crate::server::App;
 use crate::statements::{Table, select_in};
-use crate::sweep;
+use crate::{slots, sweep};
 
 const MEDIA_TYPE_LEN_MAX: usize = 255;
 /// Most batches that wait, and that one transaction takes.
@@ -86,8 +86,8 @@ async fn apply_group(
     batches: &[AnnounceBatch],
 ) -> Result<Vec<ApiResult<AnnounceAnswer>>, Failure> {
     let mut tx = app.db.write().await?;
-    let Applied { answers, items, effect, sweeps } = apply(&mut tx, batches).await?;
-    if items > 0 {
+    let Applied { answers, items, effect, sweeps, forgot } = apply(&mut tx, batches).await?;
+    if items > 0 || forgot {
         tx.commit().await?;
         app.metrics.announcements.increment(items);
         app.publish_effect(effect);
@@ -107,6 +107,8 @@ struct Applied {
     effect: Effect,
     /// Whether snapshots ended.
     sweeps: bool,
+    /// Whether announcements were found to be lost here.
+    forgot: bool,
 }
 
 /// How far an announcer is.
@@ -116,7 +118,7 @@ struct Position {
     next_seq: i64,
     /// Mark of the snapshot that it is sending; 0 for none.
     snapshot: i64,
-    /// Whether it is asked for a snapshot.
+    /// Whether it is asked for a snapshot: until one has ended that covers all its slots.
     resync: i64,
 }
 
@@ -132,6 +134,15 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
     let mut positions = positions(conn, &keys).await?;
     let mut new_items = Vec::with_capacity(batches.len());
     let mut answers = Vec::with_capacity(batches.len());
+    let forgot = batches.iter().zip(&keys).any(|(batch, key)| {
+        let position = positions.get(key).copied().unwrap_or_default();
+        position.resync == 0 && is_gap(batch, &position)
+    });
+    if forgot {
+        // What one node told is lost here, so what others told may be: perhaps of slots that are on the way between them.
+        ask_all_for_snapshots(conn).await?;
+        positions.values_mut().for_each(|position| position.resync = 1);
+    }
     for (batch, key) in batches.iter().zip(&keys) {
         let position = positions.entry(key).or_default();
         let new = new_part(batch, key, position);
@@ -141,7 +152,7 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
     let new = || batches.iter().zip(&keys).zip(&new_items);
     let items = new_items.iter().map(|items| items.len() as u64).sum();
     if items == 0 {
-        return Ok(Applied { answers, items, effect: Effect::default(), sweeps: false });
+        return Ok(Applied { answers, items, effect: Effect::default(), sweeps: false, forgot });
     }
     let all = || new().flat_map(|((batch, _), items)| items.iter().map(move |item| (batch, item)));
     let names: BTreeSet<&ContentName> = all().filter_map(|(_, item)| name_of(item)).collect();
@@ -155,6 +166,8 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
         .collect();
     let providers = providers(conn, &names).await?;
     let mut entries = Entries::read(conn, &names, &holders, &withdrawn).await?;
+    // What is told now is newer than all snapshots before, also those whose sweep is still to come.
+    let mut mark = sweep::mark(conn).await?;
     let mut sweeps = false;
     for ((batch, key), items) in new() {
         let holder = holder_of(&batch.announcer);
@@ -162,13 +175,19 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
         for item in *items {
             match item {
                 Announcement::SnapshotBegin => {
-                    position.snapshot = sweep::next_mark(conn).await?;
-                    position.resync = 0;
+                    mark = sweep::next_mark(conn).await?;
+                    position.snapshot = mark;
                 }
                 Announcement::SnapshotEnd { slots } => {
                     if position.snapshot > 0 {
                         sweep::enqueue(conn, position.snapshot, &holder, slots).await?;
                         sweeps = true;
+                        if let Announcer::Node(node) = &batch.announcer
+                            && position.resync != 0
+                            && slots::are_all_in(conn, node, slots).await?
+                        {
+                            position.resync = 0;
+                        }
                     }
                     position.snapshot = 0;
                 }
@@ -184,7 +203,7 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
                         media_type: media_type.to_owned(),
                         provider: provider.to_string(),
                     };
-                    entries.of(name).hold(&holder, content, position.snapshot);
+                    entries.of(name).hold(&holder, content, mark);
                 }
                 Announcement::Release { name, version } => entries.of(name).release(&holder, *version),
                 Announcement::Withdraw { name, version } => entries.of(name).withdraw(*version),
@@ -193,7 +212,7 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
     }
     let effect = entries.write(conn).await?;
     write_positions(conn, &positions).await?;
-    Ok(Applied { answers, items, effect, sweeps })
+    Ok(Applied { answers, items, effect, sweeps, forgot })
 }
 
 fn key_of(announcer: &Announcer) -> String {
@@ -212,7 +231,14 @@ fn holder_of(announcer: &Announcer) -> Holder {
 
 fn answer(position: &Position, new: &[Announcement]) -> AnnounceAnswer {
     let begins = new.iter().any(|item| matches!(item, Announcement::SnapshotBegin));
-    AnnounceAnswer { next_seq: natural(position.next_seq), resync: position.resync != 0 && !begins }
+    let asks = position.resync != 0 && position.snapshot == 0;
+    AnnounceAnswer { next_seq: natural(position.next_seq), resync: asks && !begins }
+}
+
+/// Whether announcements before this batch are not known here.
+fn is_gap(batch: &AnnounceBatch, position: &Position) -> bool {
+    let next = if batch.epoch > natural(position.epoch) { 1 } else { natural(position.next_seq) };
+    batch.first_seq > next
 }
 
 /// The announcements of a batch that are to be applied, and its announcer moved behind them. A higher epoch begins at 1
@@ -312,6 +338,29 @@ pub async fn ask_for_snapshots(conn: &mut Connection, site: &str) -> Result<u64,
         .execute(conn)
         .await?;
     Ok(done.rows_affected())
+}
+
+async fn ask_all_for_snapshots(conn: &mut Connection) -> Result<(), Failure> {
+    sqlx::query("UPDATE announcers SET resync = 1 WHERE resync = 0 AND announcer LIKE 'node:%'")
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Asks the new owner of slots for a snapshot if the owner before owes one: its own, that it may have sent already, did not
+/// cover these slots, and the other one's will not.
+pub async fn ask_after_move(conn: &mut Connection, from: &NodeId, to: &NodeId) -> Result<(), Failure> {
+    sqlx::query(
+        "INSERT INTO announcers (announcer, epoch, next_seq, snapshot, resync)
+         SELECT CAST($1 AS TEXT), 0, 1, 0, 1
+         WHERE NOT EXISTS (SELECT 1 FROM announcers WHERE announcer = $2 AND resync = 0 AND snapshot = 0)
+         ON CONFLICT (announcer) DO UPDATE SET resync = 1",
+    )
+    .bind(format!("node:{to}"))
+    .bind(format!("node:{from}"))
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Providers of the buckets that contents are in.

@@ -4,7 +4,7 @@
 //! fence. Any other fence taken in between makes the move fail, so rows exported earlier can never win over
 //! later ones.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use common::api::search::{FenceRequest, SlotMove};
 use common::cluster::SiteEntry;
@@ -12,6 +12,7 @@ use common::error::ErrorCode;
 use common::id::{NodeId, SiteId};
 use common::placement::{SLOT_COUNT, Slot};
 
+use crate::announcements;
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
 use crate::servers::check_site;
@@ -47,6 +48,17 @@ pub async fn count(conn: &mut Connection, node: &NodeId) -> Result<u64, Failure>
         .fetch_one(conn)
         .await?;
     Ok(natural(count))
+}
+
+/// Whether a node's shard has no slot but these.
+pub async fn are_all_in(conn: &mut Connection, node: &NodeId, slots: &[Slot]) -> Result<bool, Failure> {
+    let owned: Vec<i64> = sqlx::query_scalar("SELECT slot FROM slots WHERE site = $1 AND owner = $2")
+        .bind(node.site())
+        .bind(node.name())
+        .fetch_all(conn)
+        .await?;
+    let slots: HashSet<i64> = slots.iter().map(|slot| i64::from(slot.0)).collect();
+    Ok(owned.iter().all(|slot| slots.contains(slot)))
 }
 
 /// Gives slots whose rows are lost to other nodes, with a new fence, so that nothing exported earlier comes
@@ -129,6 +141,7 @@ pub async fn move_slots(conn: &mut Connection, request: &SlotMove) -> Result<boo
             .execute(&mut *conn)
             .await?;
     }
+    announcements::ask_after_move(conn, &request.from, &request.to).await?;
     Ok(true)
 }
 

@@ -1,8 +1,8 @@
 //! Sweeping after a snapshot: what a site held, in the slots that a snapshot covered, and did not confirm, is withdrawn.
 //!
-//! A snapshot is announced like everything else, between a begin and an end: what is in it gets its mark, what is known
-//! stays until the end. So nothing that is held is ever missing. The sweep itself goes in small transactions, and on after
-//! a restart.
+//! A snapshot is announced like everything else, between a begin and an end: what is told from its begin on gets its mark,
+//! what is known stays until the end. So nothing that is held is ever missing. The sweep itself goes in small transactions,
+//! and on after a restart; what is told meanwhile has the mark too, and stays.
 
 use std::collections::BTreeSet;
 
@@ -18,10 +18,15 @@ use crate::server::App;
 /// Most rows of one transaction.
 const PAGE: i64 = 256;
 
+/// The mark of the newest snapshot.
+pub async fn mark(conn: &mut Connection) -> Result<i64, Failure> {
+    Ok(sqlx::query_scalar("SELECT mark FROM map_state").fetch_one(conn).await?)
+}
+
 /// A mark greater than every one before.
 pub async fn next_mark(conn: &mut Connection) -> Result<i64, Failure> {
     sqlx::query("UPDATE map_state SET mark = mark + 1").execute(&mut *conn).await?;
-    Ok(sqlx::query_scalar("SELECT mark FROM map_state").fetch_one(conn).await?)
+    mark(conn).await
 }
 
 /// Lets what the snapshot did not confirm be withdrawn.

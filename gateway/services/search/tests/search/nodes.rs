@@ -6,7 +6,7 @@ use axum::Router;
 use axum::routing::get;
 use common::api::node::NodeStatus;
 use common::api::search::{
-    FenceRequest, NodeAction, Registration, SiteDistance, SiteSettings, SiteZone, SlotMove,
+    Announcement, FenceRequest, NodeAction, Registration, SiteDistance, SiteSettings, SiteZone, SlotMove,
 };
 use common::client::CallError;
 use common::cluster::{ClusterMap, MapEpoch, NodeState, SiteEntry};
@@ -16,7 +16,7 @@ use common::server::accept_loop;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{TestSearch, assert_code, id, node, shard_of};
+use crate::harness::{TestSearch, assert_code, batch, id, node, shard_of};
 
 impl TestSearch {
     async fn act(&self, node: &str, action: NodeAction) -> Result<ClusterMap, CallError> {
@@ -333,4 +333,48 @@ async fn a_node_that_is_down_cannot_leave_but_be_given_up() {
         search.lose(node).await;
         search.refused(node, NodeAction::Remove, &format!("dozo node remove {node} --lost")).await;
     }
+}
+
+/// Whether a node that has told `told` announcements is asked for a snapshot.
+async fn is_asked(search: &TestSearch, node: &str, told: u64) -> bool {
+    let answer = search.client.announce(&batch(node, 1, told + 1, vec![])).await.unwrap();
+    assert_eq!(answer.next_seq, told + 1);
+    answer.resync
+}
+
+#[tokio::test]
+async fn slots_that_move_while_everything_is_told_anew_are_in_some_snapshot() {
+    let search = TestSearch::new().await.with_alice().await.with_nodes(&["n1", "n2"]).await;
+    let snapshot = async |node: &str, first_seq| {
+        let slots = search.tokyo().await.slots_owned_by(&id(node)).collect();
+        let items = vec![Announcement::SnapshotBegin, Announcement::SnapshotEnd { slots }];
+        search.announce(node, first_seq, items).await;
+    };
+    for node in ["tokyo.n1", "tokyo.n2"] {
+        snapshot(node, 1).await;
+        assert!(!is_asked(&search, node, 2).await);
+    }
+    search.move_all_slots("tokyo.n1", "tokyo.n2").await;
+    assert!(!is_asked(&search, "tokyo.n2", 2).await, "n1 owed nothing");
+    search.client.resync(&id("tokyo")).await.unwrap();
+    // A snapshot that lacks a slot of the node is not all that was asked for.
+    let slots = (1..SLOT_COUNT).map(Slot).collect();
+    let items = vec![Announcement::SnapshotBegin, Announcement::SnapshotEnd { slots }];
+    search.announce("tokyo.n2", 3, items).await;
+    assert!(is_asked(&search, "tokyo.n2", 4).await);
+    search.move_all_slots("tokyo.n2", "tokyo.n1").await;
+    assert!(is_asked(&search, "tokyo.n1", 2).await);
+    snapshot("tokyo.n1", 3).await;
+    assert!(!is_asked(&search, "tokyo.n1", 4).await);
+    // n2 still owes one; what it gave away meanwhile is the other's to tell.
+    search.announce("tokyo.n2", 5, vec![Announcement::SnapshotBegin]).await;
+    search.move_all_slots("tokyo.n1", "tokyo.n2").await;
+    search.move_all_slots("tokyo.n2", "tokyo.n1").await;
+    assert!(is_asked(&search, "tokyo.n1", 4).await);
+    // Announcements that search lost are asked for again from all nodes.
+    snapshot("tokyo.n1", 5).await;
+    assert!(!is_asked(&search, "tokyo.n1", 6).await);
+    let ahead = search.client.announce(&batch("osaka.n1", 1, 9, vec![])).await.unwrap();
+    assert_eq!(ahead.next_seq, 1);
+    assert!(is_asked(&search, "tokyo.n1", 6).await);
 }
