@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bench::content::Choices;
-use common::api::billing::{ChainView, Usage};
+use common::api::billing::{ChainView, Totals, Usage};
 use serde_json::{Value, json};
 
 use crate::books::{billing, this_month};
@@ -203,8 +203,10 @@ impl Stage {
     fn witness_a_kill(&mut self, bytes: u64) {
         let big = self.offers.iter().position(|offer| offer.is_big).expect("there is a big one");
         let (witness, mut sight) = (self.witness.clone(), std::mem::take(&mut self.sight));
-        let download = sight.begin(&witness, &self.offers[big], None);
-        let (delivery, mut incoming) = download.expect("all servers run");
+        // The gateway may not have found out yet that the node is back from the step before.
+        let (delivery, mut incoming) = eventually("a download begins", SETTLED_SOON, || {
+            sight.begin(&witness, &self.offers[big], None).ok_or_else(|| "it is refused".to_owned())
+        });
         let mut seen = incoming.read_exact(bytes as usize).expect("the node still runs").len() as u64;
         self.live(|cluster, _, _| kill_and_restart(cluster, &["tokyo.n1"]));
         let mut buffer = vec![0; 64 << 10];
@@ -247,14 +249,9 @@ fn kill_and_restart(cluster: &Cluster, servers: &[&str]) {
     servers.iter().for_each(|server| cluster.await_ready(server));
 }
 
-fn is_service(server: &str) -> bool {
-    server == SERVERS[0]
-}
-
 /// Records that a billing server has booked.
 fn booked(cluster: &Cluster, server: &str) -> u64 {
-    let totals: common::api::billing::Totals =
-        cluster.billing(is_service(server)).get("/v1/totals").expect(200).json();
+    let totals: Totals = cluster.billing(server == SERVERS[0]).get("/v1/totals").expect(200).json();
     totals.records.values().sum()
 }
 

@@ -1,4 +1,5 @@
-//! A link between two servers that a test can slow down, falsify and cut: a proxy of TCP connections.
+//! A link between two servers that a test can slow down, falsify, break at a chosen moment and cut: a proxy of TCP
+//! connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
