@@ -166,6 +166,9 @@ pub struct BillingArgs {
     server: ServerArgs,
     #[command(flatten)]
     member: MemberArgs,
+    /// Base address under which other servers reach it, if that is not the one it listens at
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
     /// Folder for the books' database, an SQLite file
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -333,6 +336,7 @@ impl RoleCommand {
             }
             Self::ServiceBilling(args) | Self::ContentBilling(args) => {
                 flags.member(&args.member);
+                flags.set("advertise", args.advertise.as_ref());
                 flags.folder(args.data_dir.as_ref());
                 flags.postgres(&args.postgres);
                 flags.set("tariff_file", args.tariff_file.as_ref().map(|f| f.display()));

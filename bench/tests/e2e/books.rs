@@ -24,12 +24,12 @@ fn month_of(time: UnixMillis) -> String {
     format!("{year:04}-{month:02}")
 }
 
-fn this_month() -> String {
+pub fn this_month() -> String {
     month_of(UnixMillis(unix_millis()))
 }
 
 /// What a command of `dozo billing` prints, and whether it succeeded.
-fn billing(cluster: &Cluster, arguments: &[&str]) -> (bool, BTreeMap<String, Value>) {
+pub fn billing(cluster: &Cluster, arguments: &[&str]) -> (bool, BTreeMap<String, Value>) {
     let output = run(cluster, &[&["billing"], arguments].concat(), &[]);
     let answers = serde_json::from_slice(&output.stdout);
     let said = || BTreeMap::from([("stderr".to_owned(), String::from_utf8_lossy(&output.stderr).into())]);

@@ -73,6 +73,9 @@ pub struct Options {
     pub replicas: Option<u8>,
     /// Other servers reach osaka's gateways through this address, where they are processes of their own.
     pub osaka_through: Option<String>,
+    /// Other servers reach service billing and content billing through these addresses, where they are processes of
+    /// their own.
+    pub billing_through: Option<[String; 2]>,
     /// Memory of the gateways for hot chunks, where they are processes of their own; 0: every chunk is read from
     /// its node.
     pub cache_bytes: u64,
@@ -95,6 +98,7 @@ impl Default for Options {
             gateways: 1,
             replicas: None,
             osaka_through: None,
+            billing_through: None,
             cache_bytes: 256 << 20,
             temporary_ttl_ms: None,
             chunk_grace_ms: None,
@@ -305,7 +309,13 @@ impl Cluster {
                     flags.push(("--config", config.display().to_string()));
                 }
             }
-            _ => flags.push(("--name", role.to_owned())),
+            _ => {
+                flags.push(("--name", role.to_owned()));
+                let [service, content] =
+                    options.billing_through.clone().map_or([None, None], |two| two.map(Some));
+                let address = if role == "service-billing" { service } else { content };
+                flags.extend(address.map(|address| ("--advertise", address)));
+            }
         }
         if !matches!(role, "gateway" | "mobile-access") {
             flags.push(("--data-dir", data_dir.display().to_string()));
@@ -478,9 +488,18 @@ impl Cluster {
 
     /// Sends SIGTERM.
     pub fn terminate(&self, name: &str) {
+        self.signal(name, "-TERM");
+    }
+
+    /// Stops a process where it is (SIGSTOP): it takes no more notice of anything.
+    pub fn freeze(&self, name: &str) {
+        self.signal(name, "-STOP");
+    }
+
+    fn signal(&self, name: &str, signal: &str) {
         let pid = lock(&self.processes).get(name).expect("it runs").child.id();
-        let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "kill -TERM {pid}");
+        let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill {signal} {pid}");
     }
 
     /// Waits for the end of a process.

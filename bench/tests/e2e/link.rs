@@ -1,12 +1,28 @@
-//! A link between two servers that a test can slow down, falsify and cut: a proxy of TCP connections.
+//! A link between two servers that a test can slow down, falsify, break at a chosen moment and cut: a proxy of TCP
+//! connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cluster::lock;
+use crate::cluster::{SOON, eventually, lock};
+
+/// What a link does to requests and answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fault {
+    #[default]
+    None,
+    /// So many bytes of the next request arrive, never all of it; then the connection breaks.
+    TornRequests { after_bytes: usize },
+    /// The same, but the connection stays open and silent: the rest arrives once this fault is over.
+    StalledRequests { after_bytes: usize },
+    /// The request arrives and is carried out; the connection breaks when the answer comes.
+    LostAnswers,
+    /// The request arrives and is carried out; its answer comes once this fault is over.
+    StalledAnswers,
+}
 
 /// A link to one server. Its threads end with the process.
 pub struct Link {
@@ -23,6 +39,10 @@ struct State {
     /// When the bytes sent so far have used up their time.
     paid_until: Mutex<Option<Instant>>,
     falsifies: AtomicBool,
+    fault: Mutex<Fault>,
+    fault_changed: Condvar,
+    /// Requests and answers that the present fault has hit, and connections that a cut has refused.
+    struck: AtomicU64,
     is_cut: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
     carried_bytes: AtomicU64,
@@ -38,6 +58,7 @@ impl Link {
             for client in listener.incoming().flatten() {
                 let Some(to) = *lock(&served.to) else { continue };
                 if served.is_cut.load(Ordering::SeqCst) {
+                    served.struck.fetch_add(1, Ordering::SeqCst);
                     continue;
                 }
                 let Ok(server) = TcpStream::connect(to) else { continue };
@@ -66,6 +87,27 @@ impl Link {
     /// Changes a bit in every large piece from the server.
     pub fn falsify(&self, falsifies: bool) {
         self.state.falsifies.store(falsifies, Ordering::SeqCst);
+    }
+
+    /// From now on requests and answers fare so.
+    pub fn strike(&self, fault: Fault) {
+        self.state.struck.store(0, Ordering::SeqCst);
+        *lock(&self.state.fault) = fault;
+        self.state.fault_changed.notify_all();
+    }
+
+    /// Requests and answers that the present fault has hit, and connections that a cut has refused.
+    pub fn struck(&self) -> u64 {
+        self.state.struck.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the present fault has hit so many.
+    #[track_caller]
+    pub fn await_struck(&self, count: u64) {
+        eventually("the fault hits what the link carries", SOON, || {
+            let struck = self.struck();
+            if struck >= count { Ok(()) } else { Err(format!("{struck} of {count}")) }
+        });
     }
 
     /// Closes every connection, and takes new ones only to close them.
@@ -97,12 +139,50 @@ impl State {
                     piece[len - 1] ^= 1;
                 }
             }
-            if to.write_all(&piece[..len]).is_err() {
+            let arrives = self.suffer(&piece[..len], is_down, &mut to);
+            if !arrives.is_ok_and(|arrives| arrives) {
                 break;
             }
         }
         let _gone_already = to.shutdown(Shutdown::Both);
         let _gone_already = from.shutdown(Shutdown::Both);
+    }
+
+    /// Carries a piece as the present fault lets it; whether the connection lives on.
+    fn suffer(&self, piece: &[u8], is_down: bool, to: &mut TcpStream) -> std::io::Result<bool> {
+        let fault = *lock(&self.fault);
+        // Never the whole, however short it is.
+        let part = |after_bytes: usize| after_bytes.min(piece.len() - 1);
+        match (fault, is_down) {
+            (Fault::TornRequests { after_bytes }, false) => {
+                to.write_all(&piece[..part(after_bytes)])?;
+                self.struck.fetch_add(1, Ordering::SeqCst);
+                Ok(false)
+            }
+            (Fault::StalledRequests { after_bytes }, false) => {
+                let (first, rest) = piece.split_at(part(after_bytes));
+                to.write_all(first)?;
+                self.outwait(fault);
+                to.write_all(rest).map(|()| true)
+            }
+            (Fault::LostAnswers, true) => {
+                self.struck.fetch_add(1, Ordering::SeqCst);
+                Ok(false)
+            }
+            (Fault::StalledAnswers, true) => {
+                self.outwait(fault);
+                to.write_all(piece).map(|()| true)
+            }
+            _ => to.write_all(piece).map(|()| true),
+        }
+    }
+
+    /// Counts a hit and waits for another fault than this one.
+    fn outwait(&self, fault: Fault) {
+        let present = lock(&self.fault);
+        self.struck.fetch_add(1, Ordering::SeqCst);
+        let changed = self.fault_changed.wait_while(present, |present| *present == fault);
+        drop(changed.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits as long as these bytes take.

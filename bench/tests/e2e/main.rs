@@ -9,6 +9,7 @@
 mod cluster;
 mod http;
 mod link;
+mod mix;
 mod probe;
 mod process;
 
@@ -17,6 +18,7 @@ mod books;
 mod cards;
 mod collection;
 mod crash;
+mod cuts;
 mod delivery;
 mod faults;
 mod growth;

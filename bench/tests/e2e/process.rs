@@ -15,7 +15,14 @@ pub fn dozo() -> &'static Path {
         let profile_dir = own.parent().and_then(Path::parent).expect("target/PROFILE/deps");
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "-p", "ops", "--bin", "dozo"]);
+        build.args(["build", "--quiet", "--workspace", "--bin", "dozo"]);
+        // What the outer cargo tells of this crate would have build scripts run, and all above them built, again.
+        let of_this_crate = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        for (name, _) in std::env::vars_os() {
+            if of_this_crate.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                build.env_remove(name);
+            }
+        }
         build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace"));
         if profile_dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");

@@ -20,6 +20,9 @@ use crate::time::UnixMillis;
 /// Most records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
 
+/// In a mark: nothing more comes from the node in this epoch, ever. The last millisecond of the year 9999.
+pub const CHAIN_ENDED: UnixMillis = UnixMillis(253_402_300_799_999);
+
 /// Records of one node in order. `POST /v1/batches`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -28,7 +31,8 @@ pub struct RecordBatch {
     pub epoch: u64,
     pub records: Vec<ChainedRecord>,
     /// The sender's word that every delivery of the node which began before this (milliseconds since 1970) is among
-    /// these records or before them: what a month's close waits for. Sent when the log is empty, also with no records.
+    /// these records or before them: what a month's close waits for. Sent when the log is empty, also with no records;
+    /// [`CHAIN_ENDED`] once the node has left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed: Option<UnixMillis>,
 }

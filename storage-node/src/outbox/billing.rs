@@ -5,9 +5,10 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::api::billing::{BATCH_RECORDS_MAX, BatchAnswer, BillingClient, RecordBatch};
+use common::api::billing::{BATCH_RECORDS_MAX, BatchAnswer, BillingClient, CHAIN_ENDED, RecordBatch};
 use common::auth::Role;
 use common::backoff::Backoff;
+use common::cluster::NodeState;
 use common::error::{ApiResult, chain};
 use common::record::{ChainedRecord, RecordNumber};
 use common::time::UnixMillis;
@@ -35,12 +36,14 @@ const START: RecordNumber = RecordNumber { epoch: 0, seq: 0 };
 pub async fn send(shard: Arc<Shard>, fee: Fee) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut was_reached = true;
-    let mut marked: Option<Instant> = None;
+    // When, and whether as one that has left.
+    let mut marked: Option<(Instant, bool)> = None;
     loop {
         match step(&shard, fee).await {
             Ok(Step::Idle) => {
-                if marked.is_none_or(|at| at.elapsed() >= MARK_INTERVAL) {
-                    marked = mark(&shard, fee).await.then(Instant::now);
+                let left = has_left(&shard);
+                if marked.is_none_or(|(at, was_left)| was_left != left || at.elapsed() >= MARK_INTERVAL) {
+                    marked = mark(&shard, fee, left).await.then(|| (Instant::now(), left));
                 }
             }
             Ok(Step::Booked) => {
@@ -135,9 +138,19 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     Ok(Step::Booked)
 }
 
+/// Whether no delivery can begin in this shard any more: its node is removed, and its slots are with others.
+fn has_left(shard: &Shard) -> bool {
+    shard.node.maps.with(|view| {
+        let Some(site) = view.site() else { return false };
+        let is_removed = site.node(&shard.id).is_some_and(|node| node.state == NodeState::Removed);
+        is_removed && site.slots_owned_by(&shard.id).next().is_none()
+    })
+}
+
 /// Tells the server up to when all deliveries of this shard are booked, if that is so: what the close of a month waits for.
-/// Whether that was said; a mark that is lost is made good by the next.
-async fn mark(shard: &Shard, fee: Fee) -> bool {
+/// For ever, if it has `left`, so that no month waits for a node that is gone. Whether that was said; a mark that is lost
+/// is made good by the next.
+async fn mark(shard: &Shard, fee: Fee, left: bool) -> bool {
     let Some(client) = receiver(shard, fee) else { return false };
     let now = shard.node.clock.now();
     // One moment of the rows: what has ended by now is in the records up to the head, what has not is open.
@@ -148,7 +161,8 @@ async fn mark(shard: &Shard, fee: Fee) -> bool {
             if cursor(rows, fee)? != head {
                 return Ok(None);
             }
-            let mut passed = UnixMillis(now.0.saturating_sub(CLOCK_MARGIN_MS));
+            let settled = UnixMillis(now.0.saturating_sub(CLOCK_MARGIN_MS));
+            let mut passed = if left { CHAIN_ENDED } else { settled };
             rows.scan(&key::all(Tag::OpenDelivery), &mut |_, value| {
                 passed = passed.min(OpenDelivery::decode(value)?.begin);
                 Ok(ControlFlow::Continue(()))

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::api::billing::CHAIN_ENDED;
 use common::api::node::{
     AddRequest, BeginRequest, ChunkRefsRequest, ClaimRequest, EndBatch, EndRequest, ExportRequest,
     HoldRequest, HoldingState, NodeClient, NodeStatus, Precondition, RefTag, ReleaseRequest, ResolveRequest,
@@ -26,6 +27,7 @@ use common::api::node::{
 use common::api::search::{Change, ChangeKind};
 use common::auth::{ClusterSecret, Role};
 use common::client::{HttpClient, ServerClient};
+use common::cluster::NodeState;
 use common::error::ErrorCode;
 use common::hash::{ChunkHash, ContentHash};
 use common::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
@@ -223,6 +225,40 @@ async fn a_content_is_stored_held_delivered_and_booked() {
     assert_eq!((status.state.as_str(), status.chunks, status.logical_bytes), ("active", 1, 16));
     let stop = node.running.stop();
     tokio::time::timeout(Duration::from_secs(10), stop).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_tells_billing_that_nothing_more_comes_once_all_is_booked() {
+    let (dir, search) = (tempfile::tempdir().unwrap(), Fake::start().await);
+    let node = start(config("n1", "memory:", dir.path(), &search.url)).await;
+    ready(&node).await;
+    let song = name("alice/song");
+    publish(&node.client, &song, b"la la la").await;
+    let open = node.client.begin(&begin_request("bob", &song, b"la la la")).await.unwrap();
+    let ended = || {
+        let books = search.books.lock().unwrap();
+        books.marks.iter().filter(|(shard, _, passed)| shard == &node.id && *passed == CHAIN_ENDED).count()
+    };
+    let (id, removed) = (node.id.clone(), NodeState::Removed);
+    search.change(|site| {
+        let index = site.node_index(&id).unwrap();
+        site.nodes[index].state = removed;
+    });
+    let status = async || {
+        let admin = &node.running.admin;
+        let status: NodeStatus = server_client()
+            .get_json(admin, Role::StorageNode, "/v1/node", Duration::from_secs(5))
+            .await
+            .unwrap();
+        status.state
+    };
+    until("the node knows that it is removed", async || status().await == "removed").await;
+    node.client.end(&ends(&open.shard, open.delivery, 8)).await.unwrap();
+    until("both billing servers book it", async || search.record_count() == 1).await;
+    assert_eq!(ended(), 0, "it still has slots, in which deliveries may begin");
+    search.change(|site| site.slot_owners.clear());
+    until("both servers are told", async || ended() == 2).await;
+    node.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,6 +67,9 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Name of the server, unique in the cluster.
     pub name: ServerName,
+    /// Base address under which others reach the service listener; that of `listen` if absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
     /// Base address of search, which the server registers with. It serves also while search is away.
     pub search: String,
     /// Folder of the database `service.db` or `content.db`, an SQLite file; made if absent. Needed unless `database` is

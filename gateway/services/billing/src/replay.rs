@@ -8,7 +8,7 @@
 //!
 //! Times are milliseconds since 1970 (UTC), or texts as in RFC 3339. `source` is the name of a site (path `peer`) or of an
 //! origin (path `origin`), or null. Lines may come in any order; each node's numbers must go from 1 without gaps in each
-//! epoch. `searched`, `surrogate`, `mobile_access`, `source` and `epoch` may be left out.
+//! epoch. `searched`, `surrogate`, `mobile_access`, `source` and `epoch` may be left out. The same line again counts once.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -41,10 +41,14 @@ pub enum ReplayError {
     Read(#[from] std::io::Error),
     #[error("line {line}: {reason}")]
     Line { line: usize, reason: String },
-    #[error("{node} has record {got} in epoch {epoch}, but not record {missing} before it")]
-    Gap { node: NodeId, epoch: u64, got: u64, missing: u64 },
-    #[error("{node} has record {seq} of epoch {epoch} twice, with different facts")]
-    Twice { node: NodeId, epoch: u64, seq: u64 },
+    #[error(
+        "line {line}: {node} has record {got} in epoch {epoch}, but the file lacks record {missing} before it"
+    )]
+    Gap { line: usize, node: NodeId, epoch: u64, got: u64, missing: u64 },
+    #[error("line {line}: record {seq} of {node} in epoch {epoch} is also line {first}, with other facts")]
+    Twice { line: usize, first: usize, node: NodeId, epoch: u64, seq: u64 },
+    #[error("{place} of the terms")]
+    Terms { place: String, source: LedgerError },
     #[error("the {fee} ledger is not empty; replay into a new folder")]
     NotEmpty { fee: Fee },
     #[error("a batch was refused: {0}")]
@@ -103,25 +107,35 @@ fn first_epoch() -> u64 {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "the name of a site or an origin, {\"site\": NAME} or {\"origin\": NAME}")]
 enum SourceText {
     Name(String),
     Of(Source),
 }
 
+/// A time that was written as a number or as a text.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Time {
+#[serde(try_from = "TimeText")]
+struct Time(UnixMillis);
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "milliseconds since 1970, or a text as 2026-10-15T00:00:00.000Z or with +09:00"
+)]
+enum TimeText {
     Millis(u64),
     Text(String),
 }
 
-impl Time {
-    fn millis(&self) -> Result<UnixMillis, String> {
-        match self {
-            Self::Millis(millis) => Ok(UnixMillis(*millis)),
-            Self::Text(text) => parse_time(text)
-                .ok_or_else(|| format!("{text:?} is not a time as 2026-10-15T00:00:00.000Z or +09:00")),
+impl TryFrom<TimeText> for Time {
+    type Error = String;
+    fn try_from(text: TimeText) -> Result<Self, String> {
+        match text {
+            TimeText::Millis(millis) => Ok(Self(UnixMillis(millis))),
+            TimeText::Text(text) => parse_time(&text)
+                .map(Self)
+                .ok_or_else(|| format!("{text:?} is not a time as 2026-10-15T00:00:00.000Z or with +09:00")),
         }
     }
 }
@@ -160,8 +174,33 @@ fn parse_time(text: &str) -> Option<UnixMillis> {
 }
 
 impl Line {
+    /// Reads a line; what is wrong is told with the field that it is in.
+    fn read(text: &str) -> Result<Self, String> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let line: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let field = error.path().to_string();
+            // The line is known already, and not the one that is meant here.
+            let reason = error.inner().to_string();
+            let reason = reason.split(" at line ").next().unwrap_or(&reason);
+            if field == "." { reason.to_owned() } else { format!("{field}: {reason}") }
+        })?;
+        json.end().map_err(|_| "there is more than one JSON object; write one record a line".to_owned())?;
+        let number = |field, number: u64, least| match i64::try_from(number) {
+            Ok(number) if number >= least => Ok(()),
+            _ => Err(format!("{field}: {number} is not within {least} to 2^63 - 1")),
+        };
+        number("epoch", line.epoch, 0)?;
+        number("seq", line.seq, 1)?;
+        number("bytes_total", line.bytes_total, 0)?;
+        number("bytes_sent", line.bytes_sent, 0)?;
+        if line.end.0 < line.begin.0 {
+            return Err(format!("end: {} is before the begin, {}", line.end.0, line.begin.0));
+        }
+        Ok(line)
+    }
+
     fn record(self) -> Result<DeliveryRecord, String> {
-        let named = |error: InvalidId| error.to_string();
+        let named = |error: InvalidId| format!("source: {error}");
         let source = match (self.source, self.path) {
             (None, _) => None,
             (Some(SourceText::Of(source)), _) => Some(source),
@@ -172,8 +211,8 @@ impl Line {
         };
         Ok(DeliveryRecord {
             delivery: self.delivery,
-            begin: self.begin.millis()?,
-            end: self.end.millis()?,
+            begin: self.begin.0,
+            end: self.end.0,
             client: self.client,
             content: self.content,
             hash: self.hash,
@@ -200,29 +239,34 @@ pub struct ReplayFile {
 impl ReplayFile {
     /// Reads and checks a whole file. A record that comes twice alike counts once.
     pub fn read(file: impl BufRead) -> Result<Self, ReplayError> {
-        let mut by_number: BTreeMap<(NodeId, u64), BTreeMap<u64, DeliveryRecord>> = BTreeMap::new();
-        for (index, line) in file.lines().enumerate() {
-            let line = line?;
-            if line.trim().is_empty() {
+        let mut by_number: BTreeMap<(NodeId, u64), BTreeMap<u64, (usize, DeliveryRecord)>> = BTreeMap::new();
+        for (index, text) in file.lines().enumerate() {
+            let (text, line) = (text?, index + 1);
+            if text.trim().is_empty() {
                 continue;
             }
-            let fault = |reason: String| ReplayError::Line { line: index + 1, reason };
-            let line: Line = serde_json::from_str(&line).map_err(|error| fault(error.to_string()))?;
-            let (node, epoch, seq) = (line.node.clone(), line.epoch, line.seq);
-            let record = line.record().map_err(fault)?;
+            let fault = |reason: String| ReplayError::Line { line, reason };
+            let read = Line::read(&text).map_err(fault)?;
+            let (node, epoch, seq) = (read.node.clone(), read.epoch, read.seq);
+            let record = read.record().map_err(fault)?;
             let chain = by_number.entry((node.clone(), epoch)).or_default();
-            if chain.get(&seq).is_some_and(|known| *known != record) {
-                return Err(ReplayError::Twice { node, epoch, seq });
+            match chain.get(&seq) {
+                Some((_, known)) if *known == record => {}
+                Some((first, _)) => {
+                    return Err(ReplayError::Twice { line, first: *first, node, epoch, seq });
+                }
+                None => {
+                    chain.insert(seq, (line, record));
+                }
             }
-            chain.insert(seq, record);
         }
         let mut chains = BTreeMap::new();
         for ((node, epoch), records) in by_number {
             let mut chain: Vec<ChainedRecord> = Vec::with_capacity(records.len());
-            for (seq, record) in records {
+            for (seq, (line, record)) in records {
                 let missing = chain.len() as u64 + 1;
                 if seq != missing {
-                    return Err(ReplayError::Gap { node, epoch, got: seq, missing });
+                    return Err(ReplayError::Gap { line, node, epoch, got: seq, missing });
                 }
                 let previous = chain.last().map_or(RecordDigest::ZERO, |last| last.digest);
                 chain.push(ChainedRecord::append(&node, epoch, seq - 1, previous, record));
@@ -261,7 +305,11 @@ impl ReplayFile {
         if !ledger.chains().await?.is_empty() {
             return Err(ReplayError::NotEmpty { fee: ledger.fee() });
         }
-        ledger.put_terms(terms).await?;
+        // Into empty books every version goes, or the file contradicts itself.
+        for document in terms.documents(ledger.fee()) {
+            let place = document.place.clone();
+            ledger.put_document(document).await.map_err(|source| ReplayError::Terms { place, source })?;
+        }
         for ((node, epoch), chain) in &self.chains {
             for records in chain.chunks(BATCH_RECORDS_MAX) {
                 let batch = RecordBatch {
@@ -336,10 +384,13 @@ mod tests {
         assert!(refused("{}").starts_with("line 1: "));
         assert!(
             refused(&[line(1, &[]), line(3, &[])].join("\n"))
-                .contains("record 3 in epoch 1, but not record 2")
+                .contains("record 3 in epoch 1, but the file lacks record 2")
         );
         let other = line(1, &[("bytes_sent", 7.into())]);
-        assert!(refused(&[line(1, &[]), other].join("\n")).contains("twice"));
+        assert!(
+            refused(&[line(1, &[]), other].join("\n"))
+                .contains("line 2: record 1 of tokyo.n1 in epoch 1 is also line 1")
+        );
         assert!(refused(&line(1, &[("class", "gift".into())])).contains("gift"));
         assert!(ReplayFile::read([line(2, &[]), line(1, &[]), line(1, &[])].join("\n").as_bytes()).is_ok());
     }

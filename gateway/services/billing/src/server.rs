@@ -56,7 +56,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         name: config.name,
         site: None,
         zone: None,
-        http: server.http_url(),
+        http: config.advertise.unwrap_or_else(|| server.http_url()),
         s3: None,
         admin: server.admin_url(),
         node: None,

@@ -47,7 +47,9 @@ use crate::sql;
 use crate::sql::events::StoredEvent;
 use crate::sql::invoices::InvoiceQuery;
 use crate::sql::terms::Table;
-use crate::tariff::{Party, Split, Tariff, Terms, canonical, canonical_split, canonical_tariff};
+use crate::tariff::{
+    Document, DocumentKind, Party, Split, Tariff, Terms, canonical, canonical_split, canonical_tariff,
+};
 use crate::verify::{VerifyReport, verify};
 
 /// Changes that may wait for the writer; more make their callers wait.
@@ -209,20 +211,20 @@ impl Ledger {
     /// Stores this fee's part of `terms`. Versions that contradict stored ones are logged and left out: what is
     /// stored holds.
     pub async fn put_terms(&self, terms: &Terms) -> Result<(), LedgerError> {
-        let (tariffs, splits) = match self.fee {
-            Fee::Service => (documents(&terms.service.tariffs)?, documents(&terms.service.splits)?),
-            Fee::Content => (documents(&terms.content.tariffs)?, documents(&terms.content.splits)?),
-        };
-        for document in splits {
-            kept(self.put_split(document).await.map(drop))?;
-        }
-        for document in tariffs {
-            kept(self.put_tariff(document).await.map(drop))?;
-        }
-        for document in documents(&terms.parties)? {
-            kept(self.put_party(document).await)?;
+        for document in terms.documents(self.fee) {
+            kept(self.put_document(document).await)?;
         }
         Ok(())
+    }
+
+    /// Stores one version of its kind.
+    pub async fn put_document(&self, document: Document) -> Result<(), LedgerError> {
+        let Document { kind, value, .. } = document;
+        match kind {
+            DocumentKind::Tariff => self.put_tariff(value).await.map(drop),
+            DocumentKind::Split => self.put_split(value).await.map(drop),
+            DocumentKind::Party => self.put_party(value).await,
+        }
     }
 
     pub(crate) async fn versions(&self, table: Table) -> Result<Vec<StoredVersion>, LedgerError> {
@@ -386,10 +388,6 @@ impl Ledger {
 
 fn views(rows: Vec<sqlx::any::AnyRow>) -> Result<Vec<RecordView>, LedgerError> {
     rows.iter().map(|row| StoredEvent::from_row(row).map(RecordView::from)).collect()
-}
-
-fn documents<T: Serialize>(terms: &[T]) -> Result<Vec<Value>, LedgerError> {
-    terms.iter().map(|t| serde_json::to_value(t).map_err(LedgerError::corrupt)).collect()
 }
 
 /// What is stored holds against what a configuration file says.

@@ -85,9 +85,11 @@ mod checked;
 use common::id::{BucketName, ClientId};
 use common::name::ContentName;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::bank::BankAccount;
+use crate::config::Fee;
 use crate::documents::PayoutMethod;
 
 pub use checked::{AMOUNT_MICROS_MAX, Away, Discounts, InvalidTerms, Prices, Split, Tariff, UsePrice};
@@ -311,6 +313,52 @@ pub struct Terms {
     pub service: FeeTerms<ServiceTariff, ServiceSplit>,
     pub content: FeeTerms<ContentTariff, ContentSplit>,
     pub parties: Vec<Party>,
+}
+
+/// What a document of terms is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DocumentKind {
+    Tariff,
+    Split,
+    Party,
+}
+
+/// One version of a tariff, a split or a party, as servers take it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// Its place in the file of terms, counted from 1, as in `service.tariffs number 2`.
+    pub place: String,
+    pub kind: DocumentKind,
+    pub value: Value,
+}
+
+impl Terms {
+    /// The documents for the server of `fee`: splits, then tariffs, so that what waits can be shared once it is rated.
+    pub fn documents(&self, fee: Fee) -> Vec<Document> {
+        let (splits, tariffs) = match fee {
+            Fee::Service => (values(&self.service.splits), values(&self.service.tariffs)),
+            Fee::Content => (values(&self.content.splits), values(&self.content.tariffs)),
+        };
+        let lists = [
+            (DocumentKind::Split, format!("{fee}.splits"), splits),
+            (DocumentKind::Tariff, format!("{fee}.tariffs"), tariffs),
+            (DocumentKind::Party, "parties".to_owned(), values(&self.parties)),
+        ];
+        let numbered = lists.into_iter().flat_map(|(kind, list, values)| {
+            let numbered = values.into_iter().enumerate();
+            numbered.map(move |(n, value)| Document {
+                place: format!("{list} number {}", n + 1),
+                kind,
+                value,
+            })
+        });
+        numbered.collect()
+    }
+}
+
+fn values<T: Serialize>(terms: &[T]) -> Vec<Value> {
+    let value = |t| serde_json::to_value(t).expect("terms are texts, numbers and lists, which JSON has");
+    terms.iter().map(value).collect()
 }
 
 /// The terms that the demonstration runs on.

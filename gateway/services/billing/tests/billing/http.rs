@@ -13,14 +13,15 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{chain, record};
 
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-async fn server(dir: &tempfile::TempDir) -> (Running, BillingClient) {
+pub async fn server(dir: &tempfile::TempDir) -> (Running, BillingClient) {
     let config = Config {
         role: Fee::Service,
         listen: ([127, 0, 0, 1], 0).into(),
         admin: ([127, 0, 0, 1], 0).into(),
         name: ServerName::new("b1").unwrap(),
+        advertise: None,
         // Nobody listens there: the server serves all the same.
         search: "http://127.0.0.1:1".into(),
         data_dir: Some(dir.path().join("billing")),
@@ -71,11 +72,11 @@ async fn ask(running: &Running, method: &str, path: &str, token: Option<&str>) -
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-fn code<T: std::fmt::Debug>(result: Result<T, CallError>) -> Option<ErrorCode> {
+pub fn code<T: std::fmt::Debug>(result: Result<T, CallError>) -> Option<ErrorCode> {
     result.unwrap_err().code()
 }
 
-async fn text(url: &str) -> String {
+pub async fn text(url: &str) -> String {
     let request = http::Request::get(url).body(Default::default()).unwrap();
     let response = HttpClient::new().send(request, std::time::Duration::from_secs(5)).await.unwrap();
     let bytes = read_body(url, response.into_body(), 1 << 20).await.unwrap();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod a_month;
+mod bad_input;
 mod books;
 mod corrections;
 mod fixtures;

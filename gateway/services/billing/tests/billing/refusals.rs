@@ -5,6 +5,7 @@ use billing::chain::{CheckedBatch, MalformedBatch};
 use billing::ledger::LedgerError;
 use common::api::billing::{BatchAnswer, RecordBatch};
 use common::id::NodeId;
+use common::record::{DeliveryRecord, DeliveryStatus};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Row};
 
@@ -62,6 +63,36 @@ async fn a_gap_is_told_and_epochs_only_rise() {
     assert_eq!(books.book("tokyo.n1", 6, &newer).await.answer, BatchAnswer::Booked { through: 5 });
     let tail = books.book("tokyo.n1", 5, &links[4..]).await;
     assert_eq!(tail.answer, BatchAnswer::Booked { through: 20 }, "a known epoch's tail may come late");
+    books.assert_verifies().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_money_than_an_account_holds_is_not_booked_at_all_and_stops_nobody_else() {
+    let mut terms = billing::demo_tariffs();
+    terms.service.tariffs[0].per_delivery = "999999999".into();
+    terms.service.tariffs[0].per_megabyte = "0".into();
+    let books = Books::with_terms(Fee::Service, &terms).await;
+    // A billion yen each: an account holds 9,223 of them.
+    let bobs = |n: u64| DeliveryRecord { client: "bob".parse().unwrap(), ..record(n * 5) };
+    let links = chain(
+        "tokyo.n1",
+        1,
+        (0..12_000).map(bobs).map(|r| DeliveryRecord {
+            status: DeliveryStatus::Complete,
+            surrogate: None,
+            ..r
+        }),
+    );
+    books.book("tokyo.n1", 1, &links[..4_000]).await;
+    books.book("tokyo.n1", 1, &links[4_000..8_000]).await;
+    let before = books.dump().await;
+    let node = NodeId::new("tokyo.n1").unwrap();
+    let batch = RecordBatch { node, epoch: 1, records: links[8_000..].to_vec(), passed: None };
+    let refused = books.ledger.book(CheckedBatch::new(batch).unwrap()).await;
+    assert!(matches!(refused, Err(LedgerError::NotCommitted(_))), "{refused:?}");
+    assert_eq!(books.dump().await, before);
+    let other = chain("osaka.n1", 1, [DeliveryRecord { client: "carol".parse().unwrap(), ..bobs(0) }]);
+    assert_eq!(books.book("osaka.n1", 1, &other).await.answer, BatchAnswer::Booked { through: 1 });
     books.assert_verifies().await;
 }
 

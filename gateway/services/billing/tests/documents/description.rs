@@ -41,6 +41,7 @@ fn the_api_is_described_as_openapi_wants_it() {
 
 async fn server(dir: &TempDir, secret: &ClusterSecret) -> Running {
     let config = Config {
+        advertise: None,
         role: Fee::Service,
         listen: ([127, 0, 0, 1], 0).into(),
         admin: ([127, 0, 0, 1], 0).into(),

@@ -4,6 +4,8 @@
 
 #[path = "../billing/a_month.rs"]
 mod a_month;
+#[path = "../billing/bad_input.rs"]
+mod bad_input;
 #[path = "../billing/books.rs"]
 mod books;
 #[path = "../billing/corrections.rs"]
