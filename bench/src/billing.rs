@@ -1,6 +1,6 @@
 //! The ledger alone: how many deliveries a second it books, at what cost, how that changes as it grows; what comes twice;
-//! the close of a month. In this process, without HTTP: batches are checked and booked as a billing server does it, each in
-//! its own durable transaction.
+//! the close of a month. In this process, without HTTP: batches are checked and booked as a billing server does it, durably.
+//! Each node has one batch on the way at a time; batches that wait together share a transaction.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use billing::chain::{CheckedBatch, MalformedBatch};
-use billing::ledger::{CloseRequest, Ledger};
+use billing::ledger::{BatchReport, CloseRequest, Ledger};
 use billing::{Fee, demo_tariffs};
 use common::api::billing::RecordBatch;
 use common::hash::{ContentHash, RecordDigest};
@@ -18,6 +18,7 @@ use common::server::StartError;
 use common::time::{Clock, UnixMillis};
 use database::Location;
 use serde::Serialize;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::process;
@@ -25,8 +26,10 @@ use crate::process;
 /// 2026-10-15 in Tokyo.
 const OCTOBER: u64 = 1_792_000_000_000;
 const DAY_MS: u64 = 86_400_000;
-/// Batches that are sent a second time.
-const REPEATED: usize = 100;
+/// Batches of each node that are made before they are sent: making them is not measured.
+const ROUND: u64 = 16;
+/// Batches of each node that are sent a second time.
+const REPEATED: usize = 50;
 
 #[derive(Debug, Clone)]
 pub struct BillingPlan {
@@ -39,6 +42,8 @@ pub struct BillingPlan {
     pub clients: u64,
     /// Records in a batch.
     pub batch: u64,
+    /// Nodes that send batches at the same time.
+    pub nodes: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -47,8 +52,9 @@ pub struct BillingResult {
     pub database: &'static str,
     pub deliveries: u64,
     pub clients: u64,
+    pub nodes: u16,
     pub per_s: f64,
-    /// Of this process; a database server's is not in it.
+    /// Of this process for one delivery; a database server's is not in it.
     pub cpu_us: f64,
     /// Of the first and of the last tenth.
     pub first_per_s: f64,
@@ -86,10 +92,10 @@ struct Node {
 }
 
 impl Node {
-    fn new(clients: u64) -> Result<Self, InvalidId> {
+    fn new(number: u16, clients: u64) -> Result<Self, InvalidId> {
         let client = |n| ClientId::new(&format!("client-{n}"));
         Ok(Self {
-            id: NodeId::new("tokyo.n1")?,
+            id: NodeId::new(&format!("tokyo.n{number}"))?,
             clients: (0..clients).map(client).collect::<Result<_, _>>()?,
             provider: ClientId::new("provider")?,
             sites: [SiteId::new("tokyo")?, SiteId::new("osaka")?],
@@ -162,32 +168,34 @@ pub async fn run(plan: BillingPlan) -> Result<BillingResult, BillingBenchError> 
 
 async fn measure(plan: &BillingPlan, ledger: &Ledger) -> Result<BillingResult, BillingBenchError> {
     ledger.put_terms(&demo_tariffs()).await?;
-    let mut node = Node::new(plan.clients)?;
+    let nodes = 1..=plan.nodes.max(1);
+    let mut nodes = nodes.map(|number| Node::new(number, plan.clients)).collect::<Result<Vec<_>, _>>()?;
     let pid = std::process::id();
-    let (mut spent, mut cpu) = (Duration::ZERO, Duration::ZERO);
+    let (mut made, mut spent, mut cpu) = (0, Duration::ZERO, Duration::ZERO);
     let mut marks = vec![(0u64, Duration::ZERO)];
-    let mut repeated = Vec::new();
-    while node.made < plan.deliveries {
-        let batch = node.batch(plan.batch.min(plan.deliveries - node.made));
-        if repeated.len() < REPEATED {
-            repeated.push(batch.clone());
+    let mut repeated: Vec<Vec<RecordBatch>> = vec![Vec::new(); nodes.len()];
+    while made < plan.deliveries {
+        let mut round: Vec<Vec<RecordBatch>> = vec![Vec::new(); nodes.len()];
+        for _ in 0..ROUND {
+            for (node, batches) in nodes.iter_mut().zip(&mut round) {
+                let len = plan.batch.min(plan.deliveries - made);
+                if len > 0 {
+                    batches.push(node.batch(len));
+                    made += len;
+                }
+            }
         }
-        let (begin, before) = (Instant::now(), process::cpu_time(pid).unwrap_or_default());
-        let len = batch.records.len() as u64;
-        let report = ledger.book(CheckedBatch::new(batch)?).await?;
-        spent += begin.elapsed();
+        for (repeated, batches) in repeated.iter_mut().zip(&round) {
+            repeated.extend(batches.iter().take(REPEATED.saturating_sub(repeated.len())).cloned());
+        }
+        let before = process::cpu_time(pid).unwrap_or_default();
+        spent += send(ledger, round, |report| (report.booked, 0)).await?;
         cpu += process::cpu_time(pid).unwrap_or_default().saturating_sub(before);
-        if report.booked != len {
-            return Err(BillingBenchError::Answer(format!("{report:?}")));
-        }
-        marks.push((node.made, spent));
+        marks.push((made, spent));
     }
-    let begin = Instant::now();
-    let mut duplicates = 0;
-    for batch in repeated {
-        duplicates += ledger.book(CheckedBatch::new(batch)?).await?.duplicates;
-    }
-    let duplicates_per_s = duplicates as f64 / begin.elapsed().as_secs_f64();
+    let duplicates: usize = repeated.iter().flatten().map(|batch| batch.records.len()).sum();
+    let duplicates_s = send(ledger, repeated, |report| (report.duplicates, report.booked)).await?;
+    let duplicates_per_s = duplicates as f64 / duplicates_s.as_secs_f64();
     let begin = Instant::now();
     let period = "2026-10".parse().map_err(|error| BillingBenchError::Answer(format!("{error}")))?;
     let closed = ledger.close(&CloseRequest { period, dry_run: false, after: String::new() }).await?;
@@ -202,6 +210,7 @@ async fn measure(plan: &BillingPlan, ledger: &Ledger) -> Result<BillingResult, B
         database: if plan.database.is_some() { "postgresql" } else { "sqlite" },
         deliveries: plan.deliveries,
         clients: plan.clients,
+        nodes: plan.nodes,
         per_s: plan.deliveries as f64 / spent.as_secs_f64(),
         cpu_us: cpu.as_secs_f64() * 1e6 / plan.deliveries as f64,
         first_per_s: rate_between(0, tenth),
@@ -211,4 +220,32 @@ async fn measure(plan: &BillingPlan, ledger: &Ledger) -> Result<BillingResult, B
         invoices: closed.issued,
         peak_memory_mib: process::peak_memory_mib(),
     })
+}
+
+/// Sends the batches of each node one after the other, all nodes at the same time; answers how long that took. `of` gives
+/// of a report how many records became what they should, and how many did not.
+async fn send(
+    ledger: &Ledger,
+    batches: Vec<Vec<RecordBatch>>,
+    of: fn(&BatchReport) -> (u64, u64),
+) -> Result<Duration, BillingBenchError> {
+    let begin = Instant::now();
+    let mut nodes = JoinSet::new();
+    for batches in batches {
+        let ledger = ledger.clone();
+        nodes.spawn(async move {
+            for batch in batches {
+                let len = batch.records.len() as u64;
+                let report = ledger.book(CheckedBatch::new(batch)?).await?;
+                if of(&report) != (len, 0) {
+                    return Err(BillingBenchError::Answer(format!("{report:?}")));
+                }
+            }
+            Ok(())
+        });
+    }
+    while let Some(done) = nodes.join_next().await {
+        done.map_err(|panicked| BillingBenchError::Answer(panicked.to_string()))??;
+    }
+    Ok(begin.elapsed())
 }

@@ -342,6 +342,9 @@ struct BillingArgs {
     /// Records in a batch.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=4096))]
     batch: u64,
+    /// Nodes that send at the same time, each one batch after the other.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    nodes: u16,
 }
 
 #[derive(clap::Args)]
@@ -608,9 +611,9 @@ async fn run_device(args: DeviceArgs) -> Result<bool, Failure> {
 
 #[expect(clippy::print_stdout, reason = "the result is what the command is for")]
 async fn run_billing(args: BillingArgs) -> Result<bool, Failure> {
-    let BillingArgs { fee, database, data_dir, deliveries, clients, batch } = args;
+    let BillingArgs { fee, database, data_dir, deliveries, clients, batch, nodes } = args;
     let fee = if fee == "content" { billing::Fee::Content } else { billing::Fee::Service };
-    let plan = BillingPlan { fee, database, data_dir, deliveries, clients, batch };
+    let plan = BillingPlan { fee, database, data_dir, deliveries, clients, batch, nodes };
     println!("{}", serde_json::to_string(&bench::billing::run(plan).await?)?);
     Ok(true)
 }

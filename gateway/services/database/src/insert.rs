@@ -1,6 +1,6 @@
 //! Inserting many rows with few statements, each prepared once.
 //!
-//! SQLite takes runs of rows in one `VALUES`. PostgreSQL takes a whole batch as one array for each column (`unnest`):
+//! SQLite takes runs of rows in one `VALUES`; a row's first column must not be NULL. PostgreSQL takes a whole batch as one array for each column (`unnest`):
 //! its cost of a statement grows with the number of parameters. The arrays go as text, since the `Any` driver binds
 //! none.
 
@@ -8,14 +8,13 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use sqlx::any::AnyArguments;
-use sqlx::query::Query;
-use sqlx::{Any, AssertSqlSafe};
+use sqlx::error::BoxDynError;
+use sqlx::{Arguments, AssertSqlSafe};
 
 use crate::{Connection, Dialect};
 
-type Bound = Query<'static, Any, AnyArguments>;
-
-/// Rows of a statement of SQLite, longest first: each statement costs two changes of threads, so they are few.
+/// Rows of a statement of SQLite, longest first: each statement costs two changes of threads, so they are few. A statement may
+/// be longer than what is left by an eighth: the rest is rows of NULL, which are left out.
 const RUNS: [usize; 11] = [1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 /// SQLite takes 32,766.
 const PARAMETERS_MAX: usize = 32_000;
@@ -46,11 +45,11 @@ impl Column {
     }
 
     /// NULL of the column's type.
-    fn bind_null(self, query: Bound) -> Bound {
+    fn add_null(self, arguments: &mut AnyArguments) -> Result<(), BoxDynError> {
         match self {
-            Self::Integer(_) => query.bind(None::<i64>),
-            Self::Text(_) => query.bind(None::<String>),
-            Self::Bytes(_) => query.bind(None::<Vec<u8>>),
+            Self::Integer(_) => arguments.add(None::<i64>),
+            Self::Text(_) => arguments.add(None::<String>),
+            Self::Bytes(_) => arguments.add(None::<Vec<u8>>),
         }
     }
 }
@@ -103,8 +102,11 @@ impl Insert {
         let head = format!("INSERT INTO {table} ({})", names.join(", "));
         // Not `$1` and so on: SQLite looks names of parameters up one by one, and there are thousands.
         let row = format!("({})", vec!["?"; columns.len()].join(","));
-        let run =
-            |len: usize| (len, format!("{head} VALUES {} {tail}", vec![row.as_str(); len].join(",")).into());
+        // The first column of a row that is there is never NULL.
+        let run = |len: usize| {
+            let rows = vec![row.as_str(); len].join(",");
+            (len, format!("{head} SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL {tail}").into())
+        };
         let runs = RUNS.into_iter().filter(|len| len * columns.len() <= PARAMETERS_MAX);
         let array = |(n, column): (usize, &Column)| format!("${}::text::{}", n + 1, column.array_type());
         let arrays: Vec<String> = columns.iter().enumerate().map(array).collect();
@@ -134,24 +136,29 @@ impl Insert {
     ) -> Result<(), sqlx::Error> {
         let mut of_row = Vec::with_capacity(self.columns.len());
         for (len, text) in &self.sqlite {
-            while rows.len() >= *len {
-                let (run, rest) = rows.split_at(*len);
+            while rows.len() + rows.len() / 8 >= *len && !rows.is_empty() {
+                let (run, rest) = rows.split_at(rows.len().min(*len));
                 rows = rest;
-                // The text is made of constants alone; values are bound.
-                let mut query = sqlx::query(AssertSqlSafe(text.clone()));
+                let mut arguments = AnyArguments::default();
                 for row in run {
                     of_row.clear();
                     values(row, &mut of_row);
                     debug_assert_eq!(of_row.len(), self.columns.len());
                     for (value, column) in of_row.iter().zip(self.columns) {
-                        query = match value {
-                            Value::Null => column.bind_null(query),
-                            Value::Integer(value) => query.bind(*value),
-                            Value::Text(value) => query.bind((*value).to_owned()),
-                            Value::Bytes(value) => query.bind(value.to_vec()),
-                        };
+                        match value {
+                            Value::Null => column.add_null(&mut arguments),
+                            Value::Integer(value) => arguments.add(*value),
+                            Value::Text(value) => arguments.add((*value).to_owned()),
+                            Value::Bytes(value) => arguments.add(value.to_vec()),
+                        }
+                        .map_err(sqlx::Error::Encode)?;
                     }
                 }
+                for column in (run.len()..*len).flat_map(|_| self.columns) {
+                    column.add_null(&mut arguments).map_err(sqlx::Error::Encode)?;
+                }
+                // The text is made of constants alone; values are bound.
+                let query = sqlx::query_with(AssertSqlSafe(text.clone()), arguments);
                 query.execute(&mut *connection).await?;
             }
         }
@@ -243,7 +250,10 @@ mod tests {
     fn statements_number_their_values() {
         const COLUMNS: &[Column] = &[Column::Integer("a"), Column::Text("b")];
         let insert = Insert::new("t", COLUMNS, "ON CONFLICT DO NOTHING");
-        assert_eq!(&*insert.sqlite[10].1, "INSERT INTO t (a, b) VALUES (?,?) ON CONFLICT DO NOTHING");
+        assert_eq!(
+            &*insert.sqlite[10].1,
+            "INSERT INTO t (a, b) SELECT * FROM (VALUES (?,?)) WHERE column1 IS NOT NULL ON CONFLICT DO NOTHING"
+        );
         assert_eq!(insert.sqlite[6].1.matches("(?,?)").count(), 16);
         assert_eq!(
             &*insert.postgres,

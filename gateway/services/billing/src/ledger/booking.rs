@@ -22,14 +22,16 @@ use crate::sql::clients;
 use crate::sql::earnings::{Earned, EarningChanges};
 use crate::sql::events::{self, Booked, NewEvent, class_text, path_text};
 use crate::sql::exceptions::{self, Resolved};
+use crate::sql::invoices::{self, NewInvoice};
 use crate::sql::journals::{self, Accounts, Journal, JournalDigest, JournalKind};
-use crate::sql::periods;
+use crate::sql::payments::{self, NewPayment};
 use crate::sql::usage::{self, Counted, UsageChanges};
+use crate::sql::{self, Newest};
 
 /// Exceptions that one transaction rates again.
 const EXCEPTIONS_PAGE: i64 = 1000;
 
-/// One transaction's view of the ledger.
+/// One transaction's view of the ledger. What it takes is in the database after [`Booking::write`].
 pub(super) struct Booking<'a> {
     pub connection: &'a mut Connection,
     pub dialect: Dialect,
@@ -51,6 +53,10 @@ struct Gathered {
     exceptions: Vec<(i64, String)>,
     journals: BTreeMap<(Period, Currency), Journal>,
     earnings: EarningChanges,
+    /// Other journals than of deliveries, and what they are of.
+    posted: Vec<Journal>,
+    invoices: Vec<NewInvoice>,
+    payments: Vec<NewPayment>,
     /// Chains with events among these.
     chains: HashSet<i64>,
 }
@@ -81,10 +87,8 @@ impl<'a> Booking<'a> {
         now: UnixMillis,
         sum_after: i64,
     ) -> Result<Self, LedgerError> {
-        let closed = periods::closed_through(connection).await?;
-        let next_event = events::next_id(connection).await?;
-        let (newest, journal_digest) = journals::newest(connection).await?;
-        let (next_journal, gathered) = (newest + 1, Gathered::default());
+        let Newest { closed, event, journal, journal_digest } = sql::newest(connection).await?;
+        let (next_journal, next_event, gathered) = (journal + 1, event + 1, Gathered::default());
         Ok(Self {
             connection,
             dialect,
@@ -100,7 +104,7 @@ impl<'a> Booking<'a> {
         })
     }
 
-    /// Takes what of the batch is new; [`Self::write`] books it.
+    /// Takes what of the batch is new.
     pub async fn book(&mut self, batch: CheckedBatch) -> Result<BatchReport, LedgerError> {
         let mut report = BatchReport {
             answer: BatchAnswer::Booked { through: 0 },
@@ -248,10 +252,13 @@ impl<'a> Booking<'a> {
     /// Writes what is gathered.
     pub async fn write(&mut self) -> Result<(), LedgerError> {
         let gathered = std::mem::take(&mut self.gathered);
-        let mut journals: Vec<Journal> = gathered.journals.into_values().collect();
+        let mut journals = gathered.posted;
+        journals.extend(gathered.journals.into_values());
         journals.sort_by_key(|journal| journal.id);
         self.insert(&journals).await?;
         let (connection, dialect) = (&mut *self.connection, self.dialect);
+        invoices::insert(connection, dialect, &gathered.invoices).await?;
+        payments::insert(connection, dialect, &gathered.payments).await?;
         events::insert(connection, dialect, &gathered.events).await?;
         exceptions::insert(connection, dialect, &gathered.exceptions).await?;
         gathered.earnings.apply(connection, dialect).await?;
@@ -271,15 +278,26 @@ impl<'a> Booking<'a> {
         Ok(())
     }
 
-    /// Books one journal now; answers with its id, or `None` if it says nothing.
-    pub async fn post(&mut self, mut journal: Journal) -> Result<Option<i64>, LedgerError> {
+    /// Takes a journal to be written; answers with its id, or `None` if it says nothing.
+    pub fn post(&mut self, mut journal: Journal) -> Option<i64> {
         if journal.is_empty() {
-            return Ok(None);
+            return None;
         }
         journal.id = self.next_journal;
         self.next_journal += 1;
-        self.insert(std::slice::from_ref(&journal)).await?;
-        Ok(Some(journal.id))
+        let id = journal.id;
+        self.gathered.posted.push(journal);
+        Some(id)
+    }
+
+    /// Takes an invoice to be written.
+    pub fn add_invoice(&mut self, invoice: NewInvoice) {
+        self.gathered.invoices.push(invoice);
+    }
+
+    /// Takes a payment to be written.
+    pub fn add_payment(&mut self, payment: NewPayment) {
+        self.gathered.payments.push(payment);
     }
 
     /// An empty journal for [`Self::post`].
@@ -287,7 +305,7 @@ impl<'a> Booking<'a> {
         Journal { id: 0, kind, period, currency, reference: reference.to_owned(), lines: BTreeMap::new() }
     }
 
-    /// The newest journal that was booked.
+    /// The newest journal, written or to be written.
     pub fn newest_journal(&self) -> i64 {
         self.next_journal - 1
     }

@@ -7,9 +7,10 @@
 //! A month may be closed when every node's log has passed its end on this server, or when the grace is over: the nodes
 //! that have not are then named in the report and kept with the month.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::api::billing::ChainView;
+use common::id::ClientId;
 use common::money::MICROS_PER_MINOR;
 use common::time::UnixMillis;
 use database::Connection;
@@ -199,26 +200,35 @@ impl Booking<'_> {
             let page = usage::waiting(self.connection, self.closed, period, &after, CLIENTS_PAGE).await?;
             let Some(last) = page.last() else { break };
             after = last.client.to_string();
-            for waiting in page {
-                let bill = bill(self.rates, &waiting, self.closed, period)?;
+            let clients: Vec<&ClientId> = page.iter().map(|waiting| &waiting.client).collect();
+            let customers = terms::customers(self.connection, &clients, self.now).await?;
+            let mut credits = HashMap::new();
+            for currency in page.iter().map(|waiting| waiting.currency).collect::<BTreeSet<_>>() {
+                credits.insert(currency, self.credits(&clients, currency).await?);
+            }
+            for waiting in &page {
+                let bill = bill(self.rates, waiting, self.closed, period)?;
                 if bill.lines.is_empty() {
                     continue; // all of it was taken back
                 }
                 for discount in &bill.discounts {
-                    self.book_discount(&waiting, *discount, period).await?;
+                    self.book_discount(waiting, *discount, period).await?;
                 }
-                let customer =
-                    terms::party_view(self.connection, "client", &waiting.client, self.now).await?;
+                let Waiting { client, currency, .. } = waiting;
+                let customer = customers.get(client).cloned();
+                let customer = customer.unwrap_or_else(|| terms::unknown_customer(client));
                 let shown = show_number(self.rates.fee, number);
                 let (kind, issued) = (InvoiceKind::Invoice, Some((shown, self.now)));
-                let invoice =
-                    header.document(kind, &waiting.client, customer, waiting.currency, bill, issued);
-                self.issue(number, None, period, &invoice).await?;
-                self.pay_from_wallet(number, &invoice, period).await?;
+                let invoice = header.document(kind, client, customer, *currency, bill, issued);
+                self.issue(number, None, period, &invoice)?;
+                let credits = credits.get(currency);
+                self.pay_from_wallet(number, &invoice, period, credits.unwrap_or(&HashMap::new()))?;
                 number += 1;
             }
+            self.write().await?;
         }
         let statements = self.issue_statements(period).await?;
+        self.write().await?;
         let journals = self.newest_journal();
         let seal = periods::seal(self.connection, period, journals).await?;
         periods::close(self.connection, period, self.now, journals, missing, seal).await?;
@@ -226,8 +236,8 @@ impl Booking<'_> {
         Ok(())
     }
 
-    /// Books and stores an invoice, or a credit note, which is its mirror.
-    pub(super) async fn issue(
+    /// Books an invoice, or a credit note, which is its mirror.
+    pub(super) fn issue(
         &mut self,
         number: i64,
         credits: Option<i64>,
@@ -245,10 +255,22 @@ impl Booking<'_> {
         journal.add(format!("unbilled:{client}"), -sign * invoice.charges_micros)?;
         journal.add("tax".to_owned(), -sign * invoice.tax_minor * MICROS_PER_MINOR)?;
         journal.add("rounding".to_owned(), -sign * invoice.rounding_micros)?;
-        let journal = self.post(journal).await?;
+        let journal = self.post(journal);
         let first_period = self.closed.map_or(0, |closed| closed.next().number());
-        let new = NewInvoice { number, credits, period, first_period, client, journal, document: invoice };
-        invoices::insert(self.connection, &new).await
+        let (client, currency, total_minor) = (client.clone(), invoice.currency, invoice.total_minor);
+        let document = serde_json::to_string(invoice).map_err(LedgerError::corrupt)?;
+        self.add_invoice(NewInvoice {
+            number,
+            credits,
+            period,
+            first_period,
+            client,
+            currency,
+            total_minor,
+            journal,
+            document,
+        });
+        Ok(())
     }
 
     /// Takes a discount off what the client owes, and off what the parties are owed: by their shares of the charges.
@@ -306,7 +328,7 @@ impl Booking<'_> {
                 Earned { booked: period, usage, kind, part, class: "", path: "", currency: *currency };
             earnings.add(party, earned, 0, -off);
         }
-        self.post(journal).await?;
+        self.post(journal);
         earnings.apply(self.connection, self.dialect).await
     }
 

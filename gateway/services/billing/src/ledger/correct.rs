@@ -180,7 +180,7 @@ impl Booking<'_> {
         }
         let mut posted = BTreeMap::new();
         for (key, journal) in journals {
-            posted.insert(key, self.post(journal).await?.unwrap_or(0));
+            posted.insert(key, self.post(journal).unwrap_or(0));
         }
         usage.apply(self.connection, self.dialect).await?;
         earnings.apply(self.connection, self.dialect).await?;
@@ -232,7 +232,7 @@ impl Booking<'_> {
         let customer = terms::party_view(self.connection, "client", &invoice.client, self.now).await?;
         let (kind, issued) = (InvoiceKind::CreditNote { of }, Some((issued, self.now)));
         let note = header.document(kind, &invoice.client, customer, invoice.currency, bill, issued);
-        self.issue(number, Some(invoice.number), period, &note).await?;
+        self.issue(number, Some(invoice.number), period, &note)?;
         Ok(note)
     }
 }

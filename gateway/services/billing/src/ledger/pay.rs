@@ -7,9 +7,10 @@ use utoipa::ToSchema;
 use super::booking::Booking;
 use super::{Command, Ledger, LedgerError};
 use crate::invoicing::{parse_number, show_number};
+use crate::sql::invoices;
 use crate::sql::journals::JournalKind;
+use crate::sql::payments::{self, NewPayment};
 use crate::sql::requests::RequestKey;
-use crate::sql::{invoices, payments};
 
 /// A payment. `POST /v1/payments`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -81,8 +82,9 @@ impl Booking<'_> {
         let mut journal = Self::journal(JournalKind::Payment, period, issued.currency, reference);
         journal.add("bank".to_owned(), minor * MICROS_PER_MINOR)?;
         journal.add(format!("receivable:{}", issued.client), -minor * MICROS_PER_MINOR)?;
-        let journal = self.post(journal).await?.unwrap_or(0);
-        payments::insert(self.connection, reference, number, *minor, journal, self.now).await?;
+        let journal = self.post(journal).unwrap_or(0);
+        let (reference, paid) = (reference.clone(), self.now);
+        self.add_payment(NewPayment { reference, invoice: number, minor: *minor, paid, journal });
         Ok(PaymentReport { invoice: invoice.clone(), open_minor: issued.open_minor - minor })
     }
 }

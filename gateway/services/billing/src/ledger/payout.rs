@@ -1,5 +1,8 @@
 //! Payout statements of a closed month, and credit in the system.
 
+use std::collections::HashMap;
+
+use common::id::ClientId;
 use common::money::{Currency, MICROS_PER_MINOR};
 use common::time::UnixMillis;
 use database::Connection;
@@ -12,7 +15,8 @@ use crate::period::Period;
 use crate::rating::RateBook;
 use crate::sql::earnings::{self, Earnings, Parties};
 use crate::sql::journals::{self, JournalKind};
-use crate::sql::{payments, periods, statements, terms};
+use crate::sql::payments::NewPayment;
+use crate::sql::{periods, statements, terms};
 use crate::tariff::PayoutBasis;
 
 /// Parties whose statements are made at once.
@@ -139,6 +143,8 @@ impl Booking<'_> {
             let parties = Parties::Page(&after, PARTIES_PAGE);
             let page = earnings::read(self.connection, self.closed, period, parties).await?;
             let Some(last) = page.last() else { return Ok(issued) };
+            // What is carried and credited is read from what is written.
+            self.write().await?;
             after.clone_from(&last.party);
             for earned in page {
                 let mut statement =
@@ -150,7 +156,7 @@ impl Booking<'_> {
                 let (mut number, mut journal) = (None, None);
                 if statement.payout_minor > 0 {
                     let shown = show_payout(self.rates.fee, next);
-                    journal = self.pay_out(&statement, period, &shown).await?;
+                    journal = self.pay_out(&statement, period, &shown)?;
                     statement.number = Some(shown);
                     number = Some(next);
                     next += 1;
@@ -208,7 +214,7 @@ impl Booking<'_> {
         }
     }
 
-    async fn pay_out(
+    fn pay_out(
         &mut self,
         statement: &Statement,
         period: Period,
@@ -223,19 +229,33 @@ impl Booking<'_> {
         let mut journal = Self::journal(JournalKind::Payout, period, statement.currency, reference);
         journal.add(format!("payable:{party}"), micros)?;
         journal.add(to, -micros)?;
-        self.post(journal).await
+        Ok(self.post(journal))
+    }
+
+    /// Credit of clients, who are sorted by name, in a currency: millionths by account.
+    pub(super) async fn credits(
+        &mut self,
+        clients: &[&ClientId],
+        currency: Currency,
+    ) -> Result<HashMap<String, i64>, LedgerError> {
+        let (Some(first), Some(last)) = (clients.first(), clients.last()) else { return Ok(HashMap::new()) };
+        let (first, last) = (wallet(&format!("client:{first}")), wallet(&format!("client:{last}")));
+        let mut credits = journals::balances(self.connection, &first, &last, currency).await?;
+        // What the ledger owes is negative.
+        credits.values_mut().for_each(|micros| *micros = -*micros);
+        Ok(credits)
     }
 
     /// Settles an invoice from the client's credit, as far as that goes.
-    pub(super) async fn pay_from_wallet(
+    pub(super) fn pay_from_wallet(
         &mut self,
         number: i64,
         invoice: &Invoice,
         period: Period,
+        credits: &HashMap<String, i64>,
     ) -> Result<(), LedgerError> {
         let account = wallet(&format!("client:{}", invoice.client));
-        // What the ledger owes is negative.
-        let credit = -journals::balance(self.connection, &account, invoice.currency).await?;
+        let credit = credits.get(&account).copied().unwrap_or(0);
         let minor = credit.div_euclid(MICROS_PER_MINOR).min(invoice.total_minor);
         if minor <= 0 {
             return Ok(());
@@ -244,8 +264,9 @@ impl Booking<'_> {
         let mut journal = Self::journal(JournalKind::Payment, period, invoice.currency, &reference);
         journal.add(account, minor * MICROS_PER_MINOR)?;
         journal.add(format!("receivable:{}", invoice.client), -minor * MICROS_PER_MINOR)?;
-        let journal = self.post(journal).await?.unwrap_or(0);
-        payments::insert(self.connection, &reference, number, minor, journal, self.now).await
+        let (journal, paid) = (self.post(journal).unwrap_or(0), self.now);
+        self.add_payment(NewPayment { reference, invoice: number, minor, paid, journal });
+        Ok(())
     }
 }
 

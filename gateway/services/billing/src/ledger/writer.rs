@@ -208,6 +208,7 @@ impl Writer {
         }
         let mut booking = self.booking(&mut transaction).await?;
         let answer = act(&mut booking).await?;
+        booking.write().await?;
         let answer = serde_json::to_value(answer).map_err(LedgerError::corrupt)?;
         if let Some(key) = &key {
             requests::keep(&mut transaction, key, &answer, self.clock.now()).await?;

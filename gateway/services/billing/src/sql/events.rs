@@ -94,11 +94,6 @@ const COLUMNS: &[Column] = &[
 ];
 static INSERT: LazyLock<Insert> = LazyLock::new(|| Insert::new("events", COLUMNS, ""));
 
-/// The first free id.
-pub(crate) async fn next_id(connection: &mut Connection) -> Result<i64, LedgerError> {
-    Ok(sqlx::query_scalar("SELECT coalesce(max(id), 0) + 1 FROM events").fetch_one(connection).await?)
-}
-
 pub(crate) async fn insert(
     connection: &mut Connection,
     dialect: Dialect,

@@ -1,15 +1,17 @@
 //! Invoices and credit notes as they were issued.
 
+use std::sync::LazyLock;
+
 use common::id::ClientId;
 use common::money::Currency;
-use database::Connection;
+use database::{Column, Connection, Dialect, Insert};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::LedgerError;
 use super::clients::Charges;
 use super::events::{StoredEvent, select};
-use crate::documents::{Invoice, InvoiceKind};
+use crate::documents::Invoice;
 use crate::period::Period;
 
 pub(crate) async fn next_number(connection: &mut Connection) -> Result<i64, LedgerError> {
@@ -17,39 +19,55 @@ pub(crate) async fn next_number(connection: &mut Connection) -> Result<i64, Ledg
 }
 
 /// An invoice or credit note to be stored.
-pub(crate) struct NewInvoice<'a> {
+pub(crate) struct NewInvoice {
     pub number: i64,
     /// Of a credit note: the invoice.
     pub credits: Option<i64>,
     pub period: Period,
     pub first_period: i64,
-    pub client: &'a ClientId,
+    pub client: ClientId,
+    pub currency: Currency,
+    pub total_minor: i64,
     pub journal: Option<i64>,
-    pub document: &'a Invoice,
+    /// As JSON.
+    pub document: String,
 }
 
-pub(crate) async fn insert(connection: &mut Connection, new: &NewInvoice<'_>) -> Result<(), LedgerError> {
-    let document = serde_json::to_string(new.document).map_err(LedgerError::corrupt)?;
-    let kind = match new.document.kind {
-        InvoiceKind::Invoice => "invoice",
-        InvoiceKind::CreditNote { .. } => "credit_note",
-    };
-    sqlx::query(
-        "INSERT INTO invoices (number, kind, credits, period, first_period, client, currency, total_minor, \
-         journal, document) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-    )
-    .bind(new.number)
-    .bind(kind)
-    .bind(new.credits)
-    .bind(new.period.number())
-    .bind(new.first_period)
-    .bind(new.client.to_string())
-    .bind(new.document.currency.code())
-    .bind(new.document.total_minor)
-    .bind(new.journal)
-    .bind(document)
-    .execute(connection)
-    .await?;
+const COLUMNS: &[Column] = &[
+    Column::Integer("number"),
+    Column::Text("kind"),
+    Column::Integer("credits"),
+    Column::Integer("period"),
+    Column::Integer("first_period"),
+    Column::Text("client"),
+    Column::Text("currency"),
+    Column::Integer("total_minor"),
+    Column::Integer("journal"),
+    Column::Text("document"),
+];
+static INSERT: LazyLock<Insert> = LazyLock::new(|| Insert::new("invoices", COLUMNS, ""));
+
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    dialect: Dialect,
+    invoices: &[NewInvoice],
+) -> Result<(), LedgerError> {
+    INSERT
+        .run(connection, dialect, invoices, |new, values| {
+            values.extend([
+                new.number.into(),
+                if new.credits.is_none() { "invoice" } else { "credit_note" }.into(),
+                new.credits.into(),
+                new.period.number().into(),
+                new.first_period.into(),
+                new.client.as_str().into(),
+                new.currency.code().into(),
+                new.total_minor.into(),
+                new.journal.into(),
+                new.document.as_str().into(),
+            ]);
+        })
+        .await?;
     Ok(())
 }
 

@@ -279,6 +279,20 @@ pub(crate) async fn balance(
     Ok(query.fetch_optional(connection).await?.unwrap_or(0))
 }
 
+/// Balances of a currency's accounts from `first` to `last`, by name.
+pub(crate) async fn balances(
+    connection: &mut Connection,
+    first: &str,
+    last: &str,
+    currency: Currency,
+) -> Result<HashMap<String, i64>, LedgerError> {
+    let sql = "SELECT a.name, b.amount FROM accounts a JOIN balances b ON b.account = a.id \
+         WHERE a.name >= $1 AND a.name <= $2 AND a.currency = $3";
+    let query = sqlx::query(sql).bind(first.to_owned()).bind(last.to_owned()).bind(currency.code());
+    let rows = query.fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// One account as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct AccountView {

@@ -18,7 +18,7 @@ pub(crate) mod usage;
 use common::error::{ApiError, ErrorCode};
 use common::money::Currency;
 use common::server::StartError;
-use database::{Db, Location, Owner};
+use database::{Connection, Db, Location, Owner};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -85,6 +85,30 @@ pub(crate) async fn open(location: &Location, fee: Fee) -> Result<Db, StartError
         Fee::Content => ("content-billing", 0x646f_7a6f_0002),
     };
     Db::open(location, Owner { name, migrations: &MIGRATOR, writer_lock }).await
+}
+
+/// What a transaction goes on from.
+pub(crate) struct Newest {
+    /// The latest closed month.
+    pub closed: Option<Period>,
+    /// The greatest ids; 0 before the first.
+    pub event: i64,
+    pub journal: i64,
+    pub journal_digest: journals::JournalDigest,
+}
+
+pub(crate) async fn newest(connection: &mut Connection) -> Result<Newest, LedgerError> {
+    let sql = "SELECT (SELECT max(period) FROM periods), (SELECT coalesce(max(id), 0) FROM events), n.id, n.digest \
+         FROM (SELECT 1) AS one LEFT JOIN (SELECT id, digest FROM journals ORDER BY id DESC LIMIT 1) AS n ON 1 = 1";
+    let row = sqlx::query(sql).fetch_one(connection).await?;
+    let read = |n| Period::from_number(n).ok_or_else(|| LedgerError::corrupt(format!("period {n}")));
+    let of_journal: Option<&[u8]> = row.try_get(3)?;
+    Ok(Newest {
+        closed: row.try_get::<Option<i64>, _>(0)?.map(read).transpose()?,
+        event: row.try_get(1)?,
+        journal: row.try_get::<Option<i64>, _>(2)?.unwrap_or(0),
+        journal_digest: of_journal.map_or(Ok([0; 32]), digest)?,
+    })
 }
 
 fn period(row: &AnyRow, column: &str) -> Result<Period, LedgerError> {

@@ -1,7 +1,9 @@
 //! Money that came in.
 
+use std::sync::LazyLock;
+
 use common::time::UnixMillis;
-use database::Connection;
+use database::{Column, Connection, Dialect, Insert};
 use sqlx::Row;
 
 use super::LedgerError;
@@ -16,23 +18,39 @@ pub(crate) async fn find(
     row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
 }
 
+/// A payment to be stored.
+pub(crate) struct NewPayment {
+    pub reference: String,
+    pub invoice: i64,
+    pub minor: i64,
+    pub paid: UnixMillis,
+    pub journal: i64,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::Text("reference"),
+    Column::Integer("invoice"),
+    Column::Integer("minor"),
+    Column::Integer("paid_ms"),
+    Column::Integer("journal"),
+];
+static INSERT: LazyLock<Insert> = LazyLock::new(|| Insert::new("payments", COLUMNS, ""));
+
 pub(crate) async fn insert(
     connection: &mut Connection,
-    reference: &str,
-    invoice: i64,
-    minor: i64,
-    journal: i64,
-    now: UnixMillis,
+    dialect: Dialect,
+    payments: &[NewPayment],
 ) -> Result<(), LedgerError> {
-    let sql =
-        "INSERT INTO payments (reference, invoice, minor, paid_ms, journal) VALUES ($1, $2, $3, $4, $5)";
-    sqlx::query(sql)
-        .bind(reference.to_owned())
-        .bind(invoice)
-        .bind(minor)
-        .bind(now.0.cast_signed())
-        .bind(journal)
-        .execute(connection)
+    INSERT
+        .run(connection, dialect, payments, |new, values| {
+            values.extend([
+                new.reference.as_str().into(),
+                new.invoice.into(),
+                new.minor.into(),
+                new.paid.0.cast_signed().into(),
+                new.journal.into(),
+            ]);
+        })
         .await?;
     Ok(())
 }

@@ -1,8 +1,11 @@
 //! Versions of tariffs, splits and parties: only ever added, each beginning after the one before.
 
+use std::collections::HashMap;
+
 use common::id::ClientId;
 use common::time::UnixMillis;
 use database::Connection;
+use futures_util::TryStreamExt;
 use serde::Serialize;
 use sqlx::Row;
 use utoipa::ToSchema;
@@ -192,6 +195,35 @@ pub(crate) async fn party_view(
     at: UnixMillis,
 ) -> Result<PartyView, LedgerError> {
     party(connection, &format!("{kind}:{name}"), at).await
+}
+
+/// Those of `clients` that were told of, as they are at `at`. The clients are sorted by name.
+pub(crate) async fn customers(
+    connection: &mut Connection,
+    clients: &[&ClientId],
+    at: UnixMillis,
+) -> Result<HashMap<ClientId, PartyView>, LedgerError> {
+    let (Some(first), Some(last)) = (clients.first(), clients.last()) else { return Ok(HashMap::new()) };
+    let sql = "SELECT party, document FROM parties WHERE party >= $1 AND party <= $2 AND valid_from <= $3 \
+         ORDER BY party, valid_from";
+    let query = sqlx::query(sql).bind(format!("client:{first}")).bind(format!("client:{last}"));
+    let mut rows = query.bind(at.0.cast_signed()).fetch(connection);
+    let mut customers = HashMap::new();
+    while let Some(row) = rows.try_next().await? {
+        let name: &str = row.try_get(0)?;
+        let client = name.strip_prefix("client:").unwrap_or_default();
+        if let Ok(found) = clients.binary_search_by(|known| known.as_str().cmp(client)) {
+            let party = serde_json::from_str(row.try_get(1)?).map_err(LedgerError::corrupt)?;
+            // The newest version comes last.
+            customers.insert(clients[found].clone(), view(name, Some(party)));
+        }
+    }
+    Ok(customers)
+}
+
+/// Who a client is that was never told of: its name.
+pub(crate) fn unknown_customer(client: &ClientId) -> PartyView {
+    view(&format!("client:{client}"), None)
 }
 
 /// Who a party is, and how it is paid out.
