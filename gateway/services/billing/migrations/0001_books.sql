@@ -360,9 +360,12 @@ BEGIN SELECT RAISE(ABORT, 'exceptions are never deleted'); END;
 -- only postgres
 CREATE FUNCTION check_journal() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    -- One by one, as a join would read all accounts for the few of a journal.
     IF (SELECT count(*) FROM postings WHERE journal = NEW.id) < 2 OR EXISTS (
-        SELECT 1 FROM postings p JOIN accounts a ON a.id = p.account
-        WHERE p.journal = NEW.id GROUP BY a.currency HAVING sum(p.amount) <> 0
+        SELECT 1 FROM (
+            SELECT p.amount, (SELECT a.currency FROM accounts a WHERE a.id = p.account) AS currency
+            FROM postings p WHERE p.journal = NEW.id
+        ) AS lines GROUP BY currency HAVING sum(amount) <> 0
     ) THEN
         RAISE EXCEPTION 'the journal does not sum to zero';
     END IF;
