@@ -3,8 +3,9 @@
 //! the rest to the provider. Each keeps its own books in its own database; neither needs the other.
 //!
 //! Life of a batch: [`chain`] checks it → the writer ([`ledger`]) finds where it continues the node's chain →
-//! [`rating`] computes the charge and its shares → events, a journal for each month, balances, sums and the chain's head
-//! commit in one transaction → the node gets its answer. A month is closed with invoices, payout statements and a seal
+//! [`rating`] computes the charge and its shares → events, a journal for each month, balances and the chain's head commit in
+//! one transaction → the node gets its answer. Usage is summed from the events, many together, and before it is read. A
+//! month is closed with invoices, payout statements and a seal
 //! ([`documents`], [`bank`]); charges are taken back by reversal. [`a_month`] is one that a pencil can follow.
 //!
 //! Invariants: every journal sums to zero; balances are the sums of postings; the records of a chain are
