@@ -136,12 +136,13 @@ async fn apply(conn: &mut Connection, batches: &[AnnounceBatch]) -> Result<Appli
     let mut answers = Vec::with_capacity(batches.len());
     let forgot = batches.iter().zip(&keys).any(|(batch, key)| {
         let position = positions.get(key).copied().unwrap_or_default();
-        position.resync == 0 && is_gap(batch, &position)
+        is_node(key) && position.resync == 0 && is_gap(batch, &position)
     });
     if forgot {
         // What one node told is lost here, so what others told may be: perhaps of slots that are on the way between them.
         ask_all_for_snapshots(conn).await?;
-        positions.values_mut().for_each(|position| position.resync = 1);
+        let nodes = positions.iter_mut().filter(|(key, _)| is_node(key));
+        nodes.for_each(|(_, position)| position.resync = 1);
     }
     for (batch, key) in batches.iter().zip(&keys) {
         let position = positions.entry(key).or_default();
@@ -220,6 +221,11 @@ fn key_of(announcer: &Announcer) -> String {
         Announcer::Node(node) => format!("node:{node}"),
         Announcer::Origin(name) => format!("origin:{name}"),
     }
+}
+
+/// Whether a key is a storage node's: of those snapshots are asked.
+fn is_node(key: &str) -> bool {
+    key.starts_with("node:")
 }
 
 fn holder_of(announcer: &Announcer) -> Holder {

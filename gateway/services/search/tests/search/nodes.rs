@@ -6,7 +6,8 @@ use axum::Router;
 use axum::routing::get;
 use common::api::node::NodeStatus;
 use common::api::search::{
-    Announcement, FenceRequest, NodeAction, Registration, SiteDistance, SiteSettings, SiteZone, SlotMove,
+    Announcement, Announcer, FenceRequest, NodeAction, Registration, SiteDistance, SiteSettings, SiteZone,
+    SlotMove,
 };
 use common::client::CallError;
 use common::cluster::{ClusterMap, MapEpoch, NodeState, SiteEntry};
@@ -373,6 +374,10 @@ async fn slots_that_move_while_everything_is_told_anew_are_in_some_snapshot() {
     assert!(is_asked(&search, "tokyo.n1", 4).await);
     // Announcements that search lost are asked for again from all nodes.
     snapshot("tokyo.n1", 5).await;
+    assert!(!is_asked(&search, "tokyo.n1", 6).await);
+    let mut origin = batch("osaka.n1", 1, 9, vec![]);
+    origin.announcer = Announcer::Origin(id("studio"));
+    assert!(!search.client.announce(&origin).await.unwrap().resync, "origins send no snapshots");
     assert!(!is_asked(&search, "tokyo.n1", 6).await);
     let ahead = search.client.announce(&batch("osaka.n1", 1, 9, vec![])).await.unwrap();
     assert_eq!(ahead.next_seq, 1);
