@@ -17,6 +17,7 @@
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
+//! | what servers tell of themselves, in tables | [`catalogue`] |
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
@@ -24,6 +25,7 @@ pub mod api;
 pub mod auth;
 pub mod backoff;
 pub mod card;
+pub mod catalogue;
 pub mod chunker;
 pub mod client;
 pub mod cluster;
