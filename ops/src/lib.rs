@@ -16,6 +16,7 @@ mod broadcast;
 pub mod card;
 pub mod cli;
 pub mod commands;
+pub mod dashboards;
 pub mod demo;
 pub mod endpoints;
 pub mod error;
