@@ -202,7 +202,7 @@ metrics! {
     GATEWAY_CONTENT_SIZE: Histogram "dozo_gateway_content_size_bytes" [of("op", &["put", "get"])] GATEWAY Shown,
         "Lengths of contents published and delivered.";
     GATEWAY_TOP_CLIENT_BYTES: Gauge "dozo_gateway_top_client_sent_bytes"
-        [any("client", "the 20 heaviest, and other")] GATEWAY Shown,
+        [any("client", "20 clients")] GATEWAY Shown,
         "Content bytes sent since the start to the clients that got the most; about, never less.";
     GATEWAY_CACHE_HITS: Counter "dozo_gateway_cache_hits_total" [] GATEWAY Shown,
         "Chunks served from the gateway's memory.";
@@ -285,8 +285,6 @@ metrics! {
         "Requests that the device or the object store failed.";
     NODE_DISK_INFLIGHT: Gauge "dozo_node_disk_inflight_requests" [] NODE Shown,
         "Reads and writes that the device has not answered.";
-    NODE_READS_QUEUED: Gauge "dozo_node_disk_queued_reads" [] NODE Shown,
-        "Reads that wait for a buffer.";
     NODE_COMMITS: Counter "dozo_node_commits_total" [] NODE Shown,
         "Durable group commits of the log.";
     NODE_COMMIT_DURATION: Histogram "dozo_node_commit_duration_seconds" [] NODE Shown,
@@ -332,7 +330,7 @@ metrics! {
     NODE_OUTBOX_STOPPED: Gauge "dozo_node_outbox_stopped" [of("fee", FEES)] NODE Shown,
         "1 once the billing server contradicted this node's records: an operator must look.";
     NODE_OUTBOX_AGE: Gauge "dozo_node_outbox_oldest_age_seconds" [of("fee", FEES)] NODE Shown,
-        "How long the billing server has not taken anything though records wait; 0 while none wait.";
+        "How long ago the oldest delivery ended that the billing server has not booked; 0 while there is none.";
     NODE_ANNOUNCEMENTS_PENDING: Gauge "dozo_node_announcements_pending" [] NODE Shown,
         "Announcements that search has not acknowledged.";
     NODE_SURPLUS_REFERENCES: Counter "dozo_node_surplus_references_total" [] NODE Shown,

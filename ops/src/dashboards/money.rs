@@ -27,9 +27,9 @@ pub fn billing() -> Dashboard {
                     )
                     .width(6),
                     stat(
-                        "Nothing taken for",
+                        "Waits the longest",
                         Unit::Seconds,
-                        "Longest time that a billing server has taken nothing from a node with records that wait.",
+                        "How long ago the oldest delivery ended that is not booked.",
                         "max(dozo_node_outbox_oldest_age_seconds{})",
                     )
                     .limits(Limits::Above(60.0, 300.0))
@@ -80,7 +80,7 @@ pub fn billing() -> Dashboard {
                         )],
                     ),
                     lines(
-                        "Nothing taken for, by node",
+                        "Oldest delivery not booked, by node",
                         Unit::Seconds,
                         "Grows while a billing server is away; nodes keep their records until it is back.",
                         vec![query(

@@ -363,12 +363,6 @@ pub fn disk() -> Dashboard {
                         )],
                     ),
                     lines(
-                        "Reads that wait for a buffer",
-                        Unit::Number,
-                        "More than a moment of it: the device is slower than what clients ask for.",
-                        vec![query("max by (instance) (dozo_node_disk_queued_reads{})", "{{instance}}")],
-                    ),
-                    lines(
                         "Commit, p99",
                         Unit::Seconds,
                         "From a group's writing to its being durable: every PUT and every first byte waits for one.",

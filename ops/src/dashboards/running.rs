@@ -135,17 +135,11 @@ pub fn load_test() -> Dashboard {
                     lines(
                         "Waiting at disks",
                         Unit::Number,
-                        "Reads that wait for a buffer, and requests that the device has not answered.",
-                        vec![
-                            query(
-                                "max by (instance) (dozo_node_disk_queued_reads{})",
-                                "{{instance}} queued",
-                            ),
-                            query(
-                                "max by (instance) (dozo_node_disk_inflight_requests{})",
-                                "{{instance}} in flight",
-                            ),
-                        ],
+                        "Reads and writes that the device has not answered.",
+                        vec![query(
+                            "max by (instance) (dozo_node_disk_inflight_requests{})",
+                            "{{instance}}",
+                        )],
                     ),
                 ],
             ),
@@ -335,7 +329,10 @@ pub fn runtime() -> Dashboard {
                         "Panics",
                         Unit::Number,
                         "Each is a fault of the program.",
-                        vec![query("max by (instance) (dozo_panics_total{} - dozo_panics_total{} offset 5m)", "{{instance}}")],
+                        vec![query(
+                            "sum by (instance) (increase(dozo_panics_total{}[$__rate_interval]))",
+                            "{{instance}}",
+                        )],
                     ),
                     lines(
                         "Configuration read again",
@@ -392,7 +389,7 @@ pub fn objectives() -> Dashboard {
                         "Damaged in 30 days",
                         Unit::Number,
                         "Chunks found damaged or missing. None may stay so.",
-                        "sum(max_over_time(dozo_node_scrub_damaged_total{}[30d]))",
+                        "sum(instance:dozo_node_scrub_damaged:increase30d{})",
                     )
                     .width(6),
                     stat(

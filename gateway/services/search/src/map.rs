@@ -17,7 +17,7 @@ use common::placement;
 
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
-use crate::servers::{self, ServerRow};
+use crate::servers::{self, ServerKey, ServerRow};
 use crate::{shards, sites};
 
 /// One state of the directory of servers. Cheap to clone.
@@ -44,6 +44,8 @@ impl View {
 /// One entry of Prometheus' HTTP service discovery.
 #[derive(Debug, Clone, Serialize)]
 pub struct Target {
+    #[serde(skip)]
+    pub key: ServerKey,
     /// `host:port`, without a scheme.
     pub targets: [String; 1],
     pub labels: Labels,
@@ -62,15 +64,18 @@ pub struct Labels {
 impl Target {
     /// `admin` and `http` are the server's URLs. One that answers health and metrics at every address of its machine
     /// does not know by which of them it can be reached; it is asked on the host under which others reach it.
-    pub fn new(role: Role, site: &str, name: &str, admin: &str, http: &str) -> Self {
+    pub fn new(key: ServerKey, admin: &str, http: &str) -> Self {
+        let ServerKey { role, site, name } = &key;
         let address = match unspecified_port(address_of(admin)) {
             Some(port) => at_host_of(http, port),
             None => address_of(admin).to_owned(),
         };
-        let instance = if site.is_empty() { name.to_owned() } else { format!("{site}.{name}") };
-        let labels =
-            Labels { job: role.as_str(), instance, site: (!site.is_empty()).then(|| site.to_owned()) };
-        Self { targets: [address], labels }
+        let labels = Labels {
+            job: role.as_str(),
+            instance: if site.is_empty() { name.clone() } else { format!("{site}.{name}") },
+            site: (!site.is_empty()).then(|| site.clone()),
+        };
+        Self { targets: [address], labels, key }
     }
 
     /// The target as somebody sees it who asked for it under `host`: where nothing better is known, that is a host at
@@ -178,7 +183,7 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     map.content_billing = the_one(&rows, Role::ContentBilling)?;
     let map_json = serde_json::to_vec(&map)?.into();
     let targets = rows.iter().filter(|r| !r.is_removed());
-    let targets = targets.map(|r| Target::new(r.key.role, &r.key.site, &r.key.name, &r.admin, &r.http)).collect();
+    let targets = targets.map(|r| Target::new(r.key.clone(), &r.admin, &r.http)).collect();
     Ok(View { map: Arc::new(map), map_json, targets: Arc::new(targets) })
 }
 
@@ -258,8 +263,12 @@ fn the_one(rows: &[ServerRow], role: Role) -> Result<Option<ServerEntry>, Failur
 mod tests {
     use super::*;
 
+    fn target(role: Role, site: &str, name: &str, admin: &str, http: &str) -> Target {
+        Target::new(ServerKey { role, site: site.to_owned(), name: name.to_owned() }, admin, http)
+    }
+
     fn address(admin: &str, http: &str) -> String {
-        Target::new(Role::Gateway, "tokyo", "g1", admin, http).targets[0].clone()
+        target(Role::Gateway, "tokyo", "g1", admin, http).targets[0].clone()
     }
 
     #[test]
@@ -268,10 +277,10 @@ mod tests {
         assert_eq!(address("http://0.0.0.0:9100", "http://10.0.0.7:80"), "10.0.0.7:9100");
         assert_eq!(address("http://[::]:9100", "http://[fd00::7]:80"), "[fd00::7]:9100");
         assert_eq!(address("http://0.0.0.0:9100", "https://tokyo.example/"), "tokyo.example:9100");
-        let own = Target::new(Role::Search, "", "search", "http://0.0.0.0:9100", "http://0.0.0.0:80");
+        let own = target(Role::Search, "", "search", "http://0.0.0.0:9100", "http://0.0.0.0:80");
         assert_eq!(own.seen_under(Some("search.example:80")).targets, ["search.example:9100"]);
         assert_eq!(own.seen_under(None).targets, ["0.0.0.0:9100"]);
-        let own = Target::new(Role::Search, "", "search", "http://127.0.0.1:9100", "http://0.0.0.0:80");
+        let own = target(Role::Search, "", "search", "http://127.0.0.1:9100", "http://0.0.0.0:80");
         assert_eq!(own.seen_under(Some("search.example")).targets, ["127.0.0.1:9100"]);
     }
 }
