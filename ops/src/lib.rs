@@ -7,11 +7,13 @@
 //! | one server alone | [`roles`] |
 //! | what commands do | [`commands`] |
 //! | what adding or draining a node moves | `plan` |
+//! | dashboards, alerts | [`dashboards`], [`alerts`] |
 //! | a client away from home | [`card`], `token`, `broadcast`, `visit` |
 //! | where servers and keys are found | [`endpoints`], [`secret`], [`session`] |
 //!
 //! This crate only starts servers and asks them; what they do is in their own crates.
 
+pub mod alerts;
 mod broadcast;
 pub mod card;
 pub mod cli;
@@ -25,6 +27,8 @@ mod http;
 mod output;
 mod plan;
 mod progress;
+#[cfg(test)]
+mod promql;
 pub mod roles;
 pub mod secret;
 pub mod session;

@@ -46,7 +46,10 @@ pub fn billing() -> Dashboard {
                         "Records",
                         Unit::PerSecond,
                         "Delivery records received, by what became of them. Duplicates are sent again, not booked again.",
-                        vec![query(rate("dozo_billing_records_total{}", "fee, result"), "{{fee}} {{result}}")],
+                        vec![query(
+                            rate("dozo_billing_records_total{}", "fee, result"),
+                            "{{fee}} {{result}}",
+                        )],
                     ),
                     lines(
                         "Batches",
@@ -105,7 +108,7 @@ pub fn billing() -> Dashboard {
                         vec![query(rate("dozo_billing_calls_forbidden_total{}", "fee"), "{{fee}}")],
                     ),
                     lines(
-                        "Records for an operator",
+                        "Records for an operator, by fee",
                         Unit::Number,
                         "Could not be rated and wait.",
                         vec![query("sum by (fee) (dozo_billing_exceptions{})", "{{fee}}")],

@@ -1,8 +1,8 @@
 //! Dashboards of storage: nodes, joining and draining them, their disks, and room.
 
 use super::panel::{
-    Dashboard, Limits, Panel, Unit, bars, column, heatmap, lines, quantile, quantiles, query, rate, row, stat,
-    states, sum, table,
+    Dashboard, Limits, Panel, Unit, bars, column, heatmap, lines, quantile, quantiles, query, rate, row,
+    stat, states, sum, table,
 };
 use super::serving;
 
@@ -115,7 +115,10 @@ pub fn storage_nodes() -> Dashboard {
                         "Requests",
                         Unit::PerSecond,
                         "Requests that nodes answered, by status.",
-                        vec![query(rate("dozo_http_requests_total{job=\"storage-node\"}", "code"), "{{code}}")],
+                        vec![query(
+                            rate("dozo_http_requests_total{job=\"storage-node\"}", "code"),
+                            "{{code}}",
+                        )],
                     )
                     .stacked(),
                     lines(
@@ -357,10 +360,7 @@ pub fn disk() -> Dashboard {
                         "In flight",
                         Unit::Number,
                         "Reads and writes that the device has not answered.",
-                        vec![query(
-                            "max by (instance) (dozo_node_disk_inflight_requests{})",
-                            "{{instance}}",
-                        )],
+                        vec![query("max by (instance) (dozo_node_disk_inflight_requests{})", "{{instance}}")],
                     ),
                     lines(
                         "Commit, p99",

@@ -159,12 +159,7 @@ pub fn heatmap(title: &'static str, unit: Unit, description: &'static str, selec
     Panel::new(Kind::Heatmap, (12, 8), title, unit, description, vec![query(expr, "{{le}}")])
 }
 
-pub fn table(
-    title: &'static str,
-    by: &'static str,
-    description: &'static str,
-    columns: Vec<Query>,
-) -> Panel {
+pub fn table(title: &'static str, by: &'static str, description: &'static str, columns: Vec<Query>) -> Panel {
     Panel::new(Kind::Table { by }, (COLUMNS, 9), title, Unit::Number, description, columns)
 }
 

@@ -34,7 +34,10 @@ pub fn load_test() -> Dashboard {
                         "Refused and failed",
                         Unit::PerSecond,
                         "Other answers, by status.",
-                        vec![query(rate("dozo_gateway_requests_total{code=~\"[45]..\"}", "code"), "{{code}}")],
+                        vec![query(
+                            rate("dozo_gateway_requests_total{code=~\"[45]..\"}", "code"),
+                            "{{code}}",
+                        )],
                     )
                     .stacked(),
                     lines(
@@ -136,10 +139,7 @@ pub fn load_test() -> Dashboard {
                         "Waiting at disks",
                         Unit::Number,
                         "Reads and writes that the device has not answered.",
-                        vec![query(
-                            "max by (instance) (dozo_node_disk_inflight_requests{})",
-                            "{{instance}}",
-                        )],
+                        vec![query("max by (instance) (dozo_node_disk_inflight_requests{})", "{{instance}}")],
                     ),
                 ],
             ),

@@ -10,8 +10,7 @@ pub const HIT_RATIO: &str = "sum(rate(dozo_gateway_sent_bytes_total{source=\"hit
     / (sum(rate(dozo_gateway_sent_bytes_total{}[$__rate_interval])) > 0)";
 
 /// Share of the requests that were not answered with a failure of ours.
-pub const AVAILABILITY: &str =
-    "1 - (sum(rate(dozo_gateway_requests_total{code=~\"5..\"}[$__rate_interval])) or vector(0)) \
+pub const AVAILABILITY: &str = "1 - (sum(rate(dozo_gateway_requests_total{code=~\"5..\"}[$__rate_interval])) or vector(0)) \
     / (sum(rate(dozo_gateway_requests_total{}[$__rate_interval])) > 0)";
 
 /// Processor time in processors, by label.
@@ -574,10 +573,7 @@ fn source_panels() -> Vec<super::panel::Panel> {
             "Round trips between sites",
             Unit::Seconds,
             "Smoothed, to the nearest gateway of the other site.",
-            vec![query(
-                "min by (site, to) (dozo_gateway_site_round_trip_seconds{})",
-                "{{site}} to {{to}}",
-            )],
+            vec![query("min by (site, to) (dozo_gateway_site_round_trip_seconds{})", "{{site}} to {{to}}")],
         ),
         lines(
             "Offload of origins",
