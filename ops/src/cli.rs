@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use common::telemetry::{self, LogFormat};
 
 use crate::commands::{
-    billing, card, config, connect, content, directory, fsck, node, origin, scrub, search, site, status,
-    temporary, usage, who_holds,
+    billing, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search, site,
+    status, temporary, usage, who_holds,
 };
 use crate::error::Failure;
 use crate::roles::{self, OriginArgs, RoleCommand, SearchArgs};
@@ -79,6 +79,9 @@ enum Command {
     /// Check or show a server's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Print what there is: metrics, error codes, routes, invariants
+    #[command(subcommand)]
+    Catalogue(catalogue::CatalogueCommand),
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {
@@ -106,7 +109,7 @@ impl Cli {
         let variable = std::env::var("RUST_LOG").ok();
         let filter = self.log.as_deref().or(variable.as_deref()).unwrap_or(self.default_filter());
         telemetry::init_logs(self.log_format, filter);
-        std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
+        telemetry::watch_panics();
     }
 
     /// Carries the command out; what goes wrong is told on standard error.
@@ -160,6 +163,7 @@ impl Command {
             Self::Usage(args) => usage::usage(args).await,
             Self::Billing(command) => billing::billing(command).await,
             Self::Config(command) => config::config(command),
+            Self::Catalogue(command) => catalogue::catalogue(command),
         }
     }
 }

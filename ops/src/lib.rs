@@ -14,6 +14,7 @@
 
 mod broadcast;
 pub mod card;
+pub mod catalogue;
 pub mod cli;
 pub mod commands;
 pub mod demo;
