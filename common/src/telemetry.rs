@@ -5,10 +5,13 @@
 //! figures alone. Handles are cheap and cached; nothing on a request's path looks a metric up by name.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, reload};
 
 /// Seconds. The bounds that promises are made on are exact edges.
 const DURATION_BUCKETS: &[f64] = &[
@@ -78,8 +81,9 @@ impl Default for MetricsRegistry {
 }
 
 /// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum LogFormat {
     #[default]
     Text,
@@ -89,15 +93,41 @@ pub enum LogFormat {
 /// Sends logs to standard error. `filter` is as in `RUST_LOG`, for example `info,storage_node=debug`.
 /// Later calls in the same process change nothing.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what this function promises.
     let _already_set = match format {
-        LogFormat::Text => builder.with_target(true).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            let builder = builder.with_target(true).with_filter_reloading();
+            keep_filter(builder.reload_handle());
+            builder.try_init()
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            keep_filter(builder.reload_handle());
+            builder.try_init()
+        }
     };
+}
+
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Changes the filter of the process's logs.
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+fn keep_filter<S: Send + Sync + 'static>(handle: reload::Handle<EnvFilter, S>) {
+    // Only the first subscriber of a process writes.
+    let _kept_already = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
+}
+
+/// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
+pub fn set_log_filter(filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    match SET_FILTER.get() {
+        Some(set) => set(filter).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
 }

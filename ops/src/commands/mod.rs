@@ -2,6 +2,7 @@
 
 pub mod billing;
 pub mod card;
+pub mod catalogue;
 pub mod config;
 pub mod connect;
 pub mod content;
