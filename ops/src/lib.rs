@@ -22,6 +22,7 @@ pub mod error;
 mod files;
 mod http;
 pub mod log;
+mod notify;
 mod output;
 mod plan;
 mod progress;

@@ -19,6 +19,7 @@ use crate::commands::origin::OriginCommand;
 use crate::commands::search::SearchCommand;
 use crate::error::Failure;
 use crate::log::LogArgs;
+use crate::notify::Notifier;
 use crate::reload::Reloader;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
 use crate::signals::Signals;
@@ -527,16 +528,20 @@ pub async fn run(command: RoleCommand, log: LogArgs) -> Result<(), Failure> {
     let secret = command.secret(&settings)?;
     let mut signals = Signals::install()?;
     let hangups = Signals::hangups()?;
+    let mut notifier = Notifier::begin();
     let running = settings.clone().start(secret).await?;
     let health = running.health.clone();
+    notifier.started(health.clone());
     let reloader = Reloader::new(command, log, settings, running.live.clone());
     tokio::select! {
         () = signals.next() => {
+            notifier.stopping();
             signals.stop(running.stop()).await;
             Ok(())
         }
         never = reloader.run(hangups) => match never {},
         reason = health.failed() => {
+            notifier.stopping();
             let failure = Failure::new(format!("{} has stopped: {reason}", running.name));
             // What cannot be ended in order is cut off: all that was acknowledged is durable.
             let _in_time = tokio::time::timeout(FAILED_STOP_TIME_MAX, signals.stop(running.stop())).await;

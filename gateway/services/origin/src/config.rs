@@ -18,6 +18,9 @@ pub struct Config {
     /// Address of health and metrics; keep it off public networks.
     #[serde(default = "loopback")]
     pub admin: SocketAddr,
+    /// Base address under which gateways and nodes reach it; that of `listen` if absent.
+    #[serde(default)]
+    pub advertise: Option<String>,
     /// This origin's name in the cluster.
     pub name: ServerName,
     /// Base address of search, `http://host:port`.

@@ -98,7 +98,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         db,
     };
     open_sources(&app, &config.sources).await?;
-    let (http, admin) = (server.http_url(), server.admin_url());
+    let http = config.advertise.unwrap_or_else(|| server.http_url());
+    let admin = server.admin_url();
     server.spawn_worker(announce::heartbeat(app.clone(), server.health.clone(), http, admin));
     server.spawn_worker(announce::send_outbox(app.clone()));
     let guard = Guard { secret, audience: Role::Origin, clock: Clock::System };

@@ -212,6 +212,7 @@ async fn start_origin(
         name: id("archive"),
         search: search.to_owned(),
         data_dir: dir.path().join("origin"),
+        advertise: None,
         rescan_ms: times.rescan_ms.into(),
         settle_ms: times.settle_ms.into(),
         read_concurrency: 4,

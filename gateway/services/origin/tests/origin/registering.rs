@@ -192,6 +192,7 @@ async fn an_origin_is_ready_only_once_search_has_taken_it() {
         name: id("archive"),
         search: format!("http://{address}"),
         data_dir: dir.path().join("origin"),
+        advertise: None,
         rescan_ms: 50.into(),
         settle_ms: 50.into(),
         read_concurrency: 1,
