@@ -10,6 +10,7 @@ use database::Location;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::backup::file_name;
 use crate::ledger::CLOSE_GRACE;
 use crate::tariff::Terms;
 
@@ -104,7 +105,7 @@ impl Config {
     pub(crate) fn location(&self) -> Result<Location, StartError> {
         match (&self.database, &self.data_dir) {
             (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
-            (None, Some(folder)) => Location::in_folder(folder, &format!("{}.db", self.role)),
+            (None, Some(folder)) => Location::in_folder(folder, &file_name(self.role)),
             (None, None) => {
                 let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
                 Err(StartError::failed(format!("reading the configuration of {} billing", self.role), reason))

@@ -10,6 +10,7 @@
 //!   has noticed and given the lock back. (A pooler in between must keep sessions.) `synchronous_commit = off` is not
 //!   taken over from the server's settings: what is acknowledged must be durable.
 
+pub mod backup;
 mod insert;
 #[cfg(feature = "testing")]
 pub mod testing;
