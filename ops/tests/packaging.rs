@@ -252,3 +252,34 @@ fn the_image_runs_the_binary_as_nobody_special() {
     let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
     assert!(toolchain.starts_with(version.trim_matches('"')), "{toolchain} builds what needs {version}");
 }
+
+#[test]
+fn the_upgrade_notes_tell_the_versions_that_the_sources_have() {
+    let notes = read(&ops().join("upgrades.md"));
+    let row = |what: &str| {
+        let row = notes.lines().find(|line| line.starts_with(&format!("| {what}")));
+        row.unwrap_or_else(|| panic!("there is no row of {what}")).split('|').nth(3).unwrap().trim().to_owned()
+    };
+    let root = ops().join("..");
+    for (what, file, constant) in [
+        ("log of a storage node", "storage-node/src/log/format.rs", "const FORMAT_VERSION: u32 = "),
+        ("packs of an object store", "storage-node/src/store/object/pack.rs", "const FORMAT_VERSION: u32 = "),
+        ("change of the catalog", "storage-node/src/catalog/redo.rs", "const VERSION: u8 = "),
+        ("cards, visits", "common/src/visit.rs", "const FORMAT: u8 = "),
+    ] {
+        let source = read(&root.join(file));
+        let (_, version) = source.split_once(constant).unwrap();
+        assert_eq!(version.split_once(';').unwrap().0, row(what), "{what}");
+    }
+    let rows = read(&root.join("storage-node/src/catalog/rows.rs"));
+    let second = rows.matches("const VERSION: u8 = 2;").count();
+    assert!(!rows.contains("const VERSION: u8 = 3;") && notes.contains(&format!("{second} of them have 2")));
+    let redb = read(&root.join("Cargo.toml"));
+    assert!(redb.contains("redb = \"=4.") && row("index of the catalog") == "1, of redb 4");
+    assert!(read(&root.join("storage-node/src/catalog/index.rs")).contains("const FORMAT: &str = \"1\";"));
+    for (what, crate_name) in [("directory", "search"), ("books", "billing"), ("sources", "origin")] {
+        let folder = root.join("gateway/services").join(crate_name).join("migrations");
+        let count = std::fs::read_dir(folder).unwrap().count();
+        assert_eq!(row(what), format!("{count} migration{}", if count == 1 { "" } else { "s" }), "{what}");
+    }
+}
