@@ -29,6 +29,7 @@ use tower::Layer;
 
 use crate::auth::Role;
 use crate::catalogue::metrics::{DRAINING, READY};
+use crate::config::LiveSettings;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::{CallMetrics, RequestMetrics, measure};
 use crate::telemetry::{MetricsRegistry, ProcessMetrics};
@@ -129,6 +130,8 @@ pub struct Server {
     pub name: String,
     pub health: Health,
     pub metrics: MetricsRegistry,
+    /// Settings that may change while it runs; the server adds its own.
+    pub live: LiveSettings,
     http: TcpListener,
     admin: TcpListener,
     draining: CancellationToken,
@@ -142,11 +145,13 @@ impl Server {
         let admin = bind(listen.admin).await?;
         let health = Health::default();
         health.set("accepting", Err("starting".into()));
+        let metrics = MetricsRegistry::new();
         Ok(Self {
             role,
             name: format!("{role}/{name}"),
             health,
-            metrics: MetricsRegistry::new(),
+            live: LiveSettings::new(&metrics),
+            metrics,
             http,
             admin,
             draining: CancellationToken::new(),
@@ -231,6 +236,7 @@ impl Server {
             http: http_url,
             admin: admin_url,
             health: self.health,
+            live: self.live,
             draining: self.draining,
             workers_stop: self.workers_stop,
             workers: self.workers,
@@ -256,6 +262,7 @@ pub struct Running {
     pub http: String,
     pub admin: String,
     pub health: Health,
+    pub live: LiveSettings,
     draining: CancellationToken,
     workers_stop: CancellationToken,
     workers: TaskTracker,

@@ -7,13 +7,17 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram, Key, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::auth::Role;
 use crate::catalogue::metrics::{self as catalogue, Kind, Metric, Values};
@@ -239,8 +243,9 @@ impl<S: tracing::Subscriber> Layer<S> for CountLines {
 }
 
 /// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum LogFormat {
     #[default]
     Text,
@@ -250,8 +255,8 @@ pub enum LogFormat {
 /// Sends logs to standard error. `filter` is as in `RUST_LOG`, for example `info,storage_node=debug`.
 /// Later calls in the same process change nothing.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -260,9 +265,23 @@ pub fn init_logs(format: LogFormat, filter: &str) {
         LogFormat::Text => lines.with_filter(filter).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    let count = CountLines.with_filter(tracing_subscriber::filter::LevelFilter::WARN);
+    let count = CountLines.with_filter(LevelFilter::WARN);
     // An error means that a subscriber is set already, which is what this function promises.
-    let _already_set = tracing_subscriber::registry().with(lines).with(count).try_init();
+    if tracing_subscriber::registry().with(lines).with(count).try_init().is_ok() {
+        let _is_first = SET_FILTER.set(handle);
+    }
+}
+
+/// Changes the filter of the process's logs.
+static SET_FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
+pub fn set_log_filter(filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    match SET_FILTER.get() {
+        Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ pub enum CatalogueCommand {
     Errors,
     /// Print every HTTP route
     Routes,
+    /// Print every setting of every server
+    Config,
     /// Print what holds at every moment, and what would see it broken
     Invariants,
 }
@@ -21,6 +23,7 @@ pub fn catalogue(command: CatalogueCommand) -> Result<(), Failure> {
         CatalogueCommand::Metrics => catalogue::metrics(),
         CatalogueCommand::Errors => catalogue::errors(),
         CatalogueCommand::Routes => catalogue::routes(),
+        CatalogueCommand::Config => catalogue::config(),
         CatalogueCommand::Invariants => catalogue::invariants(),
     };
     output::text_block(&text)

@@ -1,5 +1,6 @@
 //! What each command does. One file per thing that is worked on.
 
+pub mod backup;
 pub mod billing;
 pub mod card;
 pub mod catalogue;

@@ -261,8 +261,7 @@ impl Starter<'_> {
     }
 
     async fn launch(&self, role: Role, table: Table) -> Result<Running, Failure> {
-        let settings = Settings { role, table, secret_file: None };
-        settings.start(self.secret.clone()).await.map_err(|error| {
+        Settings::of(role, table).start(self.secret.clone()).await.map_err(|error| {
             let failure = Failure::from(error);
             Failure { message: format!("{role} does not start: {}", failure.message), ..failure }
         })
