@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::auth::{ClusterSecret, Role};
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::time::Clock;
+use crate::trace;
 
 /// Longest JSON answer that is read.
 const ANSWER_LEN_MAX: usize = 64 << 20;
@@ -91,12 +92,16 @@ impl HttpClient {
         Self { pool }
     }
 
-    /// Sends a request; the answer's body is still to be read. `limit` bounds the time to the answer's head.
+    /// Sends a request, as part of the trace at hand; the answer's body is still to be read. `limit` bounds the time to
+    /// the answer's head.
     pub async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         limit: Duration,
     ) -> Result<Response<Incoming>, CallError> {
+        if let Some(trace) = trace::current() {
+            trace.inject(request.headers_mut());
+        }
         let url = request.uri().clone();
         match tokio::time::timeout(limit, self.pool.request(request)).await {
             Ok(Ok(response)) => Ok(response),

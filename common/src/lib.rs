@@ -17,6 +17,7 @@
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
+//! | a request's ids and times on its way through the servers | [`trace`] |
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
@@ -42,5 +43,6 @@ pub mod s3;
 pub mod server;
 pub mod telemetry;
 pub mod time;
+pub mod trace;
 pub mod version;
 pub mod visit;

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{MatchedPath, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -29,13 +29,13 @@ use tower::Layer;
 use crate::auth::Role;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::telemetry::MetricsRegistry;
+use crate::trace::slow::SlowRequests;
+use crate::trace::{REQUEST_ID, SERVER_TIMING, TRACE_ID, Trace, TracedBody};
 
 /// How long requests in flight may take to finish after a stop was asked for.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 const HEADER_COUNT_MAX: usize = 100;
-/// Answer header that leads from an answer to the server's log.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -204,14 +204,18 @@ impl Server {
         let metrics = self.metrics.clone();
         self.spawn_worker(async move { metrics.upkeep().await });
         self.health.set("accepting", Ok(()));
-        let ids = RequestIds::new(&self.name);
+        let requests = Requests::new(&self.name);
+        let slow = requests.slow.clone();
         let routes = routes
             .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
-            .layer(axum::middleware::from_fn_with_state(ids, with_request_id));
-        let admin = admin_router(self.health.clone(), self.metrics.clone()).merge(admin_routes);
+            .layer(axum::middleware::from_fn_with_state(requests, traced));
+        let slow = get(move || async move { Json(slow.list()) });
+        let admin = admin_router(self.health.clone(), self.metrics.clone())
+            .route("/v1/debug/slow", slow)
+            .merge(admin_routes);
         let http = tokio::spawn(accept_loop(self.http, routes, self.draining.clone()));
         let admin = tokio::spawn(accept_loop(self.admin, admin, self.workers_stop.clone()));
         tracing::info!(server = %self.name, http = %http_url, admin = %admin_url, "started");
@@ -328,47 +332,50 @@ fn admin_router(health: Health, metrics: MetricsRegistry) -> Router {
         .route("/metrics", get(move || async move { ([(CONTENT_TYPE, text.clone())], metrics.render()) }))
 }
 
-/// Makes request ids: eight random digits per process and server, then a counter.
-#[derive(Clone)]
-struct RequestIds {
-    server: Arc<str>,
-    prefix: Arc<str>,
-    next: Arc<AtomicU64>,
-}
-
 /// Who is at the other end of the connection; an extension of every request.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub SocketAddr);
 
-/// Id of the request being answered; an extension of every request.
-#[derive(Clone, Debug)]
-pub struct RequestId(pub Arc<str>);
+/// What all requests of a server share. Request ids are eight random digits per process and server, then a counter.
+#[derive(Clone)]
+struct Requests {
+    server: Arc<str>,
+    id_prefix: Arc<str>,
+    next_id: Arc<AtomicU64>,
+    slow: Arc<SlowRequests>,
+}
 
-impl RequestIds {
+impl Requests {
     fn new(server: &str) -> Self {
-        let prefix = crate::auth::random_hex(4).into();
-        Self { server: server.into(), prefix, next: Arc::new(AtomicU64::new(1)) }
+        let id_prefix = crate::auth::random_hex(4).into();
+        Self { server: server.into(), id_prefix, next_id: Arc::default(), slow: Arc::default() }
+    }
+
+    fn make_id(&self) -> Arc<str> {
+        format!("{}-{}", self.id_prefix, self.next_id.fetch_add(1, Ordering::Relaxed) + 1).into()
     }
 }
 
-async fn with_request_id(State(ids): State<RequestIds>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(&REQUEST_ID).and_then(|v| v.to_str().ok());
-    let usable = |id: &&str| !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_graphic());
-    let id: Arc<str> = match given.filter(usable) {
-        Some(id) => id.into(),
-        None => format!("{}-{}", ids.prefix, ids.next.fetch_add(1, Ordering::Relaxed)).into(),
-    };
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+/// Answers a request within its trace, and tells of it: in the answer's head, the log, the list of slow requests.
+async fn traced(State(requests): State<Requests>, request: Request, next: Next) -> Response {
+    let trace = Trace::of_request(request.headers(), || requests.make_id());
+    trace.clone().run(answer(requests, trace, request, next)).await
+}
+
+async fn answer(requests: Requests, trace: Trace, request: Request, next: Next) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
+    let (server, path) = (&*requests.server, uri.path());
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         let cause = error.cause.as_deref().unwrap_or("");
         if error.code.status().is_server_error() {
-            tracing::warn!(server = %ids.server, request = %id, %method, path, code = %error.code, message = error.message, cause, "request failed");
+            tracing::warn!(server, %method, path, code = %error.code, message = error.message, cause, "request failed");
         } else {
-            tracing::debug!(server = %ids.server, request = %id, %method, path, code = %error.code, message = error.message, cause, "request refused");
+            tracing::debug!(server, %method, path, code = %error.code, message = error.message, cause, "request refused");
         }
-        let body = ErrorBody { code: error.code, message: error.message, request_id: id.to_string() };
+        let request_id = trace.request().to_string();
+        let body = ErrorBody { code: error.code, message: error.message, request_id };
         let kept = std::mem::take(response.headers_mut());
         response = (error.code.status(), Json(body)).into_response();
         for (name, value) in &kept {
@@ -377,10 +384,24 @@ async fn with_request_id(State(ids): State<RequestIds>, mut request: Request, ne
             }
         }
     }
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+    let (total, status) = (trace.elapsed(), response.status());
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let ms = total.as_secs_f64() * 1e3;
+    tracing::debug!(target: "access", server, %method, route, status = status.as_u16(), ms, "answered");
+    requests.slow.note(&trace, total, &method, route, status);
+    #[cfg(feature = "otlp")]
+    crate::trace::otlp::export(&trace, total, server, &method, route, status);
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(trace.request()) {
+        headers.insert(REQUEST_ID, value);
     }
-    response
+    if let Ok(value) = HeaderValue::from_str(&trace.id().to_string()) {
+        headers.insert(TRACE_ID, value);
+    }
+    if let Some(value) = trace.server_timing(total) {
+        headers.insert(SERVER_TIMING, value);
+    }
+    response.map(|body| TracedBody::wrap(body, trace))
 }
 
 /// Turns axum's own refusals of a body or query into our errors.

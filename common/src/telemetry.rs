@@ -9,6 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tracing::Dispatch;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::trace::log::WithRequest;
 
 /// Seconds. The bounds that promises are made on are exact edges.
 const DURATION_BUCKETS: &[f64] = &[
@@ -86,18 +92,28 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to standard error. `filter` is as in `RUST_LOG`, for example `info,storage_node=debug`.
+/// Sends logs to standard error. `filter` is as in `RUST_LOG`, for example `info,storage_node=debug`; `access=debug`
+/// adds a line for each request.
 /// Later calls in the same process change nothing.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let subscriber = subscriber(format, filter, std::io::stderr, std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what this function promises.
-    let _already_set = match format {
-        LogFormat::Text => builder.with_target(true).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
+    let _already_set = subscriber.try_init();
+}
+
+/// What writes log lines; those of a request tell its ids ([`crate::trace::log`]).
+pub(crate) fn subscriber<W>(format: LogFormat, filter: &str, writer: W, ansi: bool) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);
+    match format {
+        LogFormat::Text => {
+            builder.map_event_format(|inner| WithRequest { inner: inner.with_ansi(ansi), format }).into()
+        }
+        LogFormat::Json => {
+            builder.json().flatten_event(true).map_event_format(|inner| WithRequest { inner, format }).into()
+        }
+    }
 }

@@ -16,6 +16,7 @@ use common::api::temporary::KeepEndsRequest;
 use common::backoff::Backoff;
 use common::client::{CallError, ServerClient};
 use common::id::{DeliveryId, NodeId, SiteId};
+use common::trace;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -130,7 +131,7 @@ impl Worker {
                 }
             }
             self.gather(&mut batch, &mut receiver);
-            if self.flush().await {
+            if trace::background("ends", self.flush()).await {
                 backoff.reset();
             }
         }

@@ -20,6 +20,7 @@ use common::hash::ChunkHash;
 use common::id::{NodeId, SiteId};
 use common::placement::{SLOT_COUNT, Slot, rank_for_chunk};
 use common::server::Health;
+use common::trace;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 
@@ -224,7 +225,7 @@ impl SiteView {
         suspected.insert(node.clone(), now);
         drop(suspected);
         let (search, node) = (self.search.clone(), node.clone());
-        tokio::spawn(async move {
+        trace::spawn(async move {
             match search.suspect(&node).await {
                 Ok(answer) => tracing::debug!(%node, alive = answer.alive, "a node was suspected"),
                 Err(error) => {

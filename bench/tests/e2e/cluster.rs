@@ -87,6 +87,8 @@ pub struct Options {
     pub database: Option<String>,
     /// How long search lets a server be silent before it counts as down; `None`: as by default.
     pub lease_ms: Option<u64>,
+    /// Further arguments of every server, where they are processes of their own.
+    pub arguments: Vec<String>,
 }
 
 impl Default for Options {
@@ -104,6 +106,7 @@ impl Default for Options {
             chunk_grace_ms: None,
             database: None,
             lease_ms: None,
+            arguments: Vec::new(),
         }
     }
 }
@@ -321,7 +324,7 @@ impl Cluster {
             flags.push(("--data-dir", data_dir.display().to_string()));
         }
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-        [role.to_owned()].into_iter().chain(flags).collect()
+        [role.to_owned()].into_iter().chain(flags).chain(options.arguments.clone()).collect()
     }
 
     /// A few original contents, one of several chunks.

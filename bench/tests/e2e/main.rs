@@ -29,6 +29,7 @@ mod publication;
 mod roaming;
 mod search;
 mod topology;
+mod tracing;
 mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.

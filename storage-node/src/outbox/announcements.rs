@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::api::search::{AnnounceBatch, Announcement, Announcer};
 use common::backoff::Backoff;
 use common::error::{ApiResult, chain};
+use common::trace;
 use tokio::time::Instant;
 
 use crate::catalog::key::{self, Key, Tag};
@@ -89,7 +90,7 @@ pub async fn send(shard: Arc<Shard>) {
         // The sender lives as long as the node, which this task holds.
         let Ok(epoch) = epochs.wait_for(|head| head.epoch > 0).await.map(|head| head.epoch) else { return };
         let probes = Instant::now() >= probe_due;
-        let done = step(&shard, epoch, probes).await;
+        let done = trace::background("announcements", step(&shard, epoch, probes)).await;
         if probes || matches!(done, Ok(Step::Sent)) {
             probe_due = Instant::now() + PROBE_INTERVAL;
         }

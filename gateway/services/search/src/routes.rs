@@ -31,6 +31,7 @@ use common::hash::ContentHash;
 use common::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
 use common::name::ContentName;
 use common::server::bad_request;
+use common::trace::{Stage, stage};
 
 use crate::contents::{Effect, Holder};
 use crate::error::Failure;
@@ -177,10 +178,13 @@ impl WaitParams {
 async fn cluster_map(State(app): State<App>, ApiQuery(params): ApiQuery<WaitParams>) -> Response {
     let mut view = app.view.subscribe();
     let newer = async { view.wait_for(|v| v.epoch() > MapEpoch(params.after)).await.map(drop) };
-    tokio::select! {
-        _ = tokio::time::timeout(params.wait(), newer) => {}
-        () = app.draining.cancelled() => {}
-    }
+    let waiting = async {
+        tokio::select! {
+            _ = tokio::time::timeout(params.wait(), newer) => {}
+            () = app.draining.cancelled() => {}
+        }
+    };
+    stage(Stage::Wait, waiting).await;
     let json = app.view.borrow().map_json.clone();
     json_response(json)
 }
@@ -523,8 +527,8 @@ async fn lookup(
     ApiQuery(params): ApiQuery<NameParams>,
 ) -> ApiResult<ApiJson<ContentInfo>> {
     let name: ContentName = params.name.parse()?;
-    let mut conn = app.db.read().await?;
-    let mut info = listing::lookup(&mut conn, &name).await?;
+    let reading = async { listing::lookup(&mut *app.db.read().await?, &name).await };
+    let mut info = stage(Stage::Index, reading).await?;
     let view = app.view.borrow().clone();
     info.sites.retain(|site| !view.is_silent(site));
     if info.sites.is_empty() && info.origins.is_empty() {
