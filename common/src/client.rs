@@ -168,6 +168,13 @@ impl ServerClient {
     /// Sends a signed call. Answers other than 2xx come back as [`CallError::Refused`].
     pub async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
         let url = format!("{}{}", call.base, call.path);
+        let response = self.send(call).await?;
+        if response.status().is_success() { Ok(response) } else { Err(read_refusal(&url, response).await) }
+    }
+
+    /// Sends a signed call; whatever is answered comes back.
+    pub async fn send(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
+        let url = format!("{}{}", call.base, call.path);
         let token =
             self.secret.sign(&self.caller, call.audience, call.method.as_str(), call.path, self.clock.now());
         let mut request = Request::builder().method(call.method).uri(&url).header(AUTHORIZATION, token);
@@ -177,8 +184,7 @@ impl ServerClient {
         let request = request
             .body(Full::new(call.body))
             .map_err(|error| CallError::Unreachable { url: url.clone(), source: error.into() })?;
-        let response = self.http.send(request, call.limit).await?;
-        if response.status().is_success() { Ok(response) } else { Err(read_refusal(&url, response).await) }
+        self.http.send(request, call.limit).await
     }
 
     pub async fn get_json<A: DeserializeOwned>(

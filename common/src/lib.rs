@@ -21,6 +21,7 @@
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
+mod admin;
 pub mod api;
 pub mod auth;
 pub mod backoff;

@@ -1,7 +1,8 @@
 //! What every server has alike: two listeners (service and admin), health, request ids, and an orderly stop.
 //!
-//! Stop, in order: not ready → accept no more → finish what is in flight → stop the background workers → the
-//! server's own last step (flush, checkpoint) → done.
+//! Stop, in order: not ready, others are told, answers end their connections → after a delay, in which everyone turns to
+//! others, accept no more → finish what is in flight → stop the background workers → the server's own last step (flush,
+//! checkpoint) → done.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -10,30 +11,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Query, Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Extension, Json, Router};
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
+use http::header::{CONNECTION, CONTENT_TYPE};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Layer;
 
+use crate::admin::{self, Told, Turning};
 use crate::auth::Role;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::telemetry::MetricsRegistry;
 use crate::trace::slow::SlowRequests;
 use crate::trace::{REQUEST_ID, SERVER_TIMING, TRACE_ID, Trace, TracedBody};
 
-/// How long requests in flight may take to finish after a stop was asked for.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long an answer of the admin listener may hold up a stop.
+const ADMIN_FINISH_MAX: Duration = Duration::from_secs(5);
+/// Connections that the kernel may have taken before a listener was closed, and how long it takes to see one.
+const BACKLOG_MAX: usize = 1024;
+const BACKLOG_TIME_MAX: Duration = Duration::from_millis(5);
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 const HEADER_COUNT_MAX: usize = 100;
 
@@ -107,7 +112,8 @@ impl Health {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().all(Result::is_ok)
     }
 
-    fn report(&self) -> String {
+    /// Line by line, as `/readyz?verbose` shows it.
+    pub fn report(&self) -> String {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         let line = |(name, state): (&&str, &Result<(), String>)| match state {
             Ok(()) => format!("[+] {name} ok\n"),
@@ -128,15 +134,44 @@ pub struct Server {
     pub metrics: MetricsRegistry,
     http: TcpListener,
     admin: TcpListener,
-    draining: CancellationToken,
+    stopping: Stopping,
     workers_stop: CancellationToken,
     workers: TaskTracker,
 }
 
+/// How a server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// How long it goes on as ever once it says that it is not ready: the time in which others learn of it.
+    pub delay: Duration,
+    /// How long requests in flight may take to finish after that; then they are cut off.
+    pub finish: Duration,
+}
+
+impl Default for Stop {
+    /// At once, with the usual patience for what is in flight.
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, finish: Duration::from_secs(30) }
+    }
+}
+
+/// The steps of a stop, each told once.
+#[derive(Clone, Default)]
+struct Stopping {
+    /// Not ready any more; answers say that their connection ends.
+    leaving: CancellationToken,
+    /// No connection is taken any more; long polls end.
+    draining: CancellationToken,
+    /// What is still in flight is cut off.
+    cut: CancellationToken,
+}
+
 impl Server {
     pub async fn bind(role: Role, name: &str, listen: &Listen) -> Result<Self, StartError> {
-        let http = bind(listen.listen).await?;
-        let admin = bind(listen.admin).await?;
+        let unbound =
+            |address: SocketAddr| move |source| StartError::Listen { address: address.to_string(), source };
+        let http = TcpListener::bind(listen.listen).await.map_err(unbound(listen.listen))?;
+        let admin = admin::bind(listen.admin).await.map_err(unbound(listen.admin))?;
         let health = Health::default();
         health.set("accepting", Err("starting".into()));
         Ok(Self {
@@ -146,7 +181,7 @@ impl Server {
             metrics: MetricsRegistry::new(),
             http,
             admin,
-            draining: CancellationToken::new(),
+            stopping: Stopping::default(),
             workers_stop: CancellationToken::new(),
             workers: TaskTracker::new(),
         })
@@ -171,9 +206,15 @@ impl Server {
         self.workers_stop.clone()
     }
 
-    /// Cancelled when a stop was asked for, while requests in flight still run: long polls end on it.
+    /// Cancelled when a stop was asked for, while the server still goes on as ever: whoever was told that it is there
+    /// is to be told that it goes.
+    pub fn leaving_token(&self) -> CancellationToken {
+        self.stopping.leaving.clone()
+    }
+
+    /// Cancelled when no more is accepted, while requests in flight still run: long polls end on it.
     pub fn draining_token(&self) -> CancellationToken {
-        self.draining.clone()
+        self.stopping.draining.clone()
     }
 
     /// Starts a background worker; it is dropped at its next await once the server stops.
@@ -204,39 +245,43 @@ impl Server {
         let metrics = self.metrics.clone();
         self.spawn_worker(async move { metrics.upkeep().await });
         self.health.set("accepting", Ok(()));
-        let requests = Requests::new(&self.name);
-        let slow = requests.slow.clone();
+        let requests = Requests::new(&self.name, self.stopping.leaving.clone());
+        let turning = Turning::new();
+        self.spawn_worker(turning.clone().note());
+        let told = Told {
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            slow: requests.slow.clone(),
+            turning,
+        };
         let routes = routes
             .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
             .layer(axum::middleware::from_fn_with_state(requests, traced));
-        let slow = get(move || async move { Json(slow.list()) });
-        let admin = admin_router(self.health.clone(), self.metrics.clone())
-            .route("/v1/debug/slow", slow)
-            .merge(admin_routes);
-        let http = tokio::spawn(accept_loop(self.http, routes, self.draining.clone()));
-        let admin = tokio::spawn(accept_loop(self.admin, admin, self.workers_stop.clone()));
+        let http = tokio::spawn(serve(self.http, routes, self.stopping.clone()));
+        let stopping = Stopping { draining: self.workers_stop.clone(), ..Stopping::default() };
+        let serving = serve(self.admin, admin::routes(told, admin_routes), stopping);
+        let admin = match admin::runtime() {
+            Ok(runtime) => runtime.spawn(serving),
+            // Cannot be: it is where the listener was bound.
+            Err(_) => tokio::spawn(serving),
+        };
         tracing::info!(server = %self.name, http = %http_url, admin = %admin_url, "started");
         Running {
             name: self.name,
             http: http_url,
             admin: admin_url,
             health: self.health,
-            draining: self.draining,
+            stopping: self.stopping,
             workers_stop: self.workers_stop,
             workers: self.workers,
-            listeners: vec![http, admin],
+            service_listener: http,
+            admin_listener: admin,
             last_step: Box::pin(last_step),
         }
     }
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Listen { address: address.to_string(), source })
 }
 
 fn url_of(listener: &TcpListener) -> String {
@@ -249,29 +294,45 @@ pub struct Running {
     pub http: String,
     pub admin: String,
     pub health: Health,
-    draining: CancellationToken,
+    stopping: Stopping,
     workers_stop: CancellationToken,
     workers: TaskTracker,
-    listeners: Vec<tokio::task::JoinHandle<()>>,
+    service_listener: JoinHandle<()>,
+    admin_listener: JoinHandle<()>,
     last_step: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Running {
+    /// [`Running::stop_as`] at once.
+    pub async fn stop(self) {
+        self.stop_as(Stop::default()).await;
+    }
+
     /// Stops in order; returns when nothing of the server runs any more.
-    pub async fn stop(mut self) {
-        self.health.set("accepting", Err("draining".into()));
-        self.draining.cancel();
-        let service = self.listeners.remove(0);
-        if service.await.is_err() {
+    pub async fn stop_as(mut self, how: Stop) {
+        self.health.set("accepting", Err("stopping".into()));
+        self.stopping.leaving.cancel();
+        if how.delay > Duration::ZERO {
+            tracing::info!(server = %self.name, delay = ?how.delay, "stopping: not ready any more");
+            tokio::time::sleep(how.delay).await;
+        }
+        self.stopping.draining.cancel();
+        let served = match tokio::time::timeout(how.finish, &mut self.service_listener).await {
+            Ok(served) => served,
+            Err(_) => {
+                tracing::warn!(server = %self.name, limit = ?how.finish, "requests still in flight are cut off");
+                self.stopping.cut.cancel();
+                self.service_listener.await
+            }
+        };
+        if served.is_err() {
             tracing::error!(server = %self.name, "the listener panicked");
         }
         self.workers_stop.cancel();
         self.workers.close();
         self.workers.wait().await;
-        for listener in self.listeners {
-            // A panic of the admin listener was logged by the panic hook; nothing is left to do about it.
-            let _panicked = listener.await;
-        }
+        // A panic of the admin listener was logged by the panic hook, and what it still answers may be cut off.
+        let _either = tokio::time::timeout(ADMIN_FINISH_MAX, self.admin_listener).await;
         self.last_step.await;
         tracing::info!(server = %self.name, "stopped");
     }
@@ -279,57 +340,53 @@ impl Running {
 
 /// Accepts HTTP/1.1 connections until `stop`, then lets those in flight finish.
 pub async fn accept_loop(listener: TcpListener, routes: Router, stop: CancellationToken) {
+    serve(listener, routes, Stopping { draining: stop, ..Stopping::default() }).await;
+}
+
+async fn serve(listener: TcpListener, routes: Router, stopping: Stopping) {
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_headers(HEADER_COUNT_MAX);
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: those in flight give some back.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+    let connections = TaskTracker::new();
+    let take = |stream: TcpStream, peer: SocketAddr| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "set_nodelay");
         }
         let service = TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone()));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+        let cut = stopping.cut.clone();
+        connections.spawn(async move {
+            match cut.run_until_cancelled(connection).await {
+                Some(Err(error)) => tracing::debug!(%error, "connection ended"),
+                Some(Ok(())) | None => {}
             }
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            () = stopping.draining.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => take(stream, peer),
+            Err(error) => {
+                // Out of file descriptors, mostly: those in flight give some back.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    // To their clients these are open, and a request may be in them already.
+    for _ in 0..BACKLOG_MAX {
+        match tokio::time::timeout(BACKLOG_TIME_MAX, listener.accept()).await {
+            Ok(Ok((stream, peer))) => take(stream, peer),
+            Ok(Err(_)) | Err(_) => break,
+        }
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
-        tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests still in flight are cut off");
-    }
-}
-
-fn admin_router(health: Health, metrics: MetricsRegistry) -> Router {
-    let ready = move |Query(query): Query<BTreeMap<String, String>>| async move {
-        let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let body = if query.contains_key("verbose") {
-            health.report()
-        } else if status == StatusCode::OK {
-            "ok\n".to_owned()
-        } else {
-            "not ready\n".to_owned()
-        };
-        (status, body)
-    };
-    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(move || async move { ([(CONTENT_TYPE, text.clone())], metrics.render()) }))
+    graceful.shutdown().await;
+    connections.close();
+    connections.wait().await;
 }
 
 /// Who is at the other end of the connection; an extension of every request.
@@ -343,12 +400,13 @@ struct Requests {
     id_prefix: Arc<str>,
     next_id: Arc<AtomicU64>,
     slow: Arc<SlowRequests>,
+    leaving: CancellationToken,
 }
 
 impl Requests {
-    fn new(server: &str) -> Self {
+    fn new(server: &str, leaving: CancellationToken) -> Self {
         let id_prefix = crate::auth::random_hex(4).into();
-        Self { server: server.into(), id_prefix, next_id: Arc::default(), slow: Arc::default() }
+        Self { server: server.into(), id_prefix, next_id: Arc::default(), slow: Arc::default(), leaving }
     }
 
     fn make_id(&self) -> Arc<str> {
@@ -392,6 +450,9 @@ async fn answer(requests: Requests, trace: Trace, request: Request, next: Next) 
     #[cfg(feature = "otlp")]
     crate::trace::otlp::export(&trace, total, server, &method, route, status);
     let headers = response.headers_mut();
+    if requests.leaving.is_cancelled() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Ok(value) = HeaderValue::from_str(trace.request()) {
         headers.insert(REQUEST_ID, value);
     }

@@ -143,12 +143,20 @@ impl SiteView {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                     health.set("map", state);
+                    health.set("nodes", self.some_node_is_there());
                 }
                 Err(error) => {
                     tracing::warn!(error = %common::error::chain(&error), "search gives no map; the last one stays in use");
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
+        }
+    }
+
+    fn some_node_is_there(&self) -> Result<(), String> {
+        match self.nodes().is_empty() {
+            true => Err("no storage node of the site is there".to_owned()),
+            false => Ok(()),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::auth::ClusterSecret;
 use common::auth::Role;
 use common::config::{self, ConfigError};
-use common::server::{Running, StartError};
+use common::server::{Running, StartError, Stop};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -17,7 +17,7 @@ use crate::commands::origin::OriginCommand;
 use crate::commands::search::SearchCommand;
 use crate::error::Failure;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
-use crate::signals::Signals;
+use crate::signals::{Signal, Signals};
 
 /// Flags of every server. A flag wins over `DOZO__SECTION__KEY` in the environment, and that over the file.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -359,14 +359,20 @@ impl RoleCommand {
             .filter(|(name, _)| name != SECRET_VARIABLE);
         let file = self.server_args().config.as_deref();
         let mut table: Table = config::load(file, environment, self.flags().0)?;
-        // The section that is not the server's own: where its process finds the secret.
+        // The sections that are not the server's own: where its process finds the secret, and how it stops.
         let cluster = match table.remove("cluster") {
             Some(section) => {
                 config::load(None, [], [("cluster".to_owned(), section)]).map(|s: ClusterFile| s.cluster)?
             }
             None => ClusterSection::default(),
         };
-        Ok(Settings { role: self.role(), table, secret_file: cluster.secret_file })
+        let stop = match table.remove("stop") {
+            Some(section) => {
+                config::load(None, [], [("stop".to_owned(), section)]).map(|s: StopFile| s.stop)?
+            }
+            None => StopSection::default(),
+        };
+        Ok(Settings { role: self.role(), table, secret_file: cluster.secret_file, stop })
     }
 
     /// The secret from flag, environment or configuration.
@@ -387,12 +393,41 @@ struct ClusterSection {
     secret_file: Option<PathBuf>,
 }
 
+#[derive(Deserialize)]
+struct StopFile {
+    stop: StopSection,
+}
+
+/// How a server stops when it is told to by SIGTERM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopSection {
+    /// How long it goes on as ever once it says that it is not ready: as long as it takes load balancers to notice.
+    delay_ms: u64,
+    /// How long requests in flight may take to finish after that; then they are cut off.
+    finish_ms: u64,
+}
+
+impl Default for StopSection {
+    fn default() -> Self {
+        Self { delay_ms: 5_000, finish_ms: 30_000 }
+    }
+}
+
+impl StopSection {
+    fn on(&self, signal: Signal) -> Stop {
+        let delay_ms = if signal == Signal::Terminate { self.delay_ms } else { 0 };
+        Stop { delay: Duration::from_millis(delay_ms), finish: Duration::from_millis(self.finish_ms) }
+    }
+}
+
 /// What a server is to be started with.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub role: Role,
     pub table: Table,
     pub secret_file: Option<PathBuf>,
+    pub stop: StopSection,
 }
 
 /// Why a server does not run.
@@ -459,11 +494,12 @@ pub async fn run(command: RoleCommand) -> Result<(), Failure> {
     let settings = command.settings()?;
     let secret = command.secret(&settings)?;
     let mut signals = Signals::install()?;
+    let stop = settings.stop.clone();
     let running = settings.start(secret).await?;
     let health = running.health.clone();
     tokio::select! {
-        () = signals.next() => {
-            signals.stop(running.stop()).await;
+        signal = signals.next() => {
+            signals.stop(running.stop_as(stop.on(signal))).await;
             Ok(())
         }
         reason = health.failed() => {

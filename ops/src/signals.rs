@@ -2,13 +2,20 @@
 
 use std::future::Future;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::error::Failure;
 
+/// Somebody at the keyboard, who wants it to end soon; or whoever looks after the process, and whoever relies on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    Interrupt,
+    Terminate,
+}
+
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
 }
 
 impl Signals {
@@ -23,10 +30,10 @@ impl Signals {
     }
 
     /// Waits for the next of them.
-    pub async fn next(&mut self) {
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
         }
     }
 
@@ -34,7 +41,7 @@ impl Signals {
     pub async fn stop<T>(&mut self, stop: impl Future<Output = T>) -> T {
         tokio::select! {
             stopped = stop => stopped,
-            () = self.next() => {
+            _signal = self.next() => {
                 tracing::warn!("second signal: exiting without an orderly stop");
                 std::process::exit(1);
             }

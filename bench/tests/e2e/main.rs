@@ -27,6 +27,7 @@ mod operation;
 mod origin;
 mod publication;
 mod roaming;
+mod rolling;
 mod search;
 mod topology;
 mod tracing;

@@ -6,23 +6,23 @@
 use std::future::Future;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
+use axum::{Json, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
     AnnounceAnswer, AnnounceBatch, BucketRecord, CardHolder, CardRecord, ChangePage, ClientKeys,
     ClientLimits, ClientRecord, ContentInfo, ContentPage, DisableCards, Fence, FenceRequest, FollowersChange,
-    HandOver, HolderList, HolderName, ListQuery, MissingAt, MissingReport, NewBucket, NewCard, NewClient,
-    NodeAction, Registered, Registration, Resync, SiteDistance, SiteSettings, SiteZone, SlotMove, Suspicion,
-    SuspicionAnswer,
+    HandOver, HolderList, HolderName, Leave, LeaveAnswer, ListQuery, MissingAt, MissingReport, NewBucket,
+    NewCard, NewClient, NodeAction, Registered, Registration, Resync, SiteDistance, SiteSettings, SiteZone,
+    SlotMove, Suspicion, SuspicionAnswer,
 };
 use common::auth::{Guard, Role, require_server};
 use common::cluster::MapEpoch;
@@ -31,7 +31,7 @@ use common::hash::ContentHash;
 use common::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
 use common::name::ContentName;
 use common::server::bad_request;
-use common::trace::{Stage, stage};
+use common::trace::{self, Stage, stage};
 
 use crate::contents::{Effect, Holder};
 use crate::error::Failure;
@@ -40,8 +40,8 @@ use crate::metrics::measure;
 use crate::server::App;
 use crate::servers::ServerKey;
 use crate::{
-    announcements, buckets, cards, changes, clients, contents, listing, nodes, recovery, servers, shards,
-    sites, slots, suspicion,
+    announcements, buckets, can_stop, cards, changes, clients, contents, departure, listing, nodes, recovery,
+    servers, shards, sites, slots, suspicion,
 };
 
 /// Longest time a caller may wait for a change; it asks again then.
@@ -54,12 +54,14 @@ pub fn service(app: App, guard: Guard) -> Router {
     let op = |name, route: MethodRouter<App>| route.layer(from_fn_with_state(app.metrics.op(name), measure));
     let guarded = Router::new()
         .route("/v1/servers", op("register", post(register)))
+        .route("/v1/servers/leave", op("leave", post(leave)))
         .route("/v1/map", op("map", get(cluster_map)))
         .route("/v1/map/slots/fence", op("fence", post(fence)))
         .route("/v1/map/slots/move", op("move", post(move_slots)))
         .route("/v1/map/shards/followers", op("followers", post(change_followers)))
         .route("/v1/map/shards/hand-over", op("hand_over", post(hand_over)))
         .route("/v1/nodes/suspect", op("suspect", post(suspect)))
+        .route("/v1/nodes/{node}/can-stop", op("can_stop", get(can_stop)))
         .route("/v1/nodes/{node}/{action}", op("node", post(change_node)))
         .route("/v1/sites/{site}", op("site", put(set_site)))
         .route("/v1/sites/{site}/zone", op("site_zone", put(set_zone)))
@@ -107,7 +109,7 @@ async fn not_to_be_cached(mut response: Response) -> Response {
 async fn to_the_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ApiResult<T> {
-    match tokio::spawn(change).await {
+    match trace::spawn(change).await {
         Ok(result) => Ok(result?),
         Err(panicked) => Err(ApiError::internal(&panicked)),
     }
@@ -159,6 +161,11 @@ async fn register(
     .await?;
     let record_epoch = node.and_then(|node| u64::try_from(node.record_epoch).ok());
     Ok(ApiJson(Registered { map_epoch, record_epoch, heartbeat_ms }))
+}
+
+async fn leave(State(app): State<App>, ApiJson(request): ApiJson<Leave>) -> ApiResult<ApiJson<LeaveAnswer>> {
+    let left = to_the_end(async move { departure::leave(&app, &request).await }).await?;
+    Ok(ApiJson(LeaveAnswer { left }))
 }
 
 #[derive(Deserialize)]
@@ -262,6 +269,12 @@ async fn suspect(
 ) -> ApiResult<ApiJson<SuspicionAnswer>> {
     let alive = to_the_end(async move { suspicion::suspect(&app, &node).await }).await?;
     Ok(ApiJson(SuspicionAnswer { alive }))
+}
+
+async fn can_stop(State(app): State<App>, node: PathOf) -> ApiResult<Response> {
+    let verdict = can_stop::can_stop(&app, &NodeId::new(&path_text(node)?)?).await?;
+    let status = if verdict.can_stop { StatusCode::OK } else { StatusCode::PRECONDITION_FAILED };
+    Ok((status, Json(verdict)).into_response())
 }
 
 async fn change_node(
@@ -379,7 +392,7 @@ async fn resync(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<Resyn
 async fn targets(State(app): State<App>) -> Response {
     let View { targets, .. } = app.view.borrow().clone();
     let all: Vec<_> = std::iter::once(&*app.own_target).chain(targets.iter()).collect();
-    axum::Json(all).into_response()
+    Json(all).into_response()
 }
 
 // --- Clients and buckets ---
