@@ -17,12 +17,16 @@ use axum::routing::get;
 use axum::{Json, Router};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
+use metrics::Gauge;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio_util::sync::CancellationToken;
 
+use crate::auth::Role;
+use crate::catalogue::metrics::{DRAINING, READY};
 use crate::error::ApiError;
 use crate::server::Health;
-use crate::telemetry::MetricsRegistry;
+use crate::telemetry::{MetricsRegistry, ProcessMetrics};
 use crate::trace::slow::SlowRequests;
 
 /// An event loop that has not turned for so long is stuck.
@@ -74,10 +78,45 @@ impl Turning {
     }
 }
 
+/// What `/metrics` shows, with what is read only when it is asked for.
+pub(crate) struct ServerMetrics {
+    registry: MetricsRegistry,
+    process: ProcessMetrics,
+    health: Health,
+    leaving: CancellationToken,
+    ready_gauge: Gauge,
+    draining_gauge: Gauge,
+    /// Of the server, whose runtime is told of.
+    event_loop: Handle,
+}
+
+impl ServerMetrics {
+    /// To be called in the server's event loop.
+    pub(crate) fn new(
+        registry: MetricsRegistry,
+        role: Role,
+        health: Health,
+        leaving: CancellationToken,
+    ) -> Self {
+        let process = ProcessMetrics::new(&registry, role);
+        let (ready_gauge, draining_gauge) = (registry.gauge(&READY, &[]), registry.gauge(&DRAINING, &[]));
+        let event_loop = Handle::current();
+        Self { registry, process, health, leaving, ready_gauge, draining_gauge, event_loop }
+    }
+
+    fn render(&self) -> String {
+        let _in_event_loop = self.event_loop.enter();
+        self.process.read();
+        self.ready_gauge.set(f64::from(u8::from(self.health.is_ready())));
+        self.draining_gauge.set(f64::from(u8::from(self.leaving.is_cancelled())));
+        self.registry.render()
+    }
+}
+
 /// What the listener tells of.
 pub(crate) struct Told {
     pub health: Health,
-    pub metrics: MetricsRegistry,
+    pub metrics: ServerMetrics,
     pub slow: Arc<SlowRequests>,
     pub turning: Turning,
 }
@@ -104,6 +143,7 @@ pub(crate) fn routes(told: Told, added: Router) -> Router {
         };
         (status, body)
     };
+    let metrics = Arc::new(metrics);
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     Router::new()
         .route("/livez", get(live))
@@ -131,7 +171,6 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::auth::Role;
     use crate::server::{Listen, Server};
 
     fn ask(admin: &str, path: &str) -> String {

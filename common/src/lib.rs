@@ -16,7 +16,8 @@
 //! | what servers say to each other | [`api`] |
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
-//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
+//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`], [`measure`] |
+//! | what servers tell of themselves, in tables | [`catalogue`] |
 //! | a request's ids and times on its way through the servers | [`trace`] |
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
@@ -26,6 +27,7 @@ pub mod api;
 pub mod auth;
 pub mod backoff;
 pub mod card;
+pub mod catalogue;
 pub mod chunker;
 pub mod client;
 pub mod cluster;
@@ -34,6 +36,7 @@ pub mod error;
 pub mod hash;
 pub mod id;
 pub mod manifest;
+pub mod measure;
 pub mod money;
 pub mod name;
 pub mod placement;

@@ -27,9 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Layer;
 
-use crate::admin::{self, Told, Turning};
+use crate::admin::{self, ServerMetrics, Told, Turning};
 use crate::auth::Role;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
+use crate::measure::{CallMetrics, RequestMetrics, measure};
 use crate::telemetry::MetricsRegistry;
 use crate::trace::slow::SlowRequests;
 use crate::trace::{REQUEST_ID, SERVER_TIMING, TRACE_ID, Trace, TracedBody};
@@ -197,6 +198,11 @@ impl Server {
         self.http.local_addr().ok()
     }
 
+    /// Figures of the calls that the server makes.
+    pub fn call_metrics(&self) -> CallMetrics {
+        CallMetrics::new(&self.metrics)
+    }
+
     pub fn admin_url(&self) -> String {
         url_of(&self.admin)
     }
@@ -250,19 +256,26 @@ impl Server {
         self.spawn_worker(turning.clone().note());
         let told = Told {
             health: self.health.clone(),
-            metrics: self.metrics.clone(),
+            metrics: ServerMetrics::new(
+                self.metrics.clone(),
+                self.role,
+                self.health.clone(),
+                self.stopping.leaving.clone(),
+            ),
             slow: requests.slow.clone(),
             turning,
         };
+        let measured = RequestMetrics::new(&self.metrics);
         let routes = routes
             .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
-            .layer(axum::middleware::from_fn_with_state(requests, traced));
-        let http = tokio::spawn(serve(self.http, routes, self.stopping.clone()));
+            .layer(axum::middleware::from_fn_with_state(requests, traced))
+            .layer(axum::middleware::from_fn_with_state(measured.clone(), measure));
+        let http = tokio::spawn(serve(self.http, routes, self.stopping.clone(), Some(measured)));
         let stopping = Stopping { draining: self.workers_stop.clone(), ..Stopping::default() };
-        let serving = serve(self.admin, admin::routes(told, admin_routes), stopping);
+        let serving = serve(self.admin, admin::routes(told, admin_routes), stopping, None);
         let admin = match admin::runtime() {
             Ok(runtime) => runtime.spawn(serving),
             // Cannot be: it is where the listener was bound.
@@ -340,10 +353,10 @@ impl Running {
 
 /// Accepts HTTP/1.1 connections until `stop`, then lets those in flight finish.
 pub async fn accept_loop(listener: TcpListener, routes: Router, stop: CancellationToken) {
-    serve(listener, routes, Stopping { draining: stop, ..Stopping::default() }).await;
+    serve(listener, routes, Stopping { draining: stop, ..Stopping::default() }, None).await;
 }
 
-async fn serve(listener: TcpListener, routes: Router, stopping: Stopping) {
+async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metrics: Option<RequestMetrics>) {
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_headers(HEADER_COUNT_MAX);
@@ -355,7 +368,9 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping) {
         let service = TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone()));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let cut = stopping.cut.clone();
+        let open = metrics.as_ref().map(RequestMetrics::connection);
         connections.spawn(async move {
+            let _open = open;
             match cut.run_until_cancelled(connection).await {
                 Some(Err(error)) => tracing::debug!(%error, "connection ended"),
                 Some(Ok(())) | None => {}

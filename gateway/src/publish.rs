@@ -64,6 +64,7 @@ impl Gateway {
         let received =
             stage(Stage::Receive, self.receive(&publication, tag, body.into_data_stream(), &room, &pace))
                 .await?;
+        self.metrics.published_size.record(received.len as f64);
         if publication.expected.is_some_and(|hash| hash != received.hash) {
             return Err(ApiError::new(
                 ErrorCode::ContentMismatch,
