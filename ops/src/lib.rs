@@ -16,6 +16,7 @@
 pub mod alerts;
 mod broadcast;
 pub mod card;
+pub mod catalogue;
 pub mod cli;
 pub mod commands;
 pub mod dashboards;
@@ -24,11 +25,14 @@ pub mod endpoints;
 pub mod error;
 mod files;
 mod http;
+pub mod log;
+mod notify;
 mod output;
 mod plan;
 mod progress;
 #[cfg(test)]
 mod promql;
+mod reload;
 pub mod roles;
 pub mod secret;
 pub mod session;

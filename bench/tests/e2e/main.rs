@@ -14,6 +14,7 @@ mod probe;
 mod process;
 
 mod accounts;
+mod backup;
 mod books;
 mod cards;
 mod collection;
@@ -27,8 +28,10 @@ mod operation;
 mod origin;
 mod publication;
 mod roaming;
+mod rolling;
 mod search;
 mod topology;
+mod tracing;
 mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.

@@ -261,8 +261,7 @@ impl Starter<'_> {
     }
 
     async fn launch(&self, role: Role, table: Table) -> Result<Running, Failure> {
-        let settings = Settings { role, table, secret_file: None };
-        settings.start(self.secret.clone()).await.map_err(|error| {
+        Settings::of(role, table).start(self.secret.clone()).await.map_err(|error| {
             let failure = Failure::from(error);
             Failure { message: format!("{role} does not start: {}", failure.message), ..failure }
         })
@@ -435,7 +434,7 @@ pub async fn run(options: UpOptions) -> Result<(), Failure> {
     let begin = Instant::now();
     let up = tokio::select! {
         up = Up::start(&options) => up?,
-        () = signals.next() => return Err(Failure::new("stopped before the system was ready")),
+        _signal = signals.next() => return Err(Failure::new("stopped before the system was ready")),
     };
     output::text_block(&report::ready(&up, &options, begin.elapsed()))?;
     signals.next().await;
