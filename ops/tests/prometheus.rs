@@ -39,8 +39,10 @@ fn prometheus_loads_its_configuration_and_rules() {
 
 #[test]
 fn every_alert_fires_when_it_should_and_is_quiet_otherwise() {
-    let cases =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/prometheus/tests/alerts.yml")).unwrap();
+    let files = ["tests/alerts.yml", "tests/alerts-over-a-week.yml", "tests/alerts-over-a-month.yml"];
+    let read =
+        |file: &&str| std::fs::read_to_string(format!("{}/prometheus/{file}", env!("CARGO_MANIFEST_DIR")));
+    let cases: String = files.iter().map(|file| read(file).unwrap()).collect();
     let names: BTreeSet<_> = ops::alerts::all().iter().map(|alert| alert.name).collect();
     for name in names {
         assert!(cases.contains(&format!("name: {name} fires\n")), "{name} has no case in which it fires");

@@ -13,8 +13,10 @@ mod cluster;
 #[path = "../e2e/http.rs"]
 #[expect(dead_code, reason = "made for more tests than these")]
 mod http;
-#[path = "../e2e/process.rs"]
+#[path = "../e2e/probe.rs"]
 #[expect(dead_code, reason = "made for more tests than these")]
+mod probe;
+#[path = "../e2e/process.rs"]
 mod process;
 
 mod dashboards;

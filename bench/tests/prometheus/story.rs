@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cluster::{Cluster, Mode, Options, SECRET, eventually};
 use crate::dashboards::{committed, fault};
@@ -96,10 +96,15 @@ impl Story {
     }
 
     fn connect(&self, more: &[&str]) -> Output {
-        let mobile_access = self.cluster.endpoints.mobile_access.as_ref().unwrap();
-        let hears = mobile_access.http.replace("http://127.0.0.1", "127.255.255.255");
+        let hears = self.hears();
         let connect = ["connect", "--card", "carol.card", "--address", &hears];
         self.run(&[&connect, more].concat())
+    }
+
+    /// Where mobile access hears clients.
+    fn hears(&self) -> String {
+        let mobile_access = self.cluster.endpoints.mobile_access.as_ref().unwrap();
+        mobile_access.http.replace("http://127.0.0.1", "127.255.255.255")
     }
 
     /// The command line, told where the cluster is.
@@ -113,11 +118,13 @@ impl Story {
                 |servers: &[bench::target::ServerAddress]| servers.iter().map(server).collect::<Vec<_>>();
             json!({"name": site.name, "gateways": all(&site.gateways), "nodes": all(&site.nodes)})
         });
+        let mut mobile_access = optional(&endpoints.mobile_access);
+        mobile_access["hear"] = self.hears().into();
         let text = json!({
             "search": server(&endpoints.search), "origin": optional(&endpoints.origin),
             "service_billing": optional(&endpoints.service_billing),
             "content_billing": optional(&endpoints.content_billing),
-            "mobile_access": optional(&endpoints.mobile_access), "admin_token": endpoints.admin_token,
+            "mobile_access": mobile_access, "admin_token": endpoints.admin_token,
             "sites": sites.collect::<Vec<_>>(), "clients": [],
         });
         let file = self.cluster.path("endpoints-of-servers.json");

@@ -126,6 +126,10 @@ impl Panel {
         Self { width, ..self }
     }
 
+    pub fn height(self, height: u32) -> Self {
+        Self { height, ..self }
+    }
+
     pub fn limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }

@@ -297,9 +297,15 @@ pub fn runtime() -> Dashboard {
                     lines(
                         "Calls between servers that failed",
                         Unit::PerSecond,
-                        "By who was asked, and how it failed; refused is an answer 4xx.",
+                        "By who was asked, and how it failed, of the ten most; refused is an answer 4xx.",
                         vec![query(
-                            rate("dozo_rpc_client_requests_total{outcome!=\"ok\"}", "job, peer_role, outcome"),
+                            format!(
+                                "topk(10, {} > 0)",
+                                rate(
+                                    "dozo_rpc_client_requests_total{outcome!=\"ok\"}",
+                                    "job, peer_role, outcome"
+                                )
+                            ),
                             "{{job}} to {{peer_role}} {{outcome}}",
                         )],
                     )
@@ -321,10 +327,11 @@ pub fn runtime() -> Dashboard {
                         Unit::PerSecond,
                         "Warnings and errors; an error means that somebody must look.",
                         vec![query(
-                            rate("dozo_log_messages_total{}", "instance, level"),
+                            format!("{} > 0", rate("dozo_log_messages_total{}", "instance, level")),
                             "{{instance}} {{level}}",
                         )],
-                    ),
+                    )
+                    .width(12),
                     lines(
                         "Panics",
                         Unit::Number,
@@ -333,7 +340,8 @@ pub fn runtime() -> Dashboard {
                             "sum by (instance) (increase(dozo_panics_total{}[$__rate_interval]))",
                             "{{instance}}",
                         )],
-                    ),
+                    )
+                    .width(12),
                     lines(
                         "Configuration read again",
                         Unit::Number,
@@ -342,7 +350,8 @@ pub fn runtime() -> Dashboard {
                             "sum by (instance, result) (increase(dozo_config_reloads_total{}[$__rate_interval]))",
                             "{{instance}} {{result}}",
                         )],
-                    ),
+                    )
+                    .width(12),
                     lines(
                         "Age of the configuration",
                         Unit::Seconds,
@@ -351,7 +360,8 @@ pub fn runtime() -> Dashboard {
                             "time() - max by (instance) (dozo_config_last_reload_success_timestamp_seconds{})",
                             "{{instance}}",
                         )],
-                    ),
+                    )
+                    .width(12),
                 ],
             ),
         ],

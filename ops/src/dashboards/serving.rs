@@ -120,7 +120,8 @@ pub fn overview() -> Dashboard {
                         "count by (alertname, severity, job, site, instance) (ALERTS{alertstate=\"firing\", severity=~\"page|ticket\"})",
                         "{{alertname}} {{severity}} {{job}} {{site}} {{instance}}",
                     )],
-                )],
+                )
+                .height(5)],
             ),
             row(
                 "Traffic",
@@ -191,7 +192,7 @@ pub fn overview() -> Dashboard {
                     lines(
                         "Processors by role",
                         Unit::Number,
-                        "Processors that the servers of a role keep busy.",
+                        "Processors that the servers of a role keep busy; servers of one process show its whole use each.",
                         vec![query(processors("job"), "{{job}}")],
                     )
                     .stacked(),
