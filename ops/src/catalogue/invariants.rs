@@ -66,7 +66,7 @@ pub const INVARIANTS: &[Invariant] = &[
             "under_load_any_losses_keep_what_was_acknowledged_with_two_copies",
             "under_load_any_losses_keep_what_was_acknowledged_with_three_copies",
         ],
-        command: Some("dozo node lost --site tokyo"),
+        command: Some("dozo node list"),
     },
     Invariant {
         id: "D1",
