@@ -64,7 +64,7 @@ pub enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 7] = [
+    pub const ALL: [Self; 7] = [
         Self::Gateway,
         Self::StorageNode,
         Self::Search,

@@ -1,7 +1,7 @@
 //! The HTTP client that servers, the command line and the bench harness share: pooled keep-alive connections
 //! with `TCP_NODELAY`, a time limit on every call, and errors that tell "not reached" from "refused".
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::auth::{ClusterSecret, Role};
 use crate::error::{ApiError, ErrorBody, ErrorCode};
+use crate::measure::CallMetrics;
 use crate::time::Clock;
 
 /// Longest JSON answer that is read.
@@ -140,6 +141,7 @@ pub struct ServerClient {
     /// Name of the caller in the other server's log, as in `gateway/tokyo.g1`.
     caller: std::sync::Arc<str>,
     clock: Clock,
+    metrics: Option<CallMetrics>,
 }
 
 /// One call between servers.
@@ -157,11 +159,25 @@ pub struct Call<'a> {
 
 impl ServerClient {
     pub fn new(http: HttpClient, secret: ClusterSecret, caller: &str, clock: Clock) -> Self {
-        Self { http, secret, caller: caller.into(), clock }
+        Self { http, secret, caller: caller.into(), clock, metrics: None }
+    }
+
+    /// Counts and times its calls from now on.
+    pub fn measured(self, metrics: CallMetrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// Sends a signed call. Answers other than 2xx come back as [`CallError::Refused`].
     pub async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
+        let (audience, begin) = (call.audience, Instant::now());
+        let answer = self.call_unmeasured(call).await;
+        if let Some(metrics) = &self.metrics {
+            metrics.count(audience, begin, &answer);
+        }
+        answer
+    }
+
+    async fn call_unmeasured(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
         let url = format!("{}{}", call.base, call.path);
         let token =
             self.secret.sign(&self.caller, call.audience, call.method.as_str(), call.path, self.clock.now());

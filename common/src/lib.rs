@@ -16,7 +16,8 @@
 //! | what servers say to each other | [`api`] |
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
-//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`] |
+//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`], [`measure`] |
+//! | what servers tell of themselves, in tables | [`catalogue`] |
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
@@ -24,6 +25,7 @@ pub mod api;
 pub mod auth;
 pub mod backoff;
 pub mod card;
+pub mod catalogue;
 pub mod chunker;
 pub mod client;
 pub mod cluster;
@@ -32,6 +34,7 @@ pub mod error;
 pub mod hash;
 pub mod id;
 pub mod manifest;
+pub mod measure;
 pub mod money;
 pub mod name;
 pub mod placement;

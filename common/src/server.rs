@@ -20,6 +20,7 @@ use http::{HeaderValue, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use metrics::Gauge;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -27,9 +28,11 @@ use tokio_util::task::TaskTracker;
 use tower::Layer;
 
 use crate::auth::Role;
+use crate::catalogue::metrics::{DRAINING, READY};
 use crate::config::LiveSettings;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
-use crate::telemetry::MetricsRegistry;
+use crate::measure::{CallMetrics, RequestMetrics, measure};
+use crate::telemetry::{MetricsRegistry, ProcessMetrics};
 
 /// How long requests in flight may take to finish after a stop was asked for.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
@@ -167,6 +170,11 @@ impl Server {
         self.http.local_addr().ok()
     }
 
+    /// Figures of the calls that the server makes.
+    pub fn call_metrics(&self) -> CallMetrics {
+        CallMetrics::new(&self.metrics)
+    }
+
     pub fn admin_url(&self) -> String {
         url_of(&self.admin)
     }
@@ -210,14 +218,17 @@ impl Server {
         self.spawn_worker(async move { metrics.upkeep().await });
         self.health.set("accepting", Ok(()));
         let ids = RequestIds::new(&self.name);
+        let requests = RequestMetrics::new(&self.metrics);
         let routes = routes
             .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
-            .layer(axum::middleware::from_fn_with_state(ids, with_request_id));
-        let admin = admin_router(self.health.clone(), self.metrics.clone()).merge(admin_routes);
-        let http = tokio::spawn(accept_loop(self.http, routes, self.draining.clone()));
+            .layer(axum::middleware::from_fn_with_state(ids, with_request_id))
+            .layer(axum::middleware::from_fn_with_state(requests.clone(), measure));
+        let metrics = ServerMetrics::new(self.metrics, self.role, self.health.clone(), self.draining.clone());
+        let admin = admin_router(self.health.clone(), metrics).merge(admin_routes);
+        let http = tokio::spawn(accept(self.http, routes, self.draining.clone(), Some(requests)));
         let admin = tokio::spawn(accept_loop(self.admin, admin, self.workers_stop.clone()));
         tracing::info!(server = %self.name, http = %http_url, admin = %admin_url, "started");
         Running {
@@ -282,6 +293,15 @@ impl Running {
 
 /// Accepts HTTP/1.1 connections until `stop`, then lets those in flight finish.
 pub async fn accept_loop(listener: TcpListener, routes: Router, stop: CancellationToken) {
+    accept(listener, routes, stop, None).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    routes: Router,
+    stop: CancellationToken,
+    metrics: Option<RequestMetrics>,
+) {
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_headers(HEADER_COUNT_MAX);
@@ -304,7 +324,9 @@ pub async fn accept_loop(listener: TcpListener, routes: Router, stop: Cancellati
         }
         let service = TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone()));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let open = metrics.as_ref().map(RequestMetrics::connection);
         tokio::spawn(async move {
+            let _open = open;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection ended");
             }
@@ -316,7 +338,32 @@ pub async fn accept_loop(listener: TcpListener, routes: Router, stop: Cancellati
     }
 }
 
-fn admin_router(health: Health, metrics: MetricsRegistry) -> Router {
+/// What `/metrics` shows, with what is read only when it is asked for.
+struct ServerMetrics {
+    registry: MetricsRegistry,
+    process: ProcessMetrics,
+    health: Health,
+    draining: CancellationToken,
+    ready_gauge: Gauge,
+    draining_gauge: Gauge,
+}
+
+impl ServerMetrics {
+    fn new(registry: MetricsRegistry, role: Role, health: Health, draining: CancellationToken) -> Arc<Self> {
+        let process = ProcessMetrics::new(&registry, role);
+        let (ready_gauge, draining_gauge) = (registry.gauge(&READY, &[]), registry.gauge(&DRAINING, &[]));
+        Arc::new(Self { registry, process, health, draining, ready_gauge, draining_gauge })
+    }
+
+    fn render(&self) -> String {
+        self.process.read();
+        self.ready_gauge.set(f64::from(u8::from(self.health.is_ready())));
+        self.draining_gauge.set(f64::from(u8::from(self.draining.is_cancelled())));
+        self.registry.render()
+    }
+}
+
+fn admin_router(health: Health, metrics: Arc<ServerMetrics>) -> Router {
     let ready = move |Query(query): Query<BTreeMap<String, String>>| async move {
         let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = if query.contains_key("verbose") {

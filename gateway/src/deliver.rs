@@ -73,7 +73,8 @@ impl Gateway {
     /// Answers a client of this site.
     pub async fn deliver(&self, wish: Wish) -> ApiResult<Response> {
         let started = Instant::now();
-        let mut guard = EndGuard::new(DeliveryId::generate(self.clock.now()), self.ends.clone());
+        let mut guard =
+            EndGuard::new(DeliveryId::generate(self.clock.now()), wish.client.clone(), self.ends.clone());
         match self.plan(&wish, &mut guard).await? {
             Plan::Answer(response) => Ok(*response),
             Plan::Deliver(delivery) => {
@@ -405,14 +406,16 @@ impl Gateway {
         &self,
         delivery: Delivery,
         class: DeliveryClass,
-        guard: EndGuard,
+        mut guard: EndGuard,
         started: Instant,
     ) -> ApiResult<Response> {
         let Delivery { held, part, mut headers, opening, pace } = delivery;
+        guard.from(held.path);
         headers.insert(DELIVERY, header(&guard.delivery().to_string()));
         headers.insert(CLASS, HeaderValue::from_static(class_text(class)));
         let ready = opening.ready().await?;
-        self.metrics.first_byte(held.path, started.elapsed().as_secs_f64());
+        self.metrics.first_byte(held.path, started.elapsed());
+        self.metrics.delivered_size.record((part.range.end - part.range.start) as f64);
         let mut response = Response::new(ready.into_body(guard, pace));
         *response.status_mut() = part.status;
         *response.headers_mut() = headers;

@@ -15,7 +15,8 @@ use common::api::peer::{PeerClient, PeerEnds};
 use common::api::temporary::KeepEndsRequest;
 use common::backoff::Backoff;
 use common::client::{CallError, ServerClient};
-use common::id::{DeliveryId, NodeId, SiteId};
+use common::id::{ClientId, DeliveryId, NodeId, SiteId};
+use common::record::DeliveryPath;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -47,13 +48,16 @@ pub struct EndGuard {
     shard: Option<NodeId>,
     request: DeliveryId,
     delivery: DeliveryId,
+    client: ClientId,
+    /// Where the site has the bytes from.
+    path: DeliveryPath,
     sent: u64,
     ends: Ends,
 }
 
 impl EndGuard {
-    pub fn new(request: DeliveryId, ends: Ends) -> Self {
-        Self { shard: None, request, delivery: request, sent: 0, ends }
+    pub fn new(request: DeliveryId, client: ClientId, ends: Ends) -> Self {
+        Self { shard: None, request, delivery: request, client, path: DeliveryPath::Hit, sent: 0, ends }
     }
 
     /// Who serves the shard is going to be asked: from now on the delivery may have begun there.
@@ -72,19 +76,27 @@ impl EndGuard {
         self.delivery = begin.delivery;
     }
 
+    /// What goes out comes from there.
+    pub fn from(&mut self, path: DeliveryPath) {
+        self.path = path;
+    }
+
     pub fn delivery(&self) -> DeliveryId {
         self.delivery
     }
 
     pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.ends.metrics.sent_bytes.increment(bytes as u64);
+        self.ends.metrics.sent(self.path, bytes as u64);
     }
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
         let Some(shard) = self.shard.take() else { return };
+        if self.sent > 0 {
+            self.ends.metrics.heaviest.add(&self.client, self.sent);
+        }
         let end = EndRequest { delivery: self.delivery, request: self.request, bytes_sent: self.sent };
         if self.ends.queue.try_send((shard, end)).is_err() {
             self.ends.metrics.ends_lost.increment(1);
@@ -250,7 +262,8 @@ mod tests {
     fn reported(life: impl FnOnce(&mut EndGuard)) -> Option<(NodeId, EndRequest)> {
         let (queue, mut receiver) = mpsc::channel(1);
         let metrics = Arc::new(Metrics::new(&MetricsRegistry::new()));
-        let mut guard = EndGuard::new(DeliveryId::from_bytes([1; 16]), Ends { queue, metrics });
+        let mut guard =
+            EndGuard::new(DeliveryId::from_bytes([1; 16]), "alice".parse().unwrap(), Ends { queue, metrics });
         life(&mut guard);
         drop(guard);
         receiver.try_recv().ok()

@@ -43,6 +43,7 @@ pub mod deliver;
 pub mod directory;
 pub mod ends;
 pub mod head;
+pub mod heaviest;
 pub mod limits;
 pub mod metrics;
 pub mod publish;

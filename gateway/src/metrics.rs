@@ -2,12 +2,26 @@
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
+use common::catalogue::metrics::{
+    GATEWAY_AUTHENTICATIONS, GATEWAY_CACHE_HITS, GATEWAY_CACHE_MISSES, GATEWAY_CHUNK_COPIES_SHORT,
+    GATEWAY_CHUNKS_REPAIRED, GATEWAY_COALESCED, GATEWAY_COLLECTED_BYTES, GATEWAY_COLLECTION_DURATION,
+    GATEWAY_COLLECTIONS, GATEWAY_COLLECTIONS_FAILED, GATEWAY_COLLECTIONS_FOLLOWED,
+    GATEWAY_COLLECTIONS_INFLIGHT, GATEWAY_COLLECTIONS_SPARED_BYTES, GATEWAY_COLLECTIONS_STOPPED,
+    GATEWAY_COLLECTIONS_TAKEN_OVER, GATEWAY_CONTENT_SIZE, GATEWAY_DELIVERIES, GATEWAY_ENDS_LOST,
+    GATEWAY_ENDS_PENDING, GATEWAY_FIRST_BYTE, GATEWAY_HASH_MISMATCHES, GATEWAY_HEDGED_FETCHES,
+    GATEWAY_HEDGED_READS, GATEWAY_INFLIGHT, GATEWAY_MAP_EPOCH, GATEWAY_NODE_RETRIES, GATEWAY_NODES,
+    GATEWAY_RECEIVED_BYTES, GATEWAY_REQUEST_DURATION, GATEWAY_REQUESTS, GATEWAY_SENT_BYTES,
+    GATEWAY_VISITED_DELIVERIES,
+};
+use common::cluster::{NodeState, SiteEntry};
 use common::record::DeliveryPath;
 use common::telemetry::MetricsRegistry;
 use metrics::{Counter, Gauge, Histogram};
 
 use crate::collect::sources::figures::SourceFigures;
+use crate::heaviest::HeaviestClients;
 
 /// What a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +38,18 @@ pub enum Op {
 }
 
 impl Op {
+    const ALL: [Self; 9] = [
+        Self::Put,
+        Self::Get,
+        Self::Head,
+        Self::Delete,
+        Self::List,
+        Self::Library,
+        Self::Usage,
+        Self::Bucket,
+        Self::Peer,
+    ];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Put => "put",
@@ -43,10 +69,14 @@ impl Op {
 pub struct Metrics {
     registry: MetricsRegistry,
     requests: RwLock<HashMap<(Op, u16), Counter>>,
+    /// In the order of [`Op::ALL`].
+    durations: [Histogram; Op::ALL.len()],
     deliveries: [Counter; 3],
     time_to_first_byte: [Histogram; 3],
+    sent_bytes: [Counter; 3],
     collected_bytes: [Counter; 2],
     collections: [Counter; 2],
+    collection_durations: [Histogram; 2],
     pub collections_failed: Counter,
     pub collections_stopped: Counter,
     pub collections_followed: Counter,
@@ -55,11 +85,15 @@ pub struct Metrics {
     pub hedged_fetches: Counter,
     pub collections_inflight: Gauge,
     pub coalesced: Counter,
-    pub sent_bytes: Counter,
     pub received_bytes: Counter,
+    /// Lengths in bytes of contents published, and of those delivered.
+    pub published_size: Histogram,
+    pub delivered_size: Histogram,
+    pub heaviest: HeaviestClients,
     pub cache_hits: Counter,
     pub cache_misses: Counter,
     pub inflight: Gauge,
+    pub nodes: NodeStates,
     pub node_retries: Counter,
     pub ends_pending: Gauge,
     pub ends_lost: Counter,
@@ -83,74 +117,83 @@ fn path_index(path: DeliveryPath) -> usize {
     }
 }
 
+/// As labels say it, in the order of [`path_index`].
+const PATHS: [&str; 3] = ["hit", "peer", "origin"];
+const SOURCES: [&str; 2] = ["peer", "origin"];
+
 impl Metrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
-        const PATHS: [&str; 3] = ["hit", "peer", "origin"];
-        registry.scope(|| {
-            describe();
-            Self {
-                registry: registry.clone(),
-                requests: RwLock::default(),
-                deliveries: PATHS.map(|s| metrics::counter!("dozo_gateway_deliveries_total", "source" => s)),
-                time_to_first_byte: PATHS
-                    .map(|s| metrics::histogram!("dozo_gateway_time_to_first_byte_seconds", "source" => s)),
-                collected_bytes: ["peer", "origin"]
-                    .map(|s| metrics::counter!("dozo_gateway_collected_bytes_total", "from" => s)),
-                collections: ["peer", "origin"]
-                    .map(|s| metrics::counter!("dozo_gateway_collections_total", "from" => s)),
-                collections_failed: metrics::counter!("dozo_gateway_collections_failed_total"),
-                collections_stopped: metrics::counter!("dozo_gateway_collections_stopped_total"),
-                collections_followed: metrics::counter!("dozo_gateway_collections_followed_total"),
-                collections_taken_over: metrics::counter!("dozo_gateway_collections_taken_over_total"),
-                collections_spared_bytes: metrics::counter!("dozo_gateway_collections_spared_bytes_total"),
-                hedged_fetches: metrics::counter!("dozo_gateway_hedged_fetches_total"),
-                collections_inflight: metrics::gauge!("dozo_gateway_collections_inflight"),
-                coalesced: metrics::counter!("dozo_gateway_coalesced_requests_total"),
-                sent_bytes: metrics::counter!("dozo_gateway_sent_bytes_total"),
-                received_bytes: metrics::counter!("dozo_gateway_received_bytes_total"),
-                cache_hits: metrics::counter!("dozo_gateway_cache_hits_total"),
-                cache_misses: metrics::counter!("dozo_gateway_cache_misses_total"),
-                inflight: metrics::gauge!("dozo_gateway_inflight_requests"),
-                node_retries: metrics::counter!("dozo_gateway_node_retries_total"),
-                ends_pending: metrics::gauge!("dozo_gateway_ends_pending"),
-                ends_lost: metrics::counter!("dozo_gateway_ends_lost_total"),
-                hash_mismatches: metrics::counter!("dozo_gateway_hash_mismatches_total"),
-                chunks_repaired: metrics::counter!("dozo_gateway_chunks_repaired_total"),
-                hedged_reads: metrics::counter!("dozo_gateway_hedged_reads_total"),
-                chunk_copies_short: metrics::counter!("dozo_gateway_chunk_copies_short_total"),
-                map_epoch: metrics::gauge!("dozo_gateway_map_epoch"),
-                sources: SourceFigures::new(registry),
-                visited_confirmed: metrics::counter!("dozo_gateway_visited_deliveries_total", "home" => "confirmed"),
-                visited_away: metrics::counter!("dozo_gateway_visited_deliveries_total", "home" => "away"),
-            }
-        })
+        let counter = |metric| registry.counter(metric, &[]);
+        let gauge = |metric| registry.gauge(metric, &[]);
+        Self {
+            registry: registry.clone(),
+            requests: RwLock::default(),
+            durations: Op::ALL.map(|op| registry.histogram(&GATEWAY_REQUEST_DURATION, &[op.as_str()])),
+            deliveries: PATHS.map(|s| registry.counter(&GATEWAY_DELIVERIES, &[s])),
+            time_to_first_byte: PATHS.map(|s| registry.histogram(&GATEWAY_FIRST_BYTE, &[s])),
+            sent_bytes: PATHS.map(|s| registry.counter(&GATEWAY_SENT_BYTES, &[s])),
+            collected_bytes: SOURCES.map(|s| registry.counter(&GATEWAY_COLLECTED_BYTES, &[s])),
+            collections: SOURCES.map(|s| registry.counter(&GATEWAY_COLLECTIONS, &[s])),
+            collection_durations: SOURCES.map(|s| registry.histogram(&GATEWAY_COLLECTION_DURATION, &[s])),
+            collections_failed: counter(&GATEWAY_COLLECTIONS_FAILED),
+            collections_stopped: counter(&GATEWAY_COLLECTIONS_STOPPED),
+            collections_followed: counter(&GATEWAY_COLLECTIONS_FOLLOWED),
+            collections_taken_over: counter(&GATEWAY_COLLECTIONS_TAKEN_OVER),
+            collections_spared_bytes: counter(&GATEWAY_COLLECTIONS_SPARED_BYTES),
+            hedged_fetches: counter(&GATEWAY_HEDGED_FETCHES),
+            collections_inflight: gauge(&GATEWAY_COLLECTIONS_INFLIGHT),
+            coalesced: counter(&GATEWAY_COALESCED),
+            received_bytes: counter(&GATEWAY_RECEIVED_BYTES),
+            published_size: registry.histogram(&GATEWAY_CONTENT_SIZE, &["put"]),
+            delivered_size: registry.histogram(&GATEWAY_CONTENT_SIZE, &["get"]),
+            heaviest: HeaviestClients::new(registry),
+            cache_hits: counter(&GATEWAY_CACHE_HITS),
+            cache_misses: counter(&GATEWAY_CACHE_MISSES),
+            inflight: gauge(&GATEWAY_INFLIGHT),
+            nodes: NodeStates::new(registry),
+            node_retries: counter(&GATEWAY_NODE_RETRIES),
+            ends_pending: gauge(&GATEWAY_ENDS_PENDING),
+            ends_lost: counter(&GATEWAY_ENDS_LOST),
+            hash_mismatches: counter(&GATEWAY_HASH_MISMATCHES),
+            chunks_repaired: counter(&GATEWAY_CHUNKS_REPAIRED),
+            hedged_reads: counter(&GATEWAY_HEDGED_READS),
+            chunk_copies_short: counter(&GATEWAY_CHUNK_COPIES_SHORT),
+            map_epoch: gauge(&GATEWAY_MAP_EPOCH),
+            sources: SourceFigures::new(registry),
+            visited_confirmed: registry.counter(&GATEWAY_VISITED_DELIVERIES, &["confirmed"]),
+            visited_away: registry.counter(&GATEWAY_VISITED_DELIVERIES, &["away"]),
+        }
     }
 
     /// One answered request.
-    pub fn request(&self, op: Op, status: u16) {
+    pub fn request(&self, op: Op, status: u16, took: Duration) {
+        self.durations[op as usize].record(took);
         let key = (op, status);
         if let Some(counter) = self.requests.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             counter.increment(1);
             return;
         }
-        let make = || metrics::counter!("dozo_gateway_requests_total", "op" => op.as_str(), "code" => status.to_string());
-        let counter = self.registry.scope(make);
+        let counter = self.registry.counter(&GATEWAY_REQUESTS, &[op.as_str(), &status.to_string()]);
         counter.increment(1);
         self.requests.write().unwrap_or_else(PoisonError::into_inner).insert(key, counter);
     }
 
     /// A card's answer: `granted`, or the code of the refusal.
     pub fn authentication(&self, result: &'static str) {
-        let make = || metrics::counter!("dozo_gateway_authentications_total", "result" => result);
-        self.registry.scope(make).increment(1);
+        self.registry.counter(&GATEWAY_AUTHENTICATIONS, &[result]).increment(1);
     }
 
     pub fn delivery(&self, path: DeliveryPath) {
         self.deliveries[path_index(path)].increment(1);
     }
 
-    pub fn first_byte(&self, path: DeliveryPath, seconds: f64) {
-        self.time_to_first_byte[path_index(path)].record(seconds);
+    /// Content bytes that went out to a client.
+    pub fn sent(&self, path: DeliveryPath, bytes: u64) {
+        self.sent_bytes[path_index(path)].increment(bytes);
+    }
+
+    pub fn first_byte(&self, path: DeliveryPath, took: Duration) {
+        self.time_to_first_byte[path_index(path)].record(took);
     }
 
     /// `path` is [`DeliveryPath::Peer`] or [`DeliveryPath::Origin`].
@@ -161,60 +204,39 @@ impl Metrics {
     pub fn collection(&self, path: DeliveryPath) {
         self.collections[path_index(path).saturating_sub(1)].increment(1);
     }
+
+    /// A collection from there is finished.
+    pub fn collection_took(&self, path: DeliveryPath, took: Duration) {
+        self.collection_durations[path_index(path).saturating_sub(1)].record(took);
+    }
 }
 
-fn describe() {
-    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
-    counter!("dozo_gateway_requests_total", "Requests answered, by operation and HTTP status.");
-    counter!("dozo_gateway_authentications_total", "Answers of cards of the site's clients, by result.");
-    counter!("dozo_gateway_deliveries_total", "Deliveries begun, by where the site had the bytes from.");
-    histogram!("dozo_gateway_time_to_first_byte_seconds", "From request to first byte, record durable.");
-    counter!("dozo_gateway_collections_total", "Collections begun, by kind of source.");
-    counter!("dozo_gateway_collected_bytes_total", "Bytes fetched from other sites and origins.");
-    counter!("dozo_gateway_collections_failed_total", "Collections that found no source to finish with.");
-    counter!(
-        "dozo_gateway_collections_stopped_total",
-        "Collections stopped early, as nobody waited for them."
-    );
-    counter!("dozo_gateway_collections_followed_total", "Collections that another gateway carried out.");
-    counter!(
-        "dozo_gateway_collections_taken_over_total",
-        "Collections gone on with in place of a lost gateway."
-    );
-    counter!(
-        "dozo_gateway_collections_spared_bytes_total",
-        "Bytes of collected contents that the site had already."
-    );
-    counter!(
-        "dozo_gateway_hedged_fetches_total",
-        "Times another source was asked because the first was late."
-    );
-    gauge!("dozo_gateway_collections_inflight", "Collections at work.");
-    counter!("dozo_gateway_coalesced_requests_total", "Requests that joined a collection at work.");
-    counter!("dozo_gateway_sent_bytes_total", "Content bytes sent to clients.");
-    counter!("dozo_gateway_received_bytes_total", "Content bytes received from clients.");
-    counter!("dozo_gateway_cache_hits_total", "Chunks served from the gateway's memory.");
-    counter!("dozo_gateway_cache_misses_total", "Chunks read from a storage node.");
-    gauge!("dozo_gateway_inflight_requests", "Requests being answered.");
-    counter!("dozo_gateway_node_retries_total", "Calls to storage nodes that were made again.");
-    gauge!("dozo_gateway_ends_pending", "Ends of deliveries not yet reported to their node.");
-    counter!("dozo_gateway_ends_lost_total", "Ends given up; their deliveries become 'recovered'.");
-    counter!("dozo_gateway_hash_mismatches_total", "Chunks from a source that did not have their hash.");
-    counter!(
-        "dozo_gateway_chunks_repaired_total",
-        "Missing or damaged chunks fetched anew from another holder."
-    );
-    counter!(
-        "dozo_gateway_hedged_reads_total",
-        "Times a second copy was asked for because the first was slow."
-    );
-    counter!(
-        "dozo_gateway_chunk_copies_short_total",
-        "Chunks stored with fewer copies than the site keeps; nodes make up for them."
-    );
-    gauge!("dozo_gateway_map_epoch", "Epoch of the cluster map in use.");
-    counter!(
-        "dozo_gateway_visited_deliveries_total",
-        "Deliveries to clients of other sites, by whether their home confirmed them or was away."
-    );
+/// Gauges of the site's nodes by state.
+pub struct NodeStates {
+    active: Gauge,
+    draining: Gauge,
+    away: Gauge,
+}
+
+impl NodeStates {
+    fn new(registry: &MetricsRegistry) -> Self {
+        let of = |state| registry.gauge(&GATEWAY_NODES, &[state]);
+        Self { active: of("active"), draining: of("draining"), away: of("away") }
+    }
+
+    /// Shows the site as a new map has it.
+    pub fn show(&self, site: &SiteEntry) {
+        let (mut active, mut draining, mut away) = (0, 0, 0);
+        for node in &site.nodes {
+            match node.state {
+                NodeState::Removed => {}
+                _ if !node.alive => away += 1,
+                NodeState::Active => active += 1,
+                NodeState::Draining => draining += 1,
+            }
+        }
+        self.active.set(f64::from(active));
+        self.draining.set(f64::from(draining));
+        self.away.set(f64::from(away));
+    }
 }

@@ -61,6 +61,7 @@ impl Gateway {
         publication.declared_len.map_or(Ok(()), |len| room.check(len))?;
         let (tag, pace) = (RefTag::generate(), self.limits.pace(client));
         let received = self.receive(&publication, tag, body.into_data_stream(), &room, &pace).await?;
+        self.metrics.published_size.record(received.len as f64);
         if publication.expected.is_some_and(|hash| hash != received.hash) {
             return Err(ApiError::new(
                 ErrorCode::ContentMismatch,

@@ -56,7 +56,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     server.live.add("visit_ms", &config.visit_ms);
     let clock = Clock::System;
     let metrics = Arc::new(Metrics::new(&server.metrics));
-    let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, clock.clone());
+    let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, clock.clone())
+        .measured(server.call_metrics());
     let search = SearchClient::new(client.clone(), &config.search);
     let patience = Duration::from_millis(config.node_patience_ms);
     let site = SiteView::new(config.site.clone(), client.clone(), search.clone(), patience, metrics.clone());

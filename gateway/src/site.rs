@@ -101,7 +101,9 @@ impl SiteView {
                 current.nodes.is_empty() || epoch <= current.map.epoch || map.follows(&current.map.id());
             let newer = follows && epoch > current.map.epoch;
             if newer {
-                let nodes = map.site(&self.id).map_or(&[][..], |site| &site.nodes);
+                let site = map.site(&self.id);
+                site.inspect(|site| self.metrics.nodes.show(site));
+                let nodes = site.map_or(&[][..], |site| &site.nodes);
                 let nodes = nodes.iter().map(|n| NodeClient::new(self.server.clone(), &n.http)).collect();
                 *current = View { map: Arc::new(map), nodes };
             }

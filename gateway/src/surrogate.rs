@@ -174,7 +174,7 @@ impl Gateway {
             };
         };
         // From here on a delivery that home recorded ends with what was sent, be it nothing.
-        let mut guard = EndGuard::new(request, self.ends.clone());
+        let mut guard = EndGuard::new(request, wish.client.clone(), self.ends.clone());
         guard.begun(&begin);
         self.metrics.visited_confirmed.increment(1);
         let kept = self.keep(&answer).await;
@@ -274,7 +274,7 @@ impl Gateway {
             range_start: planned.range_start(),
             mobile_access: wish.mobile_access.clone(),
         };
-        let mut guard = EndGuard::new(delivery, self.ends.clone());
+        let mut guard = EndGuard::new(delivery, wish.client.clone(), self.ends.clone());
         let begin = self.begin_away(&request, &mut guard).await?;
         guard.begun(&begin);
         self.metrics.visited_away.increment(1);

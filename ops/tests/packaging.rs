@@ -258,7 +258,12 @@ fn the_upgrade_notes_tell_the_versions_that_the_sources_have() {
     let notes = read(&ops().join("upgrades.md"));
     let row = |what: &str| {
         let row = notes.lines().find(|line| line.starts_with(&format!("| {what}")));
-        row.unwrap_or_else(|| panic!("there is no row of {what}")).split('|').nth(3).unwrap().trim().to_owned()
+        row.unwrap_or_else(|| panic!("there is no row of {what}"))
+            .split('|')
+            .nth(3)
+            .unwrap()
+            .trim()
+            .to_owned()
     };
     let root = ops().join("..");
     for (what, file, constant) in [

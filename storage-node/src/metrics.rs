@@ -2,73 +2,34 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use common::catalogue::metrics::{
+    NODE_ANNOUNCEMENTS_PENDING, NODE_CAPACITY, NODE_CHUNKS, NODE_DEDUP_SAVED, NODE_DELIVERIES_OPEN,
+    NODE_FOLLOWERS_MISSING, NODE_LOGICAL, NODE_MOVES_BYTES, NODE_MOVES_CHUNKS, NODE_MOVES_DROPPED,
+    NODE_MOVES_PENDING, NODE_OUTBOX_AGE, NODE_OUTBOX_PENDING, NODE_OUTBOX_STOPPED, NODE_RECOVERY_DURATION,
+    NODE_REPAIRED_CHUNKS, NODE_SCRUB_CHUNKS, NODE_SCRUB_COMPLETED, NODE_SCRUB_DAMAGED, NODE_SCRUB_PROGRESS,
+    NODE_SCRUB_SURPLUS, NODE_SHARDS, NODE_STATE, NODE_SURPLUS_REFERENCES, NODE_TEMPORARY_BYTES,
+    NODE_TEMPORARY_CONTENTS, NODE_TEMPORARY_EXPIRED, NODE_USED,
+};
+use common::cluster::NodeState;
 use common::telemetry::MetricsRegistry;
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge};
 
 use crate::catalog::key::Fee;
 
-/// Operations as they are counted, by the route's method and path.
-const OPERATIONS: &[(&str, &str, &str)] = &[
-    ("POST", "/v1/holdings/resolve", "resolve"),
-    ("POST", "/v1/holdings/hold", "hold"),
-    ("POST", "/v1/holdings/withdraw", "withdraw"),
-    ("POST", "/v1/holdings/release", "release"),
-    ("GET", "/v1/holdings/clients", "clients"),
-    ("POST", "/v1/chunks/claim", "claim"),
-    ("POST", "/v1/chunks/refs", "chunk_refs"),
-    ("POST", "/v1/chunks/adopt", "chunk_adopt"),
-    ("POST", "/v1/chunks/release", "chunk_release"),
-    ("PUT", "/v1/chunks/{hash}", "put_chunk"),
-    ("GET", "/v1/chunks/{hash}", "get_chunk"),
-    ("POST", "/v1/deliveries/begin", "begin"),
-    ("POST", "/v1/deliveries/open", "open"),
-    ("POST", "/v1/deliveries/join", "join"),
-    ("POST", "/v1/deliveries/end", "end"),
-    ("POST", "/v1/library/add", "library_add"),
-    ("POST", "/v1/library/drop", "library_drop"),
-    ("GET", "/v1/library", "library"),
-    ("GET", "/v1/library/row", "library_row"),
-    ("GET", "/v1/library/account", "account"),
-    ("POST", "/v1/holdings/check-refs", "check_refs"),
-    ("POST", "/v1/temporary/keep", "keep_temporary"),
-    ("POST", "/v1/temporary/leave", "leave_temporary"),
-    ("POST", "/v1/temporary/complete", "complete_temporary"),
-    ("POST", "/v1/temporary/begin", "begin_away"),
-    ("POST", "/v1/temporary/ends", "keep_ends"),
-    ("POST", "/v1/temporary/list", "list_temporary"),
-    ("GET", "/v1/temporary/kept", "kept_temporary"),
-    ("POST", "/v1/tally", "tally"),
-    ("POST", "/v1/tally/sums", "tally_sums"),
-    ("POST", "/v1/slots/export", "export"),
-    ("POST", "/v1/shards/{shard}/ship", "ship"),
-    ("GET", "/v1/audit", "audit"),
-    ("GET", "/v1/map", "map"),
-];
-
-struct Outcomes {
-    ok: Counter,
-    /// Answered 4xx.
-    refused: Counter,
-    /// Answered 5xx.
-    failed: Counter,
-}
-
-impl Outcomes {
-    fn new(op: &'static str) -> Self {
-        let of =
-            |outcome: &'static str| counter!("dozo_node_requests_total", "op" => op, "outcome" => outcome);
-        Self { ok: of("ok"), refused: of("refused"), failed: of("failed") }
-    }
-}
-
 pub struct Metrics {
-    /// In the order of [`OPERATIONS`].
-    requests: Vec<Outcomes>,
+    registry: MetricsRegistry,
     pub used_bytes: Gauge,
     pub capacity_bytes: Gauge,
     pub chunks: Gauge,
     logical_bytes: Gauge,
+    /// Bytes of contents whose chunks were there already.
+    pub dedup_saved_bytes: Counter,
     pub moves: MoveMetrics,
+    /// Shards served here.
+    pub shards: Gauge,
+    pub followers_missing: Gauge,
+    /// How long the start took to read the log and the catalog.
+    pub recovery_seconds: Gauge,
     deliveries_open: Gauge,
     pub announcements_pending: Gauge,
     /// References that no holding needed; released.
@@ -84,16 +45,20 @@ pub struct Metrics {
 /// Figures of one billing outbox.
 pub struct OutboxMetrics {
     pub pending_records: Gauge,
+    /// Of the oldest of them.
+    pub oldest_age_seconds: Gauge,
     /// 1 once the receiver contradicted this node's records: an operator must look.
     pub stopped: Gauge,
 }
 
 impl OutboxMetrics {
-    fn new(fee: Fee) -> Self {
-        let fee = fee.as_str();
-        let stopped = gauge!("dozo_node_outbox_stopped", "fee" => fee);
-        stopped.set(0.0);
-        Self { pending_records: gauge!("dozo_node_outbox_pending_records", "fee" => fee), stopped }
+    fn new(registry: &MetricsRegistry, fee: Fee) -> Self {
+        let gauge = |metric| registry.gauge(metric, &[fee.as_str()]);
+        Self {
+            pending_records: gauge(&NODE_OUTBOX_PENDING),
+            oldest_age_seconds: gauge(&NODE_OUTBOX_AGE),
+            stopped: gauge(&NODE_OUTBOX_STOPPED),
+        }
     }
 }
 
@@ -110,13 +75,13 @@ pub struct MoveMetrics {
 }
 
 impl MoveMetrics {
-    fn new() -> Self {
+    fn new(registry: &MetricsRegistry) -> Self {
         Self {
-            pending_bytes: gauge!("dozo_node_moves_pending_bytes"),
-            bytes_out: counter!("dozo_node_moves_bytes_total", "direction" => "out"),
-            chunks: counter!("dozo_node_moves_chunks_total"),
-            dropped_chunks: counter!("dozo_node_moves_dropped_chunks_total"),
-            repaired_chunks: counter!("dozo_node_repaired_chunks_total"),
+            pending_bytes: registry.gauge(&NODE_MOVES_PENDING, &[]),
+            bytes_out: registry.counter(&NODE_MOVES_BYTES, &["out"]),
+            chunks: registry.counter(&NODE_MOVES_CHUNKS, &[]),
+            dropped_chunks: registry.counter(&NODE_MOVES_DROPPED, &[]),
+            repaired_chunks: registry.counter(&NODE_REPAIRED_CHUNKS, &[]),
         }
     }
 }
@@ -131,11 +96,11 @@ pub struct TemporaryMetrics {
 }
 
 impl TemporaryMetrics {
-    fn new() -> Self {
+    fn new(registry: &MetricsRegistry) -> Self {
         Self {
-            contents: gauge!("dozo_node_temporary_contents"),
-            bytes: gauge!("dozo_node_temporary_bytes"),
-            expired: counter!("dozo_node_temporary_expired_total"),
+            contents: registry.gauge(&NODE_TEMPORARY_CONTENTS, &[]),
+            bytes: registry.gauge(&NODE_TEMPORARY_BYTES, &[]),
+            expired: registry.counter(&NODE_TEMPORARY_EXPIRED, &[]),
         }
     }
 }
@@ -151,53 +116,52 @@ pub struct ScrubMetrics {
 }
 
 impl ScrubMetrics {
-    fn new() -> Self {
+    fn new(registry: &MetricsRegistry) -> Self {
         Self {
-            progress_ratio: gauge!("dozo_node_scrub_progress_ratio"),
-            chunks: counter!("dozo_node_scrub_chunks_total"),
-            damaged: counter!("dozo_node_scrub_damaged_total"),
-            surplus: counter!("dozo_node_scrub_surplus_total"),
-            last_completed_timestamp_seconds: gauge!("dozo_node_scrub_last_completed_timestamp_seconds"),
+            progress_ratio: registry.gauge(&NODE_SCRUB_PROGRESS, &[]),
+            chunks: registry.counter(&NODE_SCRUB_CHUNKS, &[]),
+            damaged: registry.counter(&NODE_SCRUB_DAMAGED, &[]),
+            surplus: registry.counter(&NODE_SCRUB_SURPLUS, &[]),
+            last_completed_timestamp_seconds: registry.gauge(&NODE_SCRUB_COMPLETED, &[]),
         }
     }
 }
 
 impl Metrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
-        registry.scope(|| {
-            let metrics = Self {
-                requests: OPERATIONS.iter().map(|(_, _, op)| Outcomes::new(op)).collect(),
-                used_bytes: gauge!("dozo_node_used_bytes"),
-                capacity_bytes: gauge!("dozo_node_capacity_bytes"),
-                chunks: gauge!("dozo_node_chunks"),
-                logical_bytes: gauge!("dozo_node_logical_bytes"),
-                moves: MoveMetrics::new(),
-                deliveries_open: gauge!("dozo_node_deliveries_open"),
-                announcements_pending: gauge!("dozo_node_announcements_pending"),
-                surplus_references: counter!("dozo_node_surplus_references_total"),
-                service: OutboxMetrics::new(Fee::Service),
-                content: OutboxMetrics::new(Fee::Content),
-                scrub: ScrubMetrics::new(),
-                temporary: TemporaryMetrics::new(),
-                logical: AtomicU64::new(0),
-                open: AtomicI64::new(0),
-            };
-            metrics.moves.pending_bytes.set(0.0);
-            metrics.logical_bytes.set(0.0);
-            metrics.deliveries_open.set(0.0);
-            metrics.announcements_pending.set(0.0);
-            metrics
-        })
+        Self {
+            registry: registry.clone(),
+            used_bytes: registry.gauge(&NODE_USED, &[]),
+            capacity_bytes: registry.gauge(&NODE_CAPACITY, &[]),
+            chunks: registry.gauge(&NODE_CHUNKS, &[]),
+            logical_bytes: registry.gauge(&NODE_LOGICAL, &[]),
+            dedup_saved_bytes: registry.counter(&NODE_DEDUP_SAVED, &[]),
+            moves: MoveMetrics::new(registry),
+            shards: registry.gauge(&NODE_SHARDS, &[]),
+            followers_missing: registry.gauge(&NODE_FOLLOWERS_MISSING, &[]),
+            deliveries_open: registry.gauge(&NODE_DELIVERIES_OPEN, &[]),
+            announcements_pending: registry.gauge(&NODE_ANNOUNCEMENTS_PENDING, &[]),
+            recovery_seconds: registry.gauge(&NODE_RECOVERY_DURATION, &[]),
+            surplus_references: registry.counter(&NODE_SURPLUS_REFERENCES, &[]),
+            service: OutboxMetrics::new(registry, Fee::Service),
+            content: OutboxMetrics::new(registry, Fee::Content),
+            scrub: ScrubMetrics::new(registry),
+            temporary: TemporaryMetrics::new(registry),
+            logical: AtomicU64::new(0),
+            open: AtomicI64::new(0),
+        }
     }
 
-    /// Counts an answer by the route that gave it.
-    pub fn count_request(&self, method: &http::Method, path: &str, status: http::StatusCode) {
-        let index = OPERATIONS.iter().position(|(m, p, _)| *p == path && *m == method.as_str());
-        let Some(outcomes) = index.and_then(|index| self.requests.get(index)) else { return };
-        match status.as_u16() {
-            ..400 => outcomes.ok.increment(1),
-            400..500 => outcomes.refused.increment(1),
-            _ => outcomes.failed.increment(1),
+    /// Shows the state that the map has for this node; `None` while it has none.
+    pub fn show_state(&self, state: Option<NodeState>) {
+        let current = match state {
+            None => "joining",
+            Some(NodeState::Active) => "active",
+            Some(NodeState::Draining) => "draining",
+            Some(NodeState::Removed) => "removed",
+        };
+        for state in ["joining", "active", "draining", "removed"] {
+            self.registry.gauge(&NODE_STATE, &[state]).set(f64::from(u8::from(state == current)));
         }
     }
 

@@ -143,7 +143,9 @@ impl Node {
 
     /// The node is ready once it is in the map that it has.
     pub fn report_map(&self) {
-        let known = self.maps.view().me().is_some();
+        let state = self.maps.with(|view| view.me().map(|entry| entry.state));
+        self.metrics.show_state(state);
+        let known = state.is_some();
         self.health
             .set("map", if known { Ok(()) } else { Err("the node is not in the cluster map yet".into()) });
     }

@@ -1,7 +1,7 @@
 //! Puts a storage node together: store and log, catalog, routes, workers; and takes it apart in order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::api::search::{Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
@@ -24,7 +24,7 @@ use crate::node::{Node, Signals};
 use crate::scrub::{self, Scrub};
 use crate::shards::{self, Shards};
 use crate::store::{self, StoreUrl};
-use crate::view::Maps;
+use crate::view::{Maps, View};
 use crate::{reaper, recount, routes, temporary};
 
 /// How often the store's figures are shown.
@@ -46,6 +46,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         config.store.parse().map_err(|error| failed("the store's address")(Box::new(error)))?;
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| StartError::failed(format!("data folder {}", config.data_dir.display()), error))?;
+    let begun = Instant::now();
     let options = store::Options { force: config.force, ..Default::default() };
     let opened = store::open_with(&url, &config.data_dir, &server.metrics, options)
         .await
@@ -60,7 +61,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
 
     let clock = Clock::System;
     let http = HttpClient::new();
-    let client = ServerClient::new(http, secret.clone(), &server.name, clock.clone());
+    let client =
+        ServerClient::new(http, secret.clone(), &server.name, clock.clone()).measured(server.call_metrics());
     let node = Arc::new(Node {
         maps: Arc::new(Maps::new(id.clone(), config.site.clone(), map)),
         shards: Shards::default(),
@@ -84,6 +86,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         map_writing: Mutex::new(()),
         id,
     });
+    node.metrics.recovery_seconds.set(begun.elapsed().as_secs_f64());
     recall(&node).map_err(|error| StartError::failed("reading the catalog", error))?;
     let identity = Identity { registration: registration(&config, &server), log_id: opened.log_id };
     spawn_workers(&server, &node, identity);
@@ -150,9 +153,14 @@ async fn show_figures(node: Arc<Node>) {
         for fee in [Fee::Service, Fee::Content] {
             let records: u64 = shards.iter().map(|shard| shard.pending.records(fee)).sum();
             node.metrics.outbox(fee).pending_records.set(records as f64);
+            let ages = shards.iter().map(|shard| shard.pending.records_age(fee, node.clock.now()));
+            let oldest = ages.max().unwrap_or_default();
+            node.metrics.outbox(fee).oldest_age_seconds.set(oldest.as_secs_f64());
         }
         let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
         node.metrics.announcements_pending.set(announcements as f64);
+        node.metrics.shards.set(shards.len() as f64);
+        node.metrics.followers_missing.set(node.maps.with(View::followers_missing) as f64);
         let (contents, bytes) = temporary::figures(&shards);
         node.metrics.temporary.contents.set(contents as f64);
         node.metrics.temporary.bytes.set(bytes as f64);

@@ -12,6 +12,7 @@ use common::error::ApiResult;
 use common::id::NodeId;
 use common::placement::Slot;
 use common::record::RecordNumber;
+use common::time::UnixMillis;
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::catalog::Catalog;
@@ -80,25 +81,43 @@ impl Signals {
 /// What the shard still has to tell others, as its outboxes saw it last.
 #[derive(Default)]
 pub struct Pending {
-    service_records: AtomicU64,
-    content_records: AtomicU64,
+    service: PendingRecords,
+    content: PendingRecords,
     announcements: AtomicU64,
 }
 
+#[derive(Default)]
+struct PendingRecords {
+    count: AtomicU64,
+    /// End of the oldest one's delivery in milliseconds since 1970; 0 when none waits.
+    oldest_end_ms: AtomicU64,
+}
+
 impl Pending {
-    fn of(&self, fee: Fee) -> &AtomicU64 {
+    fn of(&self, fee: Fee) -> &PendingRecords {
         match fee {
-            Fee::Service => &self.service_records,
-            Fee::Content => &self.content_records,
+            Fee::Service => &self.service,
+            Fee::Content => &self.content,
         }
     }
 
-    pub fn set_records(&self, fee: Fee, count: u64) {
-        self.of(fee).store(count, Ordering::Relaxed);
+    /// `oldest`: end of the oldest one's delivery, if any waits.
+    pub fn set_records(&self, fee: Fee, count: u64, oldest: Option<UnixMillis>) {
+        let waiting = self.of(fee);
+        waiting.count.store(if oldest.is_some() { count } else { 0 }, Ordering::Relaxed);
+        waiting.oldest_end_ms.store(oldest.map_or(0, |end| end.0), Ordering::Relaxed);
     }
 
     pub fn records(&self, fee: Fee) -> u64 {
-        self.of(fee).load(Ordering::Relaxed)
+        self.of(fee).count.load(Ordering::Relaxed)
+    }
+
+    /// How long the oldest record waits; zero while none does.
+    pub fn records_age(&self, fee: Fee, now: UnixMillis) -> Duration {
+        match self.of(fee).oldest_end_ms.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            end => now.since(UnixMillis(end)),
+        }
     }
 
     pub fn set_announcements(&self, count: u64) {

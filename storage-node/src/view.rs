@@ -42,6 +42,14 @@ impl View {
         nodes.filter_map(|node| Some((&node.id, self.term_of(&node.id)?)))
     }
 
+    /// Followers that the shards served here are to have and do not have in step.
+    pub fn followers_missing(&self) -> usize {
+        let Some(site) = self.site() else { return 0 };
+        let entries = self.served().filter_map(|(shard, _)| site.node(shard));
+        let wanted = usize::from(site.replicas_wanted.unwrap_or(site.replicas)).saturating_sub(1);
+        entries.map(|entry| wanted.saturating_sub(entry.shard.followers.len())).sum()
+    }
+
     /// Whether the shard has the slot and this node serves it.
     pub fn serves_slot(&self, shard: &NodeId, slot: Slot) -> bool {
         let owner = self.site().and_then(|site| site.slot_owner(slot));

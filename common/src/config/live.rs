@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::watch;
 
+use crate::catalogue::metrics::{CONFIG_LAST_RELOAD, CONFIG_RELOADS};
 use crate::telemetry::MetricsRegistry;
 use crate::time::Clock;
 
@@ -79,12 +80,12 @@ pub struct LiveSettings {
 impl LiveSettings {
     /// None yet. The start counts as the first success.
     pub fn new(metrics: &MetricsRegistry) -> Self {
-        let this = metrics.scope(|| Self {
+        let this = Self {
             settings: BTreeMap::new(),
-            ok: metrics::counter!("dozo_config_reloads_total", "result" => "ok"),
-            failed: metrics::counter!("dozo_config_reloads_total", "result" => "error"),
-            last_success: metrics::gauge!("dozo_config_last_reload_success_timestamp_seconds"),
-        });
+            ok: metrics.counter(&CONFIG_RELOADS, &["ok"]),
+            failed: metrics.counter(&CONFIG_RELOADS, &["error"]),
+            last_success: metrics.gauge(&CONFIG_LAST_RELOAD, &[]),
+        };
         this.loaded_now();
         this
     }

@@ -288,6 +288,11 @@ impl Collection {
         }
     }
 
+    /// Whether it was stopped because nobody waited for it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.with(|state| state.is_abandoned)
+    }
+
     /// Waits until the chunk at `place` is there: its bytes if they are in memory, `None` if it is to be read from
     /// the site's nodes.
     pub async fn chunk(&self, place: usize) -> Result<Option<Bytes>, ApiError> {

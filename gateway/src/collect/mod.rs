@@ -31,7 +31,7 @@ pub mod sources;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::api::collect::{
@@ -526,6 +526,7 @@ impl Collector {
     /// Carries a collection through; its outcome is in the collection and the log.
     async fn run(self: Arc<Self>, collection: Arc<Collection>, work: Work, cell: Begun) {
         self.metrics.collections_inflight.increment(1.0);
+        let begin = Instant::now();
         let name = collection.holding.name.clone();
         let outcome = tokio::select! {
             outcome = self.carry_out(&collection, work) => outcome,
@@ -537,9 +538,13 @@ impl Collector {
             }
         };
         self.metrics.collections_inflight.decrement(1.0);
-        if let Err(error) = &outcome {
-            self.metrics.collections_failed.increment(1);
-            tracing::warn!(content = %name, %error, "collection failed");
+        match &outcome {
+            Ok(()) => self.metrics.collection_took(collection.path, begin.elapsed()),
+            Err(_) if collection.is_abandoned() => {}
+            Err(error) => {
+                self.metrics.collections_failed.increment(1);
+                tracing::warn!(content = %name, %error, "collection failed");
+            }
         }
         // New requests resolve the holding again; those that wait for this collection go on reading from it.
         self.forget(&name, &cell);

@@ -12,6 +12,7 @@ mod ranking;
 mod temporary;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -91,8 +92,9 @@ where
     F: Future<Output = ApiResult<Response>>,
 {
     let _inflight = InFlight::new(&gateway.metrics.inflight);
+    let begin = Instant::now();
     let response = answer.await.unwrap_or_else(IntoResponse::into_response);
-    gateway.metrics.request(op, response.status().as_u16());
+    gateway.metrics.request(op, response.status().as_u16(), begin.elapsed());
     response
 }
 

@@ -7,6 +7,7 @@
 mod buffer;
 mod file;
 mod memory;
+mod metered;
 mod overlay;
 #[cfg(test)]
 pub(crate) mod sim;
@@ -23,6 +24,8 @@ use tokio::sync::oneshot;
 pub use buffer::{AlignedBuf, BufferPool};
 pub use file::{Engine, Target};
 pub use memory::MemIo;
+use metered::Meter;
+pub use metered::MeteredIo;
 pub use overlay::OverlayIo;
 pub use threads::ThreadedIo;
 pub use uring::UringIo;
@@ -54,7 +57,10 @@ pub struct Request {
 }
 
 /// Where an answer goes. A request that is dropped without one is answered with an error.
-struct Reply(Option<ReplyTo>);
+struct Reply {
+    to: Option<ReplyTo>,
+    meter: Option<Meter>,
+}
 
 enum ReplyTo {
     Waiter(oneshot::Sender<io::Result<AlignedBuf>>),
@@ -62,12 +68,19 @@ enum ReplyTo {
 }
 
 impl Reply {
+    fn new(to: ReplyTo) -> Self {
+        Self { to: Some(to), meter: None }
+    }
+
     fn send(mut self, answer: io::Result<AlignedBuf>) {
         self.give(answer);
     }
 
     fn give(&mut self, answer: io::Result<AlignedBuf>) {
-        match self.0.take() {
+        if let Some(meter) = self.meter.take() {
+            meter.end(answer.is_ok());
+        }
+        match self.to.take() {
             // Whoever asked may have left; the buffer then goes back to its pool.
             Some(ReplyTo::Waiter(waiter)) => drop(waiter.send(answer)),
             Some(ReplyTo::Callback(callback)) => callback(answer),
@@ -85,7 +98,7 @@ impl Drop for Reply {
 impl Request {
     /// Whether nobody waits for it any more. Writes are always done: what follows may rely on them.
     pub fn is_abandoned(&self) -> bool {
-        let has_left = matches!(&self.reply.0, Some(ReplyTo::Waiter(waiter)) if waiter.is_closed());
+        let has_left = matches!(&self.reply.to, Some(ReplyTo::Waiter(waiter)) if waiter.is_closed());
         self.operation == Operation::Read && has_left
     }
 
@@ -182,14 +195,14 @@ pub trait BlockIo: Send + Sync + 'static {
         offset: u64,
         done: Box<dyn FnOnce(io::Result<AlignedBuf>) + Send>,
     ) {
-        let reply = Reply(Some(ReplyTo::Callback(done)));
+        let reply = Reply::new(ReplyTo::Callback(done));
         self.submit(Request { operation: Operation::WriteDurable, buffer, offset, reply });
     }
 
     #[doc(hidden)]
     fn begin(&self, operation: Operation, buffer: AlignedBuf, offset: u64) -> Pending {
         let (waiter, answer) = oneshot::channel();
-        self.submit(Request { operation, buffer, offset, reply: Reply(Some(ReplyTo::Waiter(waiter))) });
+        self.submit(Request { operation, buffer, offset, reply: Reply::new(ReplyTo::Waiter(waiter)) });
         Pending(answer)
     }
 }

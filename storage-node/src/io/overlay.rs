@@ -49,7 +49,7 @@ impl BlockIo for OverlayIo {
                         buffer
                     }));
                 };
-                let reply = Reply(Some(ReplyTo::Callback(Box::new(patched))));
+                let reply = Reply::new(ReplyTo::Callback(Box::new(patched)));
                 self.base.submit(Request { operation, buffer, offset, reply });
             }
         }

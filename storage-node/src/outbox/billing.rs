@@ -90,8 +90,11 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
     let mut heads = shard.signals.head.subscribe();
     let head = *heads.borrow_and_update();
     let cursor = shard.catalog.read(|rows| cursor(rows, fee))?;
-    if shard.catalog.read(|rows| behind(rows, cursor, head, 1))?.is_none() {
-        shard.pending.set_records(fee, 0);
+    let oldest = shard.catalog.read(|rows| behind(rows, cursor, head, 1))?;
+    let oldest = oldest.as_ref().and_then(|(_, records)| records.first()).map(|record| record.record.end);
+    let left = if cursor.epoch == head.epoch { head.seq.saturating_sub(cursor.seq) } else { head.seq };
+    shard.pending.set_records(fee, left, oldest);
+    if oldest.is_none() {
         if tokio::time::timeout(LOOK_INTERVAL, heads.changed()).await.is_err() {
             // Who committed a record may have gone away before it could say so.
             let head = shard.read_settled(|rows| rows.get::<ChainHead>(Key::ChainHead)).await?;
@@ -136,8 +139,6 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
         Err(error) => return Ok(Step::Unreached(chain(&error))),
     };
     put_cursor(shard, fee, RecordNumber { epoch, seq: through }).await?;
-    let left = if epoch == head.epoch { head.seq.saturating_sub(through) } else { head.seq };
-    shard.pending.set_records(fee, left);
     Ok(Step::Booked)
 }
 

@@ -115,6 +115,7 @@ pub async fn claim(
             })
             .await?;
         node.metrics.add_logical_bytes(bytes as i64);
+        node.metrics.dedup_saved_bytes.increment(bytes);
         let (present, unknown): (HashSet<_>, HashSet<_>) =
             (present.into_iter().collect(), unknown.into_iter().collect());
         let is_missing = |hash: &&ChunkHash| !present.contains(*hash) || unknown.contains(*hash);

@@ -19,9 +19,8 @@ mod temporary;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
 use axum::routing::{get, post};
 use common::auth::{Guard, require_server};
 
@@ -80,7 +79,6 @@ pub fn service(node: Arc<Node>, guard: Guard) -> Router {
         .layer(DefaultBodyLimit::max(shards::SHIPMENT_BYTES_MAX));
     json.merge(bytes)
         .merge(shipments)
-        .route_layer(middleware::from_fn_with_state(node.clone(), count))
         .layer(middleware::from_fn_with_state(guard, require_server))
         .with_state(node)
 }
@@ -92,14 +90,4 @@ pub fn admin(node: Arc<Node>) -> Router {
         .route("/v1/map", get(status::map))
         .route("/v1/scrub", get(scrub::status).post(scrub::start))
         .with_state(node)
-}
-
-async fn count(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let method = request.method().clone();
-    let response = next.run(request).await;
-    if let Some(path) = path {
-        node.metrics.count_request(&method, path.as_str(), response.status());
-    }
-    response
 }

@@ -23,7 +23,7 @@ use common::hash::ChunkHash;
 use common::telemetry::MetricsRegistry;
 use futures_util::future::BoxFuture;
 
-use crate::io::{BlockIo, Engine, MemIo, Target};
+use crate::io::{BlockIo, Engine, MemIo, MeteredIo, Target};
 use crate::log::{Log, LogError, MIN_SEGMENTS, OpenLogError, OpenOptions, device_bytes, segment_bytes_for};
 
 pub use block::BlockStore;
@@ -179,12 +179,13 @@ pub async fn open_with(
     let (log_url, log_file) = (url.clone(), data_dir.join(LOG_FILE));
     let log_metrics = metrics.clone();
     let opening = tokio::task::spawn_blocking(move || {
-        let io = block_io(&log_url, &log_file, engine)?;
+        let io = MeteredIo::new(block_io(&log_url, &log_file, engine)?, log_metrics.clone());
         let io_engine = io.engine();
         let place = if log_url.has_objects() { log_file.display().to_string() } else { log_url.to_string() };
         let prefill = matches!(log_url, StoreUrl::File { prefill: true, .. });
         let options = OpenOptions { segment_bytes: segment_bytes_for(io.size_bytes()), force, prefill };
-        let log = Log::open(io, options, log_metrics).map_err(|source| OpenError::Log { place, source })?;
+        let log = Log::open(Arc::new(io), options, log_metrics)
+            .map_err(|source| OpenError::Log { place, source })?;
         Ok((log, io_engine))
     });
     let (log, io_engine) = opening.await.unwrap_or(Err(OpenError::Interrupted))?;

@@ -1,14 +1,23 @@
 //! What a billing server counts.
 
 use common::api::billing::BatchAnswer;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use common::catalogue::metrics::{
+    BILLING_BALANCES, BILLING_BATCH_DURATION, BILLING_BATCHES, BILLING_CALLS_FORBIDDEN, BILLING_EXCEPTIONS,
+    BILLING_IMBALANCE, BILLING_INVOICES, BILLING_LAST_CLOSE, BILLING_RECORD_LAG, BILLING_RECORDS,
+};
+use common::money::MICROS_PER_MINOR;
+use common::telemetry::MetricsRegistry;
+use metrics::{Counter, Gauge, Histogram};
 
 use crate::config::Fee;
 use crate::ledger::BatchReport;
+use crate::sql::figures::Figures;
 
-/// Handles, made once. Outside a registry's scope they count nothing.
+/// Handles, made once.
 #[derive(Clone)]
 pub(crate) struct Metrics {
+    registry: MetricsRegistry,
+    fee: &'static str,
     booked: Counter,
     duplicate: Counter,
     exception: Counter,
@@ -21,16 +30,22 @@ pub(crate) struct Metrics {
     pub calls_forbidden: Counter,
     /// Seconds from a batch's arrival at the writer to its commit.
     pub batch_seconds: Histogram,
-    /// Distance of the books from balance; anything but zero is an alarm.
-    pub imbalance: Gauge,
+    /// Seconds from the end of a batch's oldest delivery to its booking.
+    record_lag_seconds: Histogram,
+    imbalance: Gauge,
+    exceptions: Gauge,
+    invoices: Gauge,
+    last_close: Gauge,
 }
 
 impl Metrics {
-    pub fn new(fee: Fee) -> Self {
+    pub fn new(registry: &MetricsRegistry, fee: Fee) -> Self {
         let fee = fee.as_str();
-        let records = |result| counter!("dozo_billing_records_total", "fee" => fee, "result" => result);
-        let batches = |outcome| counter!("dozo_billing_batches_total", "fee" => fee, "outcome" => outcome);
+        let records = |result| registry.counter(&BILLING_RECORDS, &[fee, result]);
+        let batches = |outcome| registry.counter(&BILLING_BATCHES, &[fee, outcome]);
         Self {
+            registry: registry.clone(),
+            fee,
             booked: records("booked"),
             duplicate: records("duplicate"),
             exception: records("exception"),
@@ -39,10 +54,28 @@ impl Metrics {
             batches_gap: batches("gap"),
             batches_fork: batches("fork"),
             batches_failed: batches("failed"),
-            calls_forbidden: counter!("dozo_billing_calls_forbidden_total", "fee" => fee),
-            batch_seconds: histogram!("dozo_billing_batch_duration_seconds", "fee" => fee),
-            imbalance: gauge!("dozo_billing_ledger_imbalance_minor_units", "fee" => fee),
+            calls_forbidden: registry.counter(&BILLING_CALLS_FORBIDDEN, &[fee]),
+            batch_seconds: registry.histogram(&BILLING_BATCH_DURATION, &[fee]),
+            record_lag_seconds: registry.histogram(&BILLING_RECORD_LAG, &[fee]),
+            imbalance: registry.gauge(&BILLING_IMBALANCE, &[fee]),
+            exceptions: registry.gauge(&BILLING_EXCEPTIONS, &[fee]),
+            invoices: registry.gauge(&BILLING_INVOICES, &[fee]),
+            last_close: registry.gauge(&BILLING_LAST_CLOSE, &[fee]),
         }
+    }
+
+    /// Shows the books as they are.
+    pub fn show(&self, figures: &Figures) {
+        // A fraction of a minor unit is an imbalance too.
+        let minor = |micros: i64| micros as f64 / MICROS_PER_MINOR as f64;
+        self.imbalance.set(minor(figures.imbalance_micros));
+        for (kind, currency, micros) in &figures.balances {
+            let labels = [self.fee, kind, currency.code()];
+            self.registry.gauge(&BILLING_BALANCES, &labels).set(minor(*micros));
+        }
+        self.exceptions.set(figures.exceptions as f64);
+        self.invoices.set(figures.invoices as f64);
+        self.last_close.set(figures.last_close_ms as f64 / 1000.0);
     }
 
     /// Counts what a committed transaction did with one batch.
@@ -56,6 +89,11 @@ impl Metrics {
             BatchAnswer::Gap { .. } => self.batches_gap.increment(1),
             BatchAnswer::Fork { .. } => self.batches_fork.increment(1),
         }
+    }
+
+    /// A batch is booked, the oldest of whose deliveries ended so many seconds ago.
+    pub fn lag(&self, seconds: f64) {
+        self.record_lag_seconds.record(seconds);
     }
 
     pub fn count_failed(&self) {

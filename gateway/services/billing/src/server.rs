@@ -10,7 +10,6 @@ use common::auth::{ClusterSecret, Guard};
 use common::backoff::Backoff;
 use common::client::{HttpClient, ServerClient};
 use common::error::chain;
-use common::money::MICROS_PER_MINOR;
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 
@@ -21,7 +20,7 @@ use crate::reconcile::Peers;
 use crate::routes::routes;
 use crate::tariff::Terms;
 
-const BALANCE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const FIGURES_INTERVAL: Duration = Duration::from_secs(5);
 const REGISTER_RETRY_FIRST: Duration = Duration::from_millis(100);
 const REGISTER_RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -42,7 +41,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let (fee, clock) = (config.role, Clock::System);
     let listen = Listen { listen: config.listen, admin: config.admin };
     let server = Server::bind(fee.server_role(), config.name.as_str(), &listen).await?;
-    let metrics = server.metrics.scope(|| Metrics::new(fee));
+    let metrics = Metrics::new(&server.metrics, fee);
     let location = config.location()?;
     let (ledger, writer) = Ledger::open_metered(&location, fee, clock.clone(), metrics.clone()).await?;
     let ledger = ledger.with_close_grace(Duration::from_secs(config.close_grace_hours.saturating_mul(3600)));
@@ -50,7 +49,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     put_configured_terms(&ledger, &config).await?;
 
     let guard = Guard { secret: secret.clone(), audience: fee.server_role(), clock: clock.clone() };
-    let http = ServerClient::new(HttpClient::new(), secret, &server.name, clock);
+    let http =
+        ServerClient::new(HttpClient::new(), secret, &server.name, clock).measured(server.call_metrics());
     let registration = Registration {
         role: fee.server_role(),
         name: config.name,
@@ -64,7 +64,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let search = SearchClient::new(http.clone(), &config.search);
     let peers = Peers { http, search: search.clone() };
     server.spawn_worker(keep_registered(search, registration));
-    server.spawn_worker(watch_balance(ledger.clone(), metrics.clone(), server.health.clone()));
+    server.spawn_worker(watch_books(ledger.clone(), metrics.clone(), server.health.clone()));
     Ok(server.run(routes(ledger, peers, guard, metrics), Router::new(), async {}))
 }
 
@@ -114,15 +114,15 @@ async fn keep_registered(search: SearchClient, registration: Registration) {
     }
 }
 
-/// Measures how far the books are from balance, and whether the database can be read.
-async fn watch_balance(ledger: Ledger, metrics: Metrics, health: Health) {
-    let mut interval = tokio::time::interval(BALANCE_CHECK_INTERVAL);
+/// Shows the books in figures, how far they are from balance among them, and whether the database can be read.
+async fn watch_books(ledger: Ledger, metrics: Metrics, health: Health) {
+    let mut interval = tokio::time::interval(FIGURES_INTERVAL);
     loop {
         interval.tick().await;
-        match ledger.imbalance_micros().await {
-            Ok(micros) => {
-                // A fraction of a minor unit is an imbalance too.
-                metrics.imbalance.set(micros as f64 / MICROS_PER_MINOR as f64);
+        match ledger.figures().await {
+            Ok(figures) => {
+                metrics.show(&figures);
+                let micros = figures.imbalance_micros;
                 if micros != 0 {
                     tracing::error!(fee = %ledger.fee(), micros, "the ledger does not balance");
                 }

@@ -1,5 +1,6 @@
 //! The server's figures.
 
+use common::catalogue::metrics::{MOBILE_HEARD, MOBILE_HOME_DURATION, MOBILE_REQUESTS};
 use common::telemetry::MetricsRegistry;
 use metrics::{Counter, Histogram};
 
@@ -15,29 +16,18 @@ pub struct Metrics {
 
 impl Metrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
-        let heard = |result| metrics::counter!("dozo_mobile_access_heard_total", "result" => result);
-        registry.scope(|| {
-            describe();
-            Self {
-                registry: registry.clone(),
-                heard_answered: heard("answered"),
-                heard_malformed: heard("malformed"),
-                heard_limited: heard("limited"),
-                home_seconds: metrics::histogram!("dozo_mobile_access_home_seconds"),
-            }
-        })
+        let heard = |result| registry.counter(&MOBILE_HEARD, &[result]);
+        Self {
+            registry: registry.clone(),
+            heard_answered: heard("answered"),
+            heard_malformed: heard("malformed"),
+            heard_limited: heard("limited"),
+            home_seconds: registry.histogram(&MOBILE_HOME_DURATION, &[]),
+        }
     }
 
     /// One question of a client: `result` is `ok` or the code of the refusal.
     pub fn question(&self, op: &'static str, result: &'static str) {
-        let make = || metrics::counter!("dozo_mobile_access_requests_total", "op" => op, "result" => result);
-        self.registry.scope(make).increment(1);
+        self.registry.counter(&MOBILE_REQUESTS, &[op, result]).increment(1);
     }
-}
-
-fn describe() {
-    use metrics::{describe_counter as counter, describe_histogram as histogram};
-    counter!("dozo_mobile_access_heard_total", "Datagrams that came, by what became of them.");
-    counter!("dozo_mobile_access_requests_total", "Questions of clients, by operation and result.");
-    histogram!("dozo_mobile_access_home_seconds", "Time to an answer of a home site's gateway.");
 }

@@ -68,7 +68,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let socket =
         hear::bind(hear).map_err(|source| StartError::Listen { address: hear.to_string(), source })?;
     let metrics = Metrics::new(&server.metrics);
-    let client = ServerClient::new(HttpClient::new(), secret, &server.name, Clock::System);
+    let client = ServerClient::new(HttpClient::new(), secret, &server.name, Clock::System)
+        .measured(server.call_metrics());
     let search = SearchClient::new(client.clone(), &config.search);
     let (told, map) = watch::channel(None);
     server.health.set("map", Err("no cluster map yet".into()));

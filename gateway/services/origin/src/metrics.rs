@@ -1,20 +1,13 @@
-//! The server's figures: handles made once, and the middleware that counts requests.
+//! The server's figures: handles made once.
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
-use metrics::{Counter, Gauge, counter, gauge};
-
+use common::catalogue::metrics::{
+    ORIGIN_ANNOUNCEMENTS_PENDING, ORIGIN_CONTENTS, ORIGIN_FAILED_SCANS, ORIGIN_READS_INFLIGHT,
+    ORIGIN_READS_WAITING, ORIGIN_REFUSED_READS, ORIGIN_SCAN_LISTED, ORIGIN_SCAN_READ, ORIGIN_SCANNED_BYTES,
+    ORIGIN_SENT_BYTES, ORIGIN_WITHDRAWALS_HELD,
+};
 use common::id::BucketName;
 use common::telemetry::MetricsRegistry;
-
-/// Requests of one operation; `outcome` is `ok`, `refused` (4xx) or `failed` (5xx).
-#[derive(Clone)]
-pub struct OpMetrics {
-    ok: Counter,
-    refused: Counter,
-    failed: Counter,
-}
+use metrics::{Counter, Gauge};
 
 #[derive(Clone)]
 pub struct Metrics {
@@ -55,52 +48,27 @@ impl SourceMetrics {
 
 impl Metrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
-        registry.scope(|| Self {
+        Self {
             registry: registry.clone(),
-            contents: gauge!("dozo_origin_contents"),
-            sent_bytes: counter!("dozo_origin_sent_bytes_total"),
-            read_bytes: counter!("dozo_origin_scanned_bytes_total"),
-            outbox: gauge!("dozo_origin_announcements_pending"),
-            failed_scans: counter!("dozo_origin_failed_scans_total"),
-            busy_reads: counter!("dozo_origin_refused_reads_total", "reason" => "busy"),
-            changed_reads: counter!("dozo_origin_refused_reads_total", "reason" => "changed"),
-        })
+            contents: registry.gauge(&ORIGIN_CONTENTS, &[]),
+            sent_bytes: registry.counter(&ORIGIN_SENT_BYTES, &[]),
+            read_bytes: registry.counter(&ORIGIN_SCANNED_BYTES, &[]),
+            outbox: registry.gauge(&ORIGIN_ANNOUNCEMENTS_PENDING, &[]),
+            failed_scans: registry.counter(&ORIGIN_FAILED_SCANS, &[]),
+            busy_reads: registry.counter(&ORIGIN_REFUSED_READS, &["busy"]),
+            changed_reads: registry.counter(&ORIGIN_REFUSED_READS, &["changed"]),
+        }
     }
 
     /// The handles of one source.
     pub fn source(&self, bucket: &BucketName) -> SourceMetrics {
-        let bucket = bucket.to_string();
-        self.registry.scope(|| SourceMetrics {
-            reads_inflight: gauge!("dozo_origin_reads_inflight", "bucket" => bucket.clone()),
-            reads_waiting: gauge!("dozo_origin_reads_waiting", "bucket" => bucket.clone()),
-            scan_listed: gauge!("dozo_origin_scan_listed_objects", "bucket" => bucket.clone()),
-            scan_read: gauge!("dozo_origin_scan_read_objects", "bucket" => bucket.clone()),
-            withdrawals_held: gauge!("dozo_origin_withdrawals_held", "bucket" => bucket),
-        })
+        let gauge = |metric| self.registry.gauge(metric, &[bucket.as_str()]);
+        SourceMetrics {
+            reads_inflight: gauge(&ORIGIN_READS_INFLIGHT),
+            reads_waiting: gauge(&ORIGIN_READS_WAITING),
+            scan_listed: gauge(&ORIGIN_SCAN_LISTED),
+            scan_read: gauge(&ORIGIN_SCAN_READ),
+            withdrawals_held: gauge(&ORIGIN_WITHDRAWALS_HELD),
+        }
     }
-
-    /// The handles of one operation, for its route.
-    pub fn op(&self, op: &'static str) -> OpMetrics {
-        let requests = |outcome| counter!("dozo_origin_requests_total", "op" => op, "outcome" => outcome);
-        self.registry.scope(|| OpMetrics {
-            ok: requests("ok"),
-            refused: requests("refused"),
-            failed: requests("failed"),
-        })
-    }
-}
-
-/// Axum middleware: counts the requests of one operation.
-pub async fn count(State(op): State<OpMetrics>, request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
-    let status = response.status();
-    let outcome = if status.is_server_error() {
-        &op.failed
-    } else if status.is_client_error() {
-        &op.refused
-    } else {
-        &op.ok
-    };
-    outcome.increment(1);
-    response
 }

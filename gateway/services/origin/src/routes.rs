@@ -9,7 +9,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::CONTENT_TYPE;
@@ -29,7 +29,6 @@ use common::name::ContentName;
 use common::server::bad_request;
 
 use crate::error::Failure;
-use crate::metrics::count;
 use crate::outbox;
 use crate::registry::{self, KeptSource, Known};
 use crate::server::App;
@@ -39,16 +38,15 @@ use crate::sources::{self, OpenSource, Progress};
 const BODY_MAX: usize = 64 << 10;
 
 pub fn service(app: App, guard: Guard) -> Router {
-    let op = |name, route: MethodRouter<App>| route.layer(from_fn_with_state(app.metrics.op(name), count));
     Router::new()
-        .route("/v1/peer/holding", op("holding", get(holding)))
-        .route("/v1/peer/open", op("open", get(open)))
-        .route("/v1/peer/chunks/{hash}", op("chunk", get(chunk)))
-        .route("/v1/peer/ping", op("ping", get(ping)))
-        .route("/v1/status", op("status", get(status)))
-        .route("/v1/sources", op("sources", get(sources).post(add_source)))
-        .route("/v1/sources/{bucket}", op("remove", delete(remove_source)))
-        .route("/v1/sources/{bucket}/rescan", op("rescan", post(rescan)))
+        .route("/v1/peer/holding", get(holding))
+        .route("/v1/peer/open", get(open))
+        .route("/v1/peer/chunks/{hash}", get(chunk))
+        .route("/v1/peer/ping", get(ping))
+        .route("/v1/status", get(status))
+        .route("/v1/sources", get(sources).post(add_source))
+        .route("/v1/sources/{bucket}", delete(remove_source))
+        .route("/v1/sources/{bucket}/rescan", post(rescan))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(from_fn_with_state(guard, require_server))
         .with_state(app)

@@ -76,7 +76,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     server.live.add("settle_ms", &config.settle_ms);
     server.health.set("registered", Err("search has not accepted the registration yet".into()));
     let db = Db::open(&config.data_dir).await?;
-    let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, Clock::System);
+    let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, Clock::System)
+        .measured(server.call_metrics());
     let app = App {
         name: config.name.clone(),
         search: SearchClient::new(client, &config.search),

@@ -16,7 +16,7 @@ use common::placement;
 
 use crate::db::Connection;
 use crate::error::{Failure, integer, natural};
-use crate::servers::{self, ServerRow};
+use crate::servers::{self, ServerKey, ServerRow};
 use crate::{shards, sites};
 
 /// One state of the directory of servers. Cheap to clone.
@@ -43,6 +43,8 @@ impl View {
 /// One entry of Prometheus' HTTP service discovery.
 #[derive(Debug, Clone, Serialize)]
 pub struct Target {
+    #[serde(skip)]
+    pub key: ServerKey,
     /// `host:port`, without a scheme.
     pub targets: [String; 1],
     pub labels: Labels,
@@ -60,15 +62,16 @@ pub struct Labels {
 }
 
 impl Target {
-    pub fn new(role: Role, site: &str, name: &str, admin: &str) -> Self {
+    pub fn new(key: ServerKey, admin: &str) -> Self {
+        let ServerKey { role, site, name } = &key;
         let address = admin.split_once("://").map_or(admin, |(_, rest)| rest).trim_end_matches('/');
         let labels = Labels {
             role: role.as_str(),
-            name: name.to_owned(),
-            site: (!site.is_empty()).then(|| site.to_owned()),
-            node: (role == Role::StorageNode).then(|| format!("{site}.{name}")),
+            name: name.clone(),
+            site: (!site.is_empty()).then(|| site.clone()),
+            node: (*role == Role::StorageNode).then(|| format!("{site}.{name}")),
         };
-        Self { targets: [address.to_owned()], labels }
+        Self { targets: [address.to_owned()], labels, key }
     }
 }
 
@@ -147,7 +150,7 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     map.content_billing = the_one(&rows, Role::ContentBilling)?;
     let map_json = serde_json::to_vec(&map)?.into();
     let targets = rows.iter().filter(|r| !r.is_removed());
-    let targets = targets.map(|r| Target::new(r.key.role, &r.key.site, &r.key.name, &r.admin)).collect();
+    let targets = targets.map(|r| Target::new(r.key.clone(), &r.admin)).collect();
     Ok(View { map: Arc::new(map), map_json, targets: Arc::new(targets) })
 }
 

@@ -1,70 +1,64 @@
-//! The server's figures: handles made once, and the middleware that counts and times requests.
+//! The server's figures: handles made once.
 
-use std::time::Instant;
+use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-
+use common::auth::Role;
+use common::catalogue::metrics::{
+    SEARCH_ANNOUNCEMENTS, SEARCH_CONTENTS, SEARCH_HOLDERS, SEARCH_LOOKUPS, SEARCH_MAP_EPOCH,
+    SEARCH_MISSING_REPORTS, SEARCH_SERVERS,
+};
 use common::telemetry::MetricsRegistry;
+use metrics::{Counter, Gauge};
+use tokio::sync::watch;
 
-/// Figures of one operation; `outcome` is `ok`, `refused` (4xx) or `failed` (5xx).
-#[derive(Clone)]
-pub struct OpMetrics {
-    ok: Counter,
-    refused: Counter,
-    failed: Counter,
-    seconds: Histogram,
-}
+use crate::map::View;
+use crate::servers::Leases;
 
 #[derive(Clone)]
 pub struct Metrics {
-    registry: MetricsRegistry,
     /// Names that at least one site or origin holds in their newest version.
     pub contents: Gauge,
     /// Pairs of name and holder.
     pub holders: Gauge,
     pub map_epoch: Gauge,
     pub announcements: Counter,
+    pub missing_reports: Counter,
+    found: Counter,
+    not_found: Counter,
 }
 
 impl Metrics {
     pub fn new(registry: &MetricsRegistry) -> Self {
-        registry.scope(|| Self {
-            registry: registry.clone(),
-            contents: gauge!("dozo_search_contents"),
-            holders: gauge!("dozo_search_holders"),
-            map_epoch: gauge!("dozo_search_map_epoch"),
-            announcements: counter!("dozo_search_announcements_total"),
-        })
+        let lookups = |result| registry.counter(&SEARCH_LOOKUPS, &[result]);
+        Self {
+            contents: registry.gauge(&SEARCH_CONTENTS, &[]),
+            holders: registry.gauge(&SEARCH_HOLDERS, &[]),
+            map_epoch: registry.gauge(&SEARCH_MAP_EPOCH, &[]),
+            announcements: registry.counter(&SEARCH_ANNOUNCEMENTS, &[]),
+            missing_reports: registry.counter(&SEARCH_MISSING_REPORTS, &[]),
+            found: lookups("found"),
+            not_found: lookups("not_found"),
+        }
     }
 
-    /// The handles of one operation, for its route.
-    pub fn op(&self, op: &'static str) -> OpMetrics {
-        let requests = |outcome| counter!("dozo_search_requests_total", "op" => op, "outcome" => outcome);
-        self.registry.scope(|| OpMetrics {
-            ok: requests("ok"),
-            refused: requests("refused"),
-            failed: requests("failed"),
-            seconds: histogram!("dozo_search_request_seconds", "op" => op),
-        })
+    /// A question where a content is was answered.
+    pub fn lookup(&self, is_found: bool) {
+        if is_found { &self.found } else { &self.not_found }.increment(1);
     }
 }
 
-/// Axum middleware: counts and times one operation. Long polls count the time they wait.
-pub async fn measure(State(op): State<OpMetrics>, request: Request, next: Next) -> Response {
-    let begin = Instant::now();
-    let response = next.run(request).await;
-    op.seconds.record(begin.elapsed());
-    let status = response.status();
-    let outcome = if status.is_server_error() {
-        &op.failed
-    } else if status.is_client_error() {
-        &op.refused
-    } else {
-        &op.ok
-    };
-    outcome.increment(1);
-    response
+/// Shows how many servers of each role report, and how many have fallen silent.
+pub fn show_servers(registry: &MetricsRegistry, view: watch::Receiver<View>, leases: Arc<Leases>) {
+    registry.computed(&SEARCH_SERVERS, move || {
+        let targets = view.borrow().targets.clone();
+        let mut series = Vec::new();
+        for role in Role::ALL.iter().filter(|role| **role != Role::Search) {
+            let of_role = targets.iter().filter(|target| target.key.role == *role);
+            let (alive, silent): (Vec<_>, Vec<_>) = of_role.partition(|target| leases.has(&target.key));
+            for (state, servers) in [("alive", alive), ("silent", silent)] {
+                series.push((vec![role.to_string(), state.to_owned()], servers.len() as f64));
+            }
+        }
+        series
+    });
 }

@@ -11,7 +11,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::{get, post, put};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -35,7 +35,6 @@ use common::server::bad_request;
 use crate::contents::{Effect, Holder};
 use crate::error::Failure;
 use crate::map::View;
-use crate::metrics::measure;
 use crate::server::App;
 use crate::servers::ServerKey;
 use crate::{
@@ -50,41 +49,40 @@ const BATCH_BODY_MAX: usize = 8 << 20;
 
 /// The service listener's routes: for servers of the cluster and its operator, service discovery for anybody.
 pub fn service(app: App, guard: Guard) -> Router {
-    let op = |name, route: MethodRouter<App>| route.layer(from_fn_with_state(app.metrics.op(name), measure));
     let guarded = Router::new()
-        .route("/v1/servers", op("register", post(register)))
-        .route("/v1/map", op("map", get(cluster_map)))
-        .route("/v1/map/slots/fence", op("fence", post(fence)))
-        .route("/v1/map/slots/move", op("move", post(move_slots)))
-        .route("/v1/map/shards/followers", op("followers", post(change_followers)))
-        .route("/v1/map/shards/hand-over", op("hand_over", post(hand_over)))
-        .route("/v1/nodes/suspect", op("suspect", post(suspect)))
-        .route("/v1/nodes/{node}/{action}", op("node", post(change_node)))
-        .route("/v1/sites/{site}", op("site", put(set_site)))
-        .route("/v1/sites/{site}/zone", op("site_zone", put(set_zone)))
-        .route("/v1/sites/{site}/distance", op("site_distance", put(set_distance)))
-        .route("/v1/sites/{site}/resync", op("resync", post(resync)))
-        .route("/v1/clients", op("clients", get(list_clients).post(create_client)))
-        .route("/v1/clients/{client}/disable", op("disable_client", post(disable_client)))
-        .route("/v1/clients/{client}/limits", op("limit_client", post(limit_client)))
-        .route("/v1/clients/by-token/{hash}", op("client_by_token", get(client_by_token)))
-        .route("/v1/cards", op("cards", get(list_cards).post(add_card)))
-        .route("/v1/cards/disable", op("disable_cards", post(disable_cards)))
-        .route("/v1/cards/{card}", op("card", get(card_holder)))
-        .route("/v1/buckets", op("buckets", get(list_buckets)))
-        .route("/v1/buckets/{bucket}", op("bucket", put(put_bucket).get(get_bucket)))
-        .route("/v1/contents/lookup", op("lookup", get(lookup)))
-        .route("/v1/contents/by-hash/{hash}", op("by_hash", get(by_hash)))
-        .route("/v1/contents/by-provider/{client}", op("by_provider", get(by_provider)))
-        .route("/v1/contents/holders", op("holders", get(holders)))
-        .route("/v1/contents/list", op("list", get(list)))
-        .route("/v1/contents/search", op("find", get(find)))
-        .route("/v1/contents/missing", op("missing", post(missing)))
-        .route("/v1/changes", op("changes", get(change_feed)))
+        .route("/v1/servers", post(register))
+        .route("/v1/map", get(cluster_map))
+        .route("/v1/map/slots/fence", post(fence))
+        .route("/v1/map/slots/move", post(move_slots))
+        .route("/v1/map/shards/followers", post(change_followers))
+        .route("/v1/map/shards/hand-over", post(hand_over))
+        .route("/v1/nodes/suspect", post(suspect))
+        .route("/v1/nodes/{node}/{action}", post(change_node))
+        .route("/v1/sites/{site}", put(set_site))
+        .route("/v1/sites/{site}/zone", put(set_zone))
+        .route("/v1/sites/{site}/distance", put(set_distance))
+        .route("/v1/sites/{site}/resync", post(resync))
+        .route("/v1/clients", get(list_clients).post(create_client))
+        .route("/v1/clients/{client}/disable", post(disable_client))
+        .route("/v1/clients/{client}/limits", post(limit_client))
+        .route("/v1/clients/by-token/{hash}", get(client_by_token))
+        .route("/v1/cards", get(list_cards).post(add_card))
+        .route("/v1/cards/disable", post(disable_cards))
+        .route("/v1/cards/{card}", get(card_holder))
+        .route("/v1/buckets", get(list_buckets))
+        .route("/v1/buckets/{bucket}", put(put_bucket).get(get_bucket))
+        .route("/v1/contents/lookup", get(lookup))
+        .route("/v1/contents/by-hash/{hash}", get(by_hash))
+        .route("/v1/contents/by-provider/{client}", get(by_provider))
+        .route("/v1/contents/holders", get(holders))
+        .route("/v1/contents/list", get(list))
+        .route("/v1/contents/search", get(find))
+        .route("/v1/contents/missing", post(missing))
+        .route("/v1/changes", get(change_feed))
         .layer(DefaultBodyLimit::max(SMALL_BODY_MAX))
         .merge(
             Router::new()
-                .route("/v1/announcements", op("announce", post(announce)))
+                .route("/v1/announcements", post(announce))
                 .layer(DefaultBodyLimit::max(BATCH_BODY_MAX)),
         )
         .layer(from_fn_with_state(guard, require_server))
@@ -524,7 +522,9 @@ async fn lookup(
 ) -> ApiResult<ApiJson<ContentInfo>> {
     let name: ContentName = params.name.parse()?;
     let mut conn = app.db.read().await?;
-    let mut info = listing::lookup(&mut conn, &name).await?;
+    let found = listing::lookup(&mut conn, &name).await;
+    app.metrics.lookup(found.is_ok());
+    let mut info = found?;
     let view = app.view.borrow().clone();
     info.sites.retain(|site| !view.is_silent(site));
     if info.sites.is_empty() && info.origins.is_empty() {
@@ -628,6 +628,7 @@ async fn missing(State(app): State<App>, ApiJson(report): ApiJson<MissingReport>
                 .await?;
         tx.commit().await?;
         if effect != Effect::default() {
+            app.metrics.missing_reports.increment(1);
             tracing::warn!(name = %report.name, at = ?report.at, "a holder did not have what it announced");
         }
         app.publish_effect(effect);

@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::recovery::Recovery;
 use crate::servers::{Leases, ServerKey};
 use crate::suspicion::Suspicions;
-use crate::{changes, contents, map, routes, servers, shards, sweep};
+use crate::{changes, contents, map, metrics, routes, servers, shards, sweep};
 
 /// What requests share. Cheap to clone.
 #[derive(Clone)]
@@ -138,19 +138,23 @@ async fn load(
         leases.renew(row.key);
     }
     drop(conn);
+    let (view, leases) = (watch::Sender::new(view), Arc::new(leases));
+    metrics::show_servers(&server.metrics, view.subscribe(), leases.clone());
     let metrics = Metrics::new(&server.metrics);
-    metrics.map_epoch.set(view.epoch().0 as f64);
+    metrics.map_epoch.set(view.borrow().epoch().0 as f64);
     metrics.contents.set(totals.0 as f64);
     metrics.holders.set(totals.1 as f64);
+    let own_key = ServerKey { role: Role::Search, site: String::new(), name: "search".to_owned() };
+    let caller = ServerClient::new(HttpClient::new(), secret, "search", Clock::System);
     Ok(App {
         db,
-        view: watch::Sender::new(view),
+        view,
         last_change: watch::Sender::new(last_change),
-        leases: Arc::new(leases),
+        leases,
         suspicions: Arc::new(Suspicions::default()),
         announcements,
         sweep_due: Arc::new(Notify::new()),
-        server: ServerClient::new(HttpClient::new(), secret, "search", Clock::System),
+        server: caller.measured(server.call_metrics()),
         metrics,
         clock: Clock::System,
         heartbeat_ms: config.heartbeat_ms,
@@ -159,7 +163,7 @@ async fn load(
         recovery: Arc::new(Recovery::new()),
         health: server.health.clone(),
         draining: server.draining_token(),
-        own_target: Arc::new(Target::new(Role::Search, "", "search", &server.admin_url())),
+        own_target: Arc::new(Target::new(own_key, &server.admin_url())),
     })
 }
 

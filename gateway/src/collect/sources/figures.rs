@@ -4,6 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use common::catalogue::metrics::{
+    GATEWAY_SITE_ROUND_TRIP, GATEWAY_SOURCE_FAILURES, GATEWAY_SOURCE_PROBES, GATEWAY_SOURCES_CHOSEN,
+};
 use common::id::SiteId;
 use common::telemetry::MetricsRegistry;
 use metrics::{Counter, Gauge};
@@ -23,30 +26,14 @@ pub struct SourceFigures {
 }
 
 impl SourceFigures {
-    /// To be called in the registry's scope.
     pub fn new(registry: &MetricsRegistry) -> Self {
-        metrics::describe_counter!(
-            "dozo_gateway_sources_chosen_total",
-            "Rankings, by why their first source was the first."
-        );
-        metrics::describe_counter!(
-            "dozo_gateway_source_probes_total",
-            "Measured round trips to sources, by outcome."
-        );
-        metrics::describe_counter!("dozo_gateway_source_failures_total", "Fetches that a source failed.");
-        metrics::describe_gauge!(
-            "dozo_gateway_site_round_trip_seconds",
-            "Smoothed round trip to the nearest gateway of a site."
-        );
-        let probes = |outcome| metrics::counter!("dozo_gateway_source_probes_total", "outcome" => outcome);
+        let probes = |outcome| registry.counter(&GATEWAY_SOURCE_PROBES, &[outcome]);
         Self {
             registry: registry.clone(),
-            chosen: Reason::ALL.map(
-                |reason| metrics::counter!("dozo_gateway_sources_chosen_total", "reason" => reason.as_str()),
-            ),
+            chosen: Reason::ALL.map(|reason| registry.counter(&GATEWAY_SOURCES_CHOSEN, &[reason.as_str()])),
             probes_answered: probes("answered"),
             probes_failed: probes("failed"),
-            failures: metrics::counter!("dozo_gateway_source_failures_total"),
+            failures: registry.counter(&GATEWAY_SOURCE_FAILURES, &[]),
             round_trips: Mutex::default(),
         }
     }
@@ -61,7 +48,7 @@ impl SourceFigures {
         if !shown.contains_key(site) && shown.len() >= SITES_SHOWN {
             return;
         }
-        let make = || metrics::gauge!("dozo_gateway_site_round_trip_seconds", "site" => site.to_string());
-        shown.entry(site.clone()).or_insert_with(|| self.registry.scope(make)).set(seconds);
+        let make = || self.registry.gauge(&GATEWAY_SITE_ROUND_TRIP, &[site.as_str()]);
+        shown.entry(site.clone()).or_insert_with(make).set(seconds);
     }
 }

@@ -18,6 +18,7 @@ use common::id::{ClientId, DeliveryId, NodeId};
 use common::name::ContentName;
 use common::record::DeliveryClass;
 use common::server::StartError;
+use common::telemetry::MetricsRegistry;
 use common::time::Clock;
 use database::{Db, Location};
 use serde::Serialize;
@@ -45,6 +46,7 @@ use crate::period::Period;
 use crate::rating::Exception;
 use crate::sql;
 use crate::sql::events::StoredEvent;
+use crate::sql::figures::Figures;
 use crate::sql::invoices::InvoiceQuery;
 use crate::sql::terms::Table;
 use crate::tariff::{
@@ -141,7 +143,7 @@ pub struct Ledger {
 impl Ledger {
     /// Opens or makes the ledger at `location`. Nothing is booked until the [`Writer`] runs.
     pub async fn open(location: &Location, fee: Fee, clock: Clock) -> Result<(Self, Writer), StartError> {
-        Self::open_metered(location, fee, clock, Metrics::new(fee)).await
+        Self::open_metered(location, fee, clock, Metrics::new(&MetricsRegistry::new(), fee)).await
     }
 
     pub(crate) async fn open_metered(
@@ -255,9 +257,9 @@ impl Ledger {
         sql::usage::totals(&mut connection).await
     }
 
-    pub(crate) async fn imbalance_micros(&self) -> Result<i64, LedgerError> {
+    pub(crate) async fn figures(&self) -> Result<Figures, LedgerError> {
         let mut connection = self.read().await?;
-        sql::journals::imbalance(&mut connection).await
+        sql::figures::figures(&mut connection).await
     }
 
     /// The issued invoice of this number, if it is of `client` or that does not matter.

@@ -152,12 +152,17 @@ impl Writer {
     async fn book(&mut self, batches: Vec<Waiting>) {
         let begin = Instant::now();
         let (batches, replies): (Vec<_>, Vec<_>) = batches.into_iter().unzip();
+        let oldest: Vec<_> = batches.iter().map(|b| b.records.iter().map(|r| r.record.end).min()).collect();
         let result = self.try_book(batches).await;
         match self.after(result).await {
             Ok(reports) => {
                 self.metrics.batch_seconds.record(begin.elapsed().as_secs_f64());
-                for (report, reply) in reports.into_iter().zip(replies) {
+                let now = self.clock.now();
+                for ((report, reply), oldest) in reports.into_iter().zip(replies).zip(oldest) {
                     self.metrics.count(&report);
+                    if let Some(oldest) = oldest.filter(|_| report.booked > 0) {
+                        self.metrics.lag(now.since(oldest).as_secs_f64());
+                    }
                     Self::answer(reply, Ok(report));
                 }
             }

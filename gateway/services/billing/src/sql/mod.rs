@@ -6,6 +6,7 @@ pub(crate) mod corrections;
 pub(crate) mod earnings;
 pub(crate) mod events;
 pub(crate) mod exceptions;
+pub(crate) mod figures;
 pub(crate) mod invoices;
 pub(crate) mod journals;
 pub(crate) mod payments;

@@ -164,7 +164,7 @@ async fn the_figures_follow_what_is_announced() {
         "dozo_search_holders 3",
         "dozo_search_map_epoch 2",
         "dozo_search_announcements_total 3",
-        r#"dozo_search_requests_total{op="lookup",outcome="refused"} 1"#,
+        r#"dozo_http_requests_total{route="GET /v1/contents/lookup",code="404"} 1"#,
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
     }
