@@ -75,6 +75,8 @@ enum Command {
     /// Check or show a server's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Gather what somebody who helps needs to see in an archive, without secrets
+    SupportBundle(support_bundle::SupportBundleArgs),
     /// Print what names there are: settings, and more
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -144,6 +146,7 @@ impl Command {
             Self::Usage(args) => usage::usage(args).await,
             Self::Billing(command) => billing::billing(command).await,
             Self::Config(command) => config::config(command),
+            Self::SupportBundle(args) => support_bundle::support_bundle(args).await,
             Self::Catalogue(command) => catalogue::catalogue(command),
         }
     }

@@ -26,9 +26,11 @@ mod growth;
 mod harness;
 mod operation;
 mod origin;
+mod postgresql;
 mod publication;
 mod roaming;
 mod search;
+mod support;
 mod topology;
 mod visiting;
 
