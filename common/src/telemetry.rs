@@ -14,6 +14,7 @@ use metrics::{Counter, Gauge, Histogram, Key, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -93,18 +94,27 @@ impl MetricsRegistry {
     /// A handle of a counter; `values` are those of its labels, in the catalogue's order.
     pub fn counter(&self, metric: &Metric, values: &[&str]) -> Counter {
         debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        if cfg!(feature = "uninstrumented") {
+            return Counter::noop();
+        }
         self.recorder.register_counter(&key(metric, values), &METADATA)
     }
 
     /// A handle of a gauge, as [`MetricsRegistry::counter`]. It shows 0 until it is set.
     pub fn gauge(&self, metric: &Metric, values: &[&str]) -> Gauge {
         debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
+        if cfg!(feature = "uninstrumented") {
+            return Gauge::noop();
+        }
         self.recorder.register_gauge(&key(metric, values), &METADATA)
     }
 
     /// A handle of a histogram, as [`MetricsRegistry::counter`].
     pub fn histogram(&self, metric: &Metric, values: &[&str]) -> Histogram {
         debug_assert_eq!(metric.kind, Kind::Histogram, "{}", metric.name);
+        if cfg!(feature = "uninstrumented") {
+            return Histogram::noop();
+        }
         self.recorder.register_histogram(&key(metric, values), &METADATA)
     }
 
@@ -247,8 +257,6 @@ pub enum LogFormat {
 pub fn init_logs(format: LogFormat, filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
-    // Only the first subscriber of a process writes.
-    let _kept_already = FILTER.set(handle);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -257,9 +265,23 @@ pub fn init_logs(format: LogFormat, filter: &str) {
         LogFormat::Text => lines.with_filter(filter).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    let count = CountLines.with_filter(tracing_subscriber::filter::LevelFilter::WARN);
+    let count = CountLines.with_filter(LevelFilter::WARN);
     // An error means that a subscriber is set already, which is what this function promises.
-    let _already_set = tracing_subscriber::registry().with(lines).with(count).try_init();
+    if tracing_subscriber::registry().with(lines).with(count).try_init().is_ok() {
+        let _is_first = SET_FILTER.set(handle);
+    }
+}
+
+/// Changes the filter of the process's logs.
+static SET_FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
+pub fn set_log_filter(filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    match SET_FILTER.get() {
+        Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -289,17 +311,5 @@ mod tests {
         for metric in catalogue::ALL.iter().filter(|metric| metric.name.starts_with("process_")) {
             assert!(text.contains(&format!("\n{} ", metric.name)), "{} is not in\n{text}", metric.name);
         }
-    }
-}
-
-/// Changes the filter of the process's logs.
-static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
-
-/// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
-pub fn set_log_filter(filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
-    match FILTER.get() {
-        Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
-        None => Ok(()),
     }
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use common::telemetry;
 
 use crate::commands::{
     billing, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search, site,
@@ -77,7 +78,7 @@ enum Command {
     Config(config::ConfigCommand),
     /// Gather what somebody who helps needs to see in an archive, without secrets
     SupportBundle(support_bundle::SupportBundleArgs),
-    /// Print what names there are: settings, and more
+    /// Print what names there are: metrics, error codes, routes, settings, invariants
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
 }
@@ -92,7 +93,7 @@ impl Cli {
             Command::Fsck(_) => self.log.init_for_command("off"),
             _ => self.log.init_for_command("warn"),
         }
-        std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
+        telemetry::watch_panics();
     }
 
     /// Carries the command out; what goes wrong is told on standard error.

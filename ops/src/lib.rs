@@ -15,6 +15,7 @@
 
 mod broadcast;
 pub mod card;
+pub mod catalogue;
 pub mod cli;
 pub mod commands;
 pub mod demo;
@@ -27,7 +28,6 @@ mod notify;
 mod output;
 mod plan;
 mod progress;
-pub mod reference;
 mod reload;
 pub mod roles;
 pub mod secret;

@@ -101,7 +101,7 @@ fn every_value_is_shown_with_where_it_came_from() {
 #[test]
 fn the_reference_of_settings_is_fresh() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference/config.md");
-    let printed = ops::reference::config();
+    let printed = ops::catalogue::config();
     if std::env::var_os("DOZO_REWRITE_FIXTURES").is_some() {
         std::fs::write(&path, &printed).unwrap();
     }
