@@ -5,7 +5,7 @@
 //! | the command line | [`cli`] |
 //! | a whole system in one process | [`up`], [`demo`] |
 //! | one server alone: its settings, its life, what systemd hears of it | [`roles`], `reload`, [`log`], `notify` |
-//! | the reference of all settings | [`reference`] |
+//! | lists of names, settings among them | [`catalogue`] |
 //! | what commands do | [`commands`] |
 //! | what adding or draining a node moves | `plan` |
 //! | a client away from home | [`card`], `token`, `broadcast`, `visit` |
