@@ -9,7 +9,7 @@ use database::testing::Postgres;
 use crate::cluster::{SECRET, SOON, eventually};
 use crate::process::dozo;
 
-const SERVERS: [&str; 3] = ["search", "service_billing", "content_billing"];
+const SERVERS: [&str; 3] = ["search", "service-billing", "content-billing"];
 
 #[track_caller]
 fn succeeds(output: &Output) -> String {
@@ -35,12 +35,12 @@ fn servers_run_on_what_setup_made_and_a_dump_is_put_back() {
 
     // Each role is at home in its own database, and nowhere else.
     for of in SERVERS {
-        let role = format!("dozo_{of}");
+        let role = format!("dozo-{of}");
         let rights =
             "SELECT rolsuper OR rolcreatedb OR rolcreaterole FROM pg_roles WHERE rolname = current_user";
         assert_eq!(succeeds(&query(&server, &role, &role, rights)), "f\n");
         for other in SERVERS.into_iter().filter(|other| *other != of) {
-            assert!(!query(&server, &role, &format!("dozo_{other}"), "SELECT 1").status.success());
+            assert!(!query(&server, &role, &format!("dozo-{other}"), "SELECT 1").status.success());
         }
     }
     let folder = tempfile::tempdir().unwrap();
@@ -72,20 +72,20 @@ fn servers_run_on_what_setup_made_and_a_dump_is_put_back() {
             assert!(stopped.success() && process.wait().unwrap().success(), "{}", said());
         };
     for of in SERVERS {
-        start(&of.replace('_', "-"), &format!("dozo_{of}"), &format!("dozo_{of}"));
+        start(of, &format!("dozo-{of}"), &format!("dozo-{of}"));
     }
 
     // As backup.md says.
     let dump = folder.path().join("books.dump");
     let mut pg_dump = server.command("pg_dump");
-    pg_dump.args(["-U", "dozo_backup", "--format=custom", "dozo_service_billing", "--file"]).arg(&dump);
+    pg_dump.args(["-U", "dozo-backup", "--format=custom", "dozo-service-billing", "--file"]).arg(&dump);
     succeeds(&pg_dump.output().unwrap());
-    assert!(!query(&server, "dozo_backup", "dozo_search", "DELETE FROM clients").status.success());
-    succeeds(&server.command("createdb").args(["-O", "dozo_service_billing", "restored"]).output().unwrap());
+    assert!(!query(&server, "dozo-backup", "dozo-search", "DELETE FROM clients").status.success());
+    succeeds(&server.command("createdb").args(["-O", "dozo-service-billing", "restored"]).output().unwrap());
     let mut pg_restore = server.command("pg_restore");
     pg_restore
-        .args(["--no-owner", "--role=dozo_service_billing", "--exit-on-error", "-d", "restored"])
+        .args(["--no-owner", "--role=dozo-service-billing", "--exit-on-error", "-d", "restored"])
         .arg(&dump);
     succeeds(&pg_restore.output().unwrap());
-    start("service-billing", "restored", "dozo_service_billing");
+    start("service-billing", "restored", "dozo-service-billing");
 }
