@@ -7,7 +7,7 @@ use common::telemetry;
 
 use crate::commands::{
     billing, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search, site,
-    status, temporary, usage, who_holds,
+    status, support_bundle, temporary, usage, who_holds,
 };
 use crate::error::Failure;
 use crate::log::LogArgs;
