@@ -18,6 +18,7 @@ use crate::auth::{ClusterSecret, Role};
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::CallMetrics;
 use crate::time::Clock;
+use crate::trace;
 
 /// Longest JSON answer that is read.
 const ANSWER_LEN_MAX: usize = 64 << 20;
@@ -92,12 +93,16 @@ impl HttpClient {
         Self { pool }
     }
 
-    /// Sends a request; the answer's body is still to be read. `limit` bounds the time to the answer's head.
+    /// Sends a request, as part of the trace at hand; the answer's body is still to be read. `limit` bounds the time to
+    /// the answer's head.
     pub async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         limit: Duration,
     ) -> Result<Response<Incoming>, CallError> {
+        if let Some(trace) = trace::current() {
+            trace.inject(request.headers_mut());
+        }
         let url = request.uri().clone();
         match tokio::time::timeout(limit, self.pool.request(request)).await {
             Ok(Ok(response)) => Ok(response),
@@ -179,6 +184,13 @@ impl ServerClient {
 
     async fn call_unmeasured(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
         let url = format!("{}{}", call.base, call.path);
+        let response = self.send(call).await?;
+        if response.status().is_success() { Ok(response) } else { Err(read_refusal(&url, response).await) }
+    }
+
+    /// Sends a signed call; whatever is answered comes back.
+    pub async fn send(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
+        let url = format!("{}{}", call.base, call.path);
         let token =
             self.secret.sign(&self.caller, call.audience, call.method.as_str(), call.path, self.clock.now());
         let mut request = Request::builder().method(call.method).uri(&url).header(AUTHORIZATION, token);
@@ -188,8 +200,7 @@ impl ServerClient {
         let request = request
             .body(Full::new(call.body))
             .map_err(|error| CallError::Unreachable { url: url.clone(), source: error.into() })?;
-        let response = self.http.send(request, call.limit).await?;
-        if response.status().is_success() { Ok(response) } else { Err(read_refusal(&url, response).await) }
+        self.http.send(request, call.limit).await
     }
 
     pub async fn get_json<A: DeserializeOwned>(

@@ -18,9 +18,11 @@
 //! | clients of S3-compatible stores | [`s3`] |
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`], [`measure`] |
 //! | what servers tell of themselves, in tables | [`catalogue`] |
+//! | a request's ids and times on its way through the servers | [`trace`] |
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
+mod admin;
 pub mod api;
 pub mod auth;
 pub mod backoff;
@@ -45,5 +47,6 @@ pub mod s3;
 pub mod server;
 pub mod telemetry;
 pub mod time;
+pub mod trace;
 pub mod version;
 pub mod visit;

@@ -1,7 +1,8 @@
 //! What every server has alike: two listeners (service and admin), health, request ids, and an orderly stop.
 //!
-//! Stop, in order: not ready → accept no more → finish what is in flight → stop the background workers → the
-//! server's own last step (flush, checkpoint) → done.
+//! Stop, in order: not ready, others are told, answers end their connections → after a delay, in which everyone turns to
+//! others, accept no more → finish what is in flight → stop the background workers → the server's own last step (flush,
+//! checkpoint) → done.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -10,36 +11,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Extension, Json, Router};
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
+use http::header::{CONNECTION, CONTENT_TYPE};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use metrics::Gauge;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Layer;
 
+use crate::admin::{self, ServerMetrics, Told, Turning};
 use crate::auth::Role;
-use crate::catalogue::metrics::{DRAINING, READY};
 use crate::config::LiveSettings;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::{CallMetrics, RequestMetrics, measure};
-use crate::telemetry::{MetricsRegistry, ProcessMetrics};
+use crate::telemetry::MetricsRegistry;
+use crate::trace::slow::SlowRequests;
+use crate::trace::{REQUEST_ID, SERVER_TIMING, TRACE_ID, Trace, TracedBody};
 
-/// How long requests in flight may take to finish after a stop was asked for.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long an answer of the admin listener may hold up a stop.
+const ADMIN_FINISH_MAX: Duration = Duration::from_secs(5);
+/// Connections that the kernel may have taken before a listener was closed, and how long it takes to see one.
+const BACKLOG_MAX: usize = 1024;
+const BACKLOG_TIME_MAX: Duration = Duration::from_millis(5);
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 const HEADER_COUNT_MAX: usize = 100;
-/// Answer header that leads from an answer to the server's log.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -111,7 +114,8 @@ impl Health {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().all(Result::is_ok)
     }
 
-    fn report(&self) -> String {
+    /// Line by line, as `/readyz?verbose` shows it.
+    pub fn report(&self) -> String {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         let line = |(name, state): (&&str, &Result<(), String>)| match state {
             Ok(()) => format!("[+] {name} ok\n"),
@@ -134,15 +138,44 @@ pub struct Server {
     pub live: LiveSettings,
     http: TcpListener,
     admin: TcpListener,
-    draining: CancellationToken,
+    stopping: Stopping,
     workers_stop: CancellationToken,
     workers: TaskTracker,
 }
 
+/// How a server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// How long it goes on as ever once it says that it is not ready: the time in which others learn of it.
+    pub delay: Duration,
+    /// How long requests in flight may take to finish after that; then they are cut off.
+    pub finish: Duration,
+}
+
+impl Default for Stop {
+    /// At once, with the usual patience for what is in flight.
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, finish: Duration::from_secs(30) }
+    }
+}
+
+/// The steps of a stop, each told once.
+#[derive(Clone, Default)]
+struct Stopping {
+    /// Not ready any more; answers say that their connection ends.
+    leaving: CancellationToken,
+    /// No connection is taken any more; long polls end.
+    draining: CancellationToken,
+    /// What is still in flight is cut off.
+    cut: CancellationToken,
+}
+
 impl Server {
     pub async fn bind(role: Role, name: &str, listen: &Listen) -> Result<Self, StartError> {
-        let http = bind(listen.listen).await?;
-        let admin = bind(listen.admin).await?;
+        let unbound =
+            |address: SocketAddr| move |source| StartError::Listen { address: address.to_string(), source };
+        let http = TcpListener::bind(listen.listen).await.map_err(unbound(listen.listen))?;
+        let admin = admin::bind(listen.admin).await.map_err(unbound(listen.admin))?;
         let health = Health::default();
         health.set("accepting", Err("starting".into()));
         let metrics = MetricsRegistry::new();
@@ -154,7 +187,7 @@ impl Server {
             metrics,
             http,
             admin,
-            draining: CancellationToken::new(),
+            stopping: Stopping::default(),
             workers_stop: CancellationToken::new(),
             workers: TaskTracker::new(),
         })
@@ -184,9 +217,15 @@ impl Server {
         self.workers_stop.clone()
     }
 
-    /// Cancelled when a stop was asked for, while requests in flight still run: long polls end on it.
+    /// Cancelled when a stop was asked for, while the server still goes on as ever: whoever was told that it is there
+    /// is to be told that it goes.
+    pub fn leaving_token(&self) -> CancellationToken {
+        self.stopping.leaving.clone()
+    }
+
+    /// Cancelled when no more is accepted, while requests in flight still run: long polls end on it.
     pub fn draining_token(&self) -> CancellationToken {
-        self.draining.clone()
+        self.stopping.draining.clone()
     }
 
     /// Starts a background worker; it is dropped at its next await once the server stops.
@@ -217,19 +256,36 @@ impl Server {
         let metrics = self.metrics.clone();
         self.spawn_worker(async move { metrics.upkeep().await });
         self.health.set("accepting", Ok(()));
-        let ids = RequestIds::new(&self.name);
-        let requests = RequestMetrics::new(&self.metrics);
+        let requests = Requests::new(&self.name, self.stopping.leaving.clone());
+        let turning = Turning::new();
+        self.spawn_worker(turning.clone().note());
+        let told = Told {
+            health: self.health.clone(),
+            metrics: ServerMetrics::new(
+                self.metrics.clone(),
+                self.role,
+                self.health.clone(),
+                self.stopping.leaving.clone(),
+            ),
+            slow: requests.slow.clone(),
+            turning,
+        };
+        let measured = RequestMetrics::new(&self.metrics);
         let routes = routes
             .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
-            .layer(axum::middleware::from_fn_with_state(ids, with_request_id))
-            .layer(axum::middleware::from_fn_with_state(requests.clone(), measure));
-        let metrics = ServerMetrics::new(self.metrics, self.role, self.health.clone(), self.draining.clone());
-        let admin = admin_router(self.health.clone(), metrics).merge(admin_routes);
-        let http = tokio::spawn(accept(self.http, routes, self.draining.clone(), Some(requests)));
-        let admin = tokio::spawn(accept_loop(self.admin, admin, self.workers_stop.clone()));
+            .layer(axum::middleware::from_fn_with_state(requests, traced))
+            .layer(axum::middleware::from_fn_with_state(measured.clone(), measure));
+        let http = tokio::spawn(serve(self.http, routes, self.stopping.clone(), Some(measured)));
+        let stopping = Stopping { draining: self.workers_stop.clone(), ..Stopping::default() };
+        let serving = serve(self.admin, admin::routes(told, admin_routes), stopping, None);
+        let admin = match admin::runtime() {
+            Ok(runtime) => runtime.spawn(serving),
+            // Cannot be: it is where the listener was bound.
+            Err(_) => tokio::spawn(serving),
+        };
         tracing::info!(server = %self.name, http = %http_url, admin = %admin_url, "started");
         Running {
             name: self.name,
@@ -237,19 +293,14 @@ impl Server {
             admin: admin_url,
             health: self.health,
             live: self.live,
-            draining: self.draining,
+            stopping: self.stopping,
             workers_stop: self.workers_stop,
             workers: self.workers,
-            listeners: vec![http, admin],
+            service_listener: http,
+            admin_listener: admin,
             last_step: Box::pin(last_step),
         }
     }
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Listen { address: address.to_string(), source })
 }
 
 fn url_of(listener: &TcpListener) -> String {
@@ -263,29 +314,45 @@ pub struct Running {
     pub admin: String,
     pub health: Health,
     pub live: LiveSettings,
-    draining: CancellationToken,
+    stopping: Stopping,
     workers_stop: CancellationToken,
     workers: TaskTracker,
-    listeners: Vec<tokio::task::JoinHandle<()>>,
+    service_listener: JoinHandle<()>,
+    admin_listener: JoinHandle<()>,
     last_step: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Running {
+    /// [`Running::stop_as`] at once.
+    pub async fn stop(self) {
+        self.stop_as(Stop::default()).await;
+    }
+
     /// Stops in order; returns when nothing of the server runs any more.
-    pub async fn stop(mut self) {
-        self.health.set("accepting", Err("draining".into()));
-        self.draining.cancel();
-        let service = self.listeners.remove(0);
-        if service.await.is_err() {
+    pub async fn stop_as(mut self, how: Stop) {
+        self.health.set("accepting", Err("stopping".into()));
+        self.stopping.leaving.cancel();
+        if how.delay > Duration::ZERO {
+            tracing::info!(server = %self.name, delay = ?how.delay, "stopping: not ready any more");
+            tokio::time::sleep(how.delay).await;
+        }
+        self.stopping.draining.cancel();
+        let served = match tokio::time::timeout(how.finish, &mut self.service_listener).await {
+            Ok(served) => served,
+            Err(_) => {
+                tracing::warn!(server = %self.name, limit = ?how.finish, "requests still in flight are cut off");
+                self.stopping.cut.cancel();
+                self.service_listener.await
+            }
+        };
+        if served.is_err() {
             tracing::error!(server = %self.name, "the listener panicked");
         }
         self.workers_stop.cancel();
         self.workers.close();
         self.workers.wait().await;
-        for listener in self.listeners {
-            // A panic of the admin listener was logged by the panic hook; nothing is left to do about it.
-            let _panicked = listener.await;
-        }
+        // A panic of the admin listener was logged by the panic hook, and what it still answers may be cut off.
+        let _either = tokio::time::timeout(ADMIN_FINISH_MAX, self.admin_listener).await;
         self.last_step.await;
         tracing::info!(server = %self.name, "stopped");
     }
@@ -293,136 +360,102 @@ impl Running {
 
 /// Accepts HTTP/1.1 connections until `stop`, then lets those in flight finish.
 pub async fn accept_loop(listener: TcpListener, routes: Router, stop: CancellationToken) {
-    accept(listener, routes, stop, None).await;
+    serve(listener, routes, Stopping { draining: stop, ..Stopping::default() }, None).await;
 }
 
-async fn accept(
-    listener: TcpListener,
-    routes: Router,
-    stop: CancellationToken,
-    metrics: Option<RequestMetrics>,
-) {
+async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metrics: Option<RequestMetrics>) {
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_headers(HEADER_COUNT_MAX);
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: those in flight give some back.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+    let connections = TaskTracker::new();
+    let take = |stream: TcpStream, peer: SocketAddr| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "set_nodelay");
         }
         let service = TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone()));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let cut = stopping.cut.clone();
         let open = metrics.as_ref().map(RequestMetrics::connection);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _open = open;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+            match cut.run_until_cancelled(connection).await {
+                Some(Err(error)) => tracing::debug!(%error, "connection ended"),
+                Some(Ok(())) | None => {}
             }
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            () = stopping.draining.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => take(stream, peer),
+            Err(error) => {
+                // Out of file descriptors, mostly: those in flight give some back.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    // To their clients these are open, and a request may be in them already.
+    for _ in 0..BACKLOG_MAX {
+        match tokio::time::timeout(BACKLOG_TIME_MAX, listener.accept()).await {
+            Ok(Ok((stream, peer))) => take(stream, peer),
+            Ok(Err(_)) | Err(_) => break,
+        }
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
-        tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests still in flight are cut off");
-    }
-}
-
-/// What `/metrics` shows, with what is read only when it is asked for.
-struct ServerMetrics {
-    registry: MetricsRegistry,
-    process: ProcessMetrics,
-    health: Health,
-    draining: CancellationToken,
-    ready_gauge: Gauge,
-    draining_gauge: Gauge,
-}
-
-impl ServerMetrics {
-    fn new(registry: MetricsRegistry, role: Role, health: Health, draining: CancellationToken) -> Arc<Self> {
-        let process = ProcessMetrics::new(&registry, role);
-        let (ready_gauge, draining_gauge) = (registry.gauge(&READY, &[]), registry.gauge(&DRAINING, &[]));
-        Arc::new(Self { registry, process, health, draining, ready_gauge, draining_gauge })
-    }
-
-    fn render(&self) -> String {
-        self.process.read();
-        self.ready_gauge.set(f64::from(u8::from(self.health.is_ready())));
-        self.draining_gauge.set(f64::from(u8::from(self.draining.is_cancelled())));
-        self.registry.render()
-    }
-}
-
-fn admin_router(health: Health, metrics: Arc<ServerMetrics>) -> Router {
-    let ready = move |Query(query): Query<BTreeMap<String, String>>| async move {
-        let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let body = if query.contains_key("verbose") {
-            health.report()
-        } else if status == StatusCode::OK {
-            "ok\n".to_owned()
-        } else {
-            "not ready\n".to_owned()
-        };
-        (status, body)
-    };
-    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(move || async move { ([(CONTENT_TYPE, text.clone())], metrics.render()) }))
-}
-
-/// Makes request ids: eight random digits per process and server, then a counter.
-#[derive(Clone)]
-struct RequestIds {
-    server: Arc<str>,
-    prefix: Arc<str>,
-    next: Arc<AtomicU64>,
+    graceful.shutdown().await;
+    connections.close();
+    connections.wait().await;
 }
 
 /// Who is at the other end of the connection; an extension of every request.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAddress(pub SocketAddr);
 
-/// Id of the request being answered; an extension of every request.
-#[derive(Clone, Debug)]
-pub struct RequestId(pub Arc<str>);
+/// What all requests of a server share. Request ids are eight random digits per process and server, then a counter.
+#[derive(Clone)]
+struct Requests {
+    server: Arc<str>,
+    id_prefix: Arc<str>,
+    next_id: Arc<AtomicU64>,
+    slow: Arc<SlowRequests>,
+    leaving: CancellationToken,
+}
 
-impl RequestIds {
-    fn new(server: &str) -> Self {
-        let prefix = crate::auth::random_hex(4).into();
-        Self { server: server.into(), prefix, next: Arc::new(AtomicU64::new(1)) }
+impl Requests {
+    fn new(server: &str, leaving: CancellationToken) -> Self {
+        let id_prefix = crate::auth::random_hex(4).into();
+        Self { server: server.into(), id_prefix, next_id: Arc::default(), slow: Arc::default(), leaving }
+    }
+
+    fn make_id(&self) -> Arc<str> {
+        format!("{}-{}", self.id_prefix, self.next_id.fetch_add(1, Ordering::Relaxed) + 1).into()
     }
 }
 
-async fn with_request_id(State(ids): State<RequestIds>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(&REQUEST_ID).and_then(|v| v.to_str().ok());
-    let usable = |id: &&str| !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_graphic());
-    let id: Arc<str> = match given.filter(usable) {
-        Some(id) => id.into(),
-        None => format!("{}-{}", ids.prefix, ids.next.fetch_add(1, Ordering::Relaxed)).into(),
-    };
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+/// Answers a request within its trace, and tells of it: in the answer's head, the log, the list of slow requests.
+async fn traced(State(requests): State<Requests>, request: Request, next: Next) -> Response {
+    let trace = Trace::of_request(request.headers(), || requests.make_id());
+    trace.clone().run(answer(requests, trace, request, next)).await
+}
+
+async fn answer(requests: Requests, trace: Trace, request: Request, next: Next) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
+    let (server, path) = (&*requests.server, uri.path());
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         let cause = error.cause.as_deref().unwrap_or("");
         if error.code.status().is_server_error() {
-            tracing::warn!(server = %ids.server, request = %id, %method, path, code = %error.code, message = error.message, cause, "request failed");
+            tracing::warn!(server, %method, path, code = %error.code, message = error.message, cause, "request failed");
         } else {
-            tracing::debug!(server = %ids.server, request = %id, %method, path, code = %error.code, message = error.message, cause, "request refused");
+            tracing::debug!(server, %method, path, code = %error.code, message = error.message, cause, "request refused");
         }
-        let body = ErrorBody { code: error.code, message: error.message, request_id: id.to_string() };
+        let request_id = trace.request().to_string();
+        let body = ErrorBody { code: error.code, message: error.message, request_id };
         let kept = std::mem::take(response.headers_mut());
         response = (error.code.status(), Json(body)).into_response();
         for (name, value) in &kept {
@@ -431,10 +464,27 @@ async fn with_request_id(State(ids): State<RequestIds>, mut request: Request, ne
             }
         }
     }
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+    let (total, status) = (trace.elapsed(), response.status());
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let ms = total.as_secs_f64() * 1e3;
+    tracing::debug!(target: "access", server, %method, route, status = status.as_u16(), ms, "answered");
+    requests.slow.note(&trace, total, &method, route, status);
+    #[cfg(feature = "otlp")]
+    crate::trace::otlp::export(&trace, total, server, &method, route, status);
+    let headers = response.headers_mut();
+    if requests.leaving.is_cancelled() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    if let Ok(value) = HeaderValue::from_str(trace.request()) {
+        headers.insert(REQUEST_ID, value);
+    }
+    if let Ok(value) = HeaderValue::from_str(&trace.id().to_string()) {
+        headers.insert(TRACE_ID, value);
+    }
+    if let Some(value) = trace.server_timing(total) {
+        headers.insert(SERVER_TIMING, value);
+    }
+    response.map(|body| TracedBody::wrap(body, trace))
 }
 
 /// Turns axum's own refusals of a body or query into our errors.

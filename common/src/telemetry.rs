@@ -14,13 +14,16 @@ use metrics::{Counter, Gauge, Histogram, Key, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing::Dispatch;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::auth::Role;
 use crate::catalogue::metrics::{self as catalogue, Kind, Metric, Values};
+use crate::trace::log::WithRequest;
 
 /// Seconds. The bounds that promises are made on are exact edges.
 const DURATION_BUCKETS: &[f64] = &[
@@ -252,33 +255,56 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to standard error. `filter` is as in `RUST_LOG`, for example `info,storage_node=debug`.
+/// Sends logs to standard error. `filter` is as in `RUST_LOG`, for example `info,storage_node=debug`; `access=debug`
+/// adds a line for each request.
 /// Later calls in the same process change nothing.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let (filter, handle) = reload::Layer::new(filter);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(true);
-    let lines = match format {
-        LogFormat::Text => lines.with_filter(filter).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
-    };
-    let count = CountLines.with_filter(LevelFilter::WARN);
+    let (subscriber, filter) = subscriber(format, filter, std::io::stderr, std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what this function promises.
-    if tracing_subscriber::registry().with(lines).with(count).try_init().is_ok() {
-        let _is_first = SET_FILTER.set(handle);
+    if subscriber.try_init().is_ok() {
+        let _is_first = LOG_FILTER.set(filter);
     }
 }
 
+type FilterHandle = reload::Handle<EnvFilter, Registry>;
+
+/// What writes log lines and counts them, and what changes its filter; lines of a request tell its ids
+/// ([`crate::trace::log`]).
+pub(crate) fn subscriber<W>(
+    format: LogFormat,
+    filter: &str,
+    writer: W,
+    ansi: bool,
+) -> (Dispatch, FilterHandle)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi).with_target(true);
+    let lines = match format {
+        LogFormat::Text => lines
+            .map_event_format(|inner| WithRequest { inner: inner.with_ansi(ansi), format })
+            .with_filter(filter)
+            .boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .map_event_format(|inner| WithRequest { inner, format })
+            .with_filter(filter)
+            .boxed(),
+    };
+    let count = CountLines.with_filter(LevelFilter::WARN);
+    (tracing_subscriber::registry().with(lines).with(count).into(), handle)
+}
+
 /// Changes the filter of the process's logs.
-static SET_FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+static LOG_FILTER: OnceLock<FilterHandle> = OnceLock::new();
 
 /// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
 pub fn set_log_filter(filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
-    match SET_FILTER.get() {
+    match LOG_FILTER.get() {
         Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
         None => Ok(()),
     }

@@ -11,6 +11,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use common::error::{ApiError, ErrorCode};
 use common::manifest::ChunkSlice;
+use common::trace;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -140,7 +141,7 @@ fn open_ahead(supply: &Supply, slice: &ChunkSlice) -> BoxFuture<'static, Result<
         return std::future::ready(Ok(open)).boxed();
     }
     let (supply, slice) = (supply.clone(), slice.clone());
-    let task = tokio::spawn(async move { supply.open_at(&slice).await });
+    let task = trace::spawn(async move { supply.open_at(&slice).await });
     let task = tokio_util::task::AbortOnDropHandle::new(task);
     async move { task.await.unwrap_or_else(|error| Err(ApiError::internal(&error))) }.boxed()
 }

@@ -16,6 +16,7 @@ use common::name::ContentName;
 use common::placement::Slot;
 use common::range::{RangeError, Wanted};
 use common::record::{DeliveryClass, DeliveryPath, Source};
+use common::trace::{Stage, stage};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -119,7 +120,7 @@ impl Gateway {
     }
 
     async fn plan(&self, wish: &Wish, guard: &mut EndGuard) -> ApiResult<Plan> {
-        self.authorise(&wish.client, &wish.name).await?;
+        stage(Stage::Auth, self.authorise(&wish.client, &wish.name)).await?;
         if wish.is_plain() {
             let held = self.open(wish, guard).await?;
             return self.plan_for(wish, held, Verdict::Proceed);
@@ -209,7 +210,8 @@ impl Gateway {
         };
         guard.asking(primary.shard);
         let (node, base) = (&primary.node, primary.client.base());
-        let answer = match self.site.unless_down(node, base, primary.client.open(&request)).await {
+        let opening = self.site.unless_down(node, base, primary.client.open(&request));
+        let answer = match stage(Stage::Open, opening).await {
             Ok(answer) => answer,
             Err(error) if error.code() == Some(ErrorCode::QuotaExceeded) => {
                 guard.not_begun();
@@ -288,10 +290,9 @@ impl Gateway {
     async fn ask_holding(&self, name: &ContentName, client: Option<&ClientId>) -> ApiResult<Option<Holding>> {
         let request = ResolveRequest { name: name.clone(), client: client.cloned() };
         let request = &request;
-        let answer = self
-            .site
-            .ask_owner(Slot::of_name(name), |node| async move { node.resolve(request).await })
-            .await?;
+        let resolving =
+            self.site.ask_owner(Slot::of_name(name), |node| async move { node.resolve(request).await });
+        let answer = stage(Stage::Resolve, resolving).await?;
         Ok(answer.holding)
     }
 
@@ -316,7 +317,8 @@ impl Gateway {
     }
 
     async fn collect(&self, name: &ContentName, client: &ClientId) -> ApiResult<Held> {
-        let joined = match self.collector.collect(Sought::Held { name, client }).await {
+        let collecting = self.collector.collect(Sought::Held { name, client });
+        let joined = match stage(Stage::Collect, collecting).await {
             Err(error) if error.code == ErrorCode::Conflict => {
                 let holding = self.ask_holding(name, Some(client)).await?;
                 return match holding.filter(|holding| holding.state == HoldingState::Complete) {
@@ -389,7 +391,8 @@ impl Gateway {
         };
         let request = &request;
         let slot = Slot::of_client(&wish.client);
-        let begin = self.site.ask_owner(slot, |node| async move { node.begin(request).await }).await;
+        let begin = self.site.ask_owner(slot, |node| async move { node.begin(request).await });
+        let begin = stage(Stage::Begin, begin).await;
         if let Err(error) = &begin
             && error.code == ErrorCode::QuotaExceeded
         {
@@ -413,7 +416,7 @@ impl Gateway {
         guard.from(held.path);
         headers.insert(DELIVERY, header(&guard.delivery().to_string()));
         headers.insert(CLASS, HeaderValue::from_static(class_text(class)));
-        let ready = opening.ready().await?;
+        let ready = stage(Stage::FirstChunk, opening.ready()).await?;
         self.metrics.first_byte(held.path, started.elapsed());
         self.metrics.delivered_size.record((part.range.end - part.range.start) as f64);
         let mut response = Response::new(ready.into_body(guard, pace));

@@ -15,6 +15,7 @@ use common::card::PublicKey;
 use common::client::CallError;
 use common::error::{ApiError, ErrorCode};
 use common::id::{BucketName, ClientId};
+use common::trace;
 
 use crate::server::Gateway;
 
@@ -154,7 +155,7 @@ impl Directory {
         let known = self.cards.get(card, STALE_MAX);
         if self.looked_up().insert(*card) {
             let (this, card) = (self.clone(), *card);
-            tokio::spawn(async move {
+            trace::spawn(async move {
                 if let Err(error) = this.card(&card).await {
                     tracing::debug!(
                         card = card.short(),

@@ -17,6 +17,7 @@ use common::backoff::Backoff;
 use common::client::{CallError, ServerClient};
 use common::id::{ClientId, DeliveryId, NodeId, SiteId};
 use common::record::DeliveryPath;
+use common::trace;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -142,7 +143,7 @@ impl Worker {
                 }
             }
             self.gather(&mut batch, &mut receiver);
-            if self.flush().await {
+            if trace::background("ends", self.flush()).await {
                 backoff.reset();
             }
         }

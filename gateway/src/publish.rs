@@ -19,6 +19,7 @@ use common::hash::{ChunkHash, ContentHash};
 use common::manifest::{ChunkList, ChunkRef, Manifest};
 use common::name::ContentName;
 use common::placement::Slot;
+use common::trace::{self, Stage, stage};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 
@@ -60,7 +61,9 @@ impl Gateway {
         let room = self.room(client, &publication.name).await?;
         publication.declared_len.map_or(Ok(()), |len| room.check(len))?;
         let (tag, pace) = (RefTag::generate(), self.limits.pace(client));
-        let received = self.receive(&publication, tag, body.into_data_stream(), &room, &pace).await?;
+        let received =
+            stage(Stage::Receive, self.receive(&publication, tag, body.into_data_stream(), &room, &pace))
+                .await?;
         self.metrics.published_size.record(received.len as f64);
         if publication.expected.is_some_and(|hash| hash != received.hash) {
             return Err(ApiError::new(
@@ -73,7 +76,7 @@ impl Gateway {
         }
         // As a task of its own: a client that goes away now still gets all of it or nothing.
         let finish = Arc::clone(self).finish(client.clone(), publication, tag, received);
-        tokio::spawn(finish).await.unwrap_or_else(|error| Err(ApiError::internal(&error)))
+        trace::spawn(finish).await.unwrap_or_else(|error| Err(ApiError::internal(&error)))
     }
 
     /// Holds what was received and enters it into the provider's library.
@@ -85,7 +88,8 @@ impl Gateway {
         received: Received,
     ) -> ApiResult<Outcome> {
         let manifest = self.manifest(&publication, tag, &received).await?;
-        let answer = self.hold_publication(&client, &publication, manifest, tag, &received).await?;
+        let hold = self.hold_publication(&client, &publication, manifest, tag, &received);
+        let answer = stage(Stage::Hold, hold).await?;
         if !answer.in_library {
             self.add_to_library(&client, &publication.name, &received).await?;
         }
@@ -142,7 +146,7 @@ impl Gateway {
             let hash = ChunkHash::of(&chunk);
             let reference = ChunkRef { hash, len: chunk.len() as u32 }; // at most 4 MiB
             let task = self.chunks.clone().write_owned(hash, publication.name.clone(), tag, chunk);
-            (reference, tokio_util::task::AbortOnDropHandle::new(tokio::spawn(task)))
+            (reference, tokio_util::task::AbortOnDropHandle::new(trace::spawn(task)))
         };
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| {

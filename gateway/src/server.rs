@@ -7,13 +7,15 @@ use std::time::Duration;
 use axum::routing::get;
 use axum::{Json, Router};
 use common::api::collect::CollectorAddress;
-use common::api::search::{Registration, SearchClient};
+use common::api::search::{Leave, Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
 use common::backoff::Backoff;
 use common::client::{HttpClient, ServerClient};
 use common::possession::PossessionKeys;
 use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::chunks::Chunks;
 use crate::collect::sources::Sources;
@@ -76,10 +78,16 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
     let (ends, ends_worker) = ends::start(site.clone(), client.clone(), metrics.clone(), server.stop_token());
 
     server.health.set("map", Err("no cluster map yet".into()));
+    server.health.set("nodes", Err("no cluster map yet".into()));
     server.health.set("registered", Err("search has not answered yet".into()));
     server.spawn_worker(site.clone().follow(server.health.clone()));
     server.spawn_worker(sources.clone().probe(site.clone()));
-    server.spawn_worker(register(registration(&config, &server), search.clone(), server.health.clone()));
+    server.spawn_worker(register(
+        registration(&config, &server),
+        search.clone(),
+        server.health.clone(),
+        server.leaving_token(),
+    ));
     server.spawn_until_stop(ends_worker);
 
     let gateway = Gateway {
@@ -121,20 +129,29 @@ fn registration(config: &Config, server: &Server) -> Registration {
     }
 }
 
-/// Tells search that this gateway is there, for ever.
-async fn register(registration: Registration, search: SearchClient, health: Health) {
+/// Tells search that this gateway is there, until it stops; then that it goes.
+async fn register(
+    registration: Registration,
+    search: SearchClient,
+    health: Health,
+    leaving: CancellationToken,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-    loop {
-        match search.register(&registration).await {
+    while !leaving.is_cancelled() {
+        let delay = match search.register(&registration).await {
             Ok(registered) => {
                 backoff.reset();
                 health.set("registered", Ok(()));
-                tokio::time::sleep(Duration::from_millis(registered.heartbeat_ms)).await;
+                Duration::from_millis(registered.heartbeat_ms)
             }
             Err(error) => {
                 tracing::warn!(error = %common::error::chain(&error), "search did not take the registration");
-                tokio::time::sleep(backoff.next_delay()).await;
+                backoff.next_delay()
             }
-        }
+        };
+        let _either = leaving.run_until_cancelled(tokio::time::sleep(delay)).await;
+    }
+    if let Err(error) = search.leave(&Leave::of(&registration)).await {
+        tracing::debug!(error = %common::error::chain(&error), "search was not told of the stop; it finds out");
     }
 }

@@ -20,6 +20,7 @@ use common::hash::ChunkHash;
 use common::id::{NodeId, SiteId};
 use common::placement::{SLOT_COUNT, Slot, rank_for_chunk};
 use common::server::Health;
+use common::trace;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 
@@ -144,12 +145,20 @@ impl SiteView {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                     health.set("map", state);
+                    health.set("nodes", self.some_node_is_there());
                 }
                 Err(error) => {
                     tracing::warn!(error = %common::error::chain(&error), "search gives no map; the last one stays in use");
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
+        }
+    }
+
+    fn some_node_is_there(&self) -> Result<(), String> {
+        match self.nodes().is_empty() {
+            true => Err("no storage node of the site is there".to_owned()),
+            false => Ok(()),
         }
     }
 
@@ -226,7 +235,7 @@ impl SiteView {
         suspected.insert(node.clone(), now);
         drop(suspected);
         let (search, node) = (self.search.clone(), node.clone());
-        tokio::spawn(async move {
+        trace::spawn(async move {
             match search.suspect(&node).await {
                 Ok(answer) => tracing::debug!(%node, alive = answer.alive, "a node was suspected"),
                 Err(error) => {

@@ -99,7 +99,15 @@ impl Cli {
     /// Carries the command out; what goes wrong is told on standard error.
     pub async fn run(self) -> ExitCode {
         self.init_logs();
-        match self.command.run(self.log).await {
+        #[cfg(feature = "otlp")]
+        if let Err(failure) = start_export() {
+            tell(&failure);
+            return ExitCode::from(failure.exit.code());
+        }
+        let done = self.command.run(self.log).await;
+        #[cfg(feature = "otlp")]
+        common::trace::otlp::flush().await;
+        match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
                 tell(&failure);
@@ -107,6 +115,15 @@ impl Cli {
             }
         }
     }
+}
+
+/// Exports traces if the environment says where to.
+#[cfg(feature = "otlp")]
+fn start_export() -> Result<(), Failure> {
+    use common::trace::otlp::{Settings, start};
+    let settings = Settings::from_environment(|name| std::env::var(name).ok()).map_err(Failure::usage)?;
+    settings.into_iter().for_each(start);
+    Ok(())
 }
 
 #[expect(clippy::print_stderr, reason = "the command line's own error text")]

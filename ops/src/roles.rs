@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::auth::ClusterSecret;
 use common::auth::Role;
 use common::config::{self, ConfigError, Flag, Schema};
-use common::server::{Running, StartError};
+use common::server::{Running, StartError, Stop};
 use common::telemetry::LogFormat;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -22,7 +22,7 @@ use crate::log::LogArgs;
 use crate::notify::Notifier;
 use crate::reload::Reloader;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
-use crate::signals::Signals;
+use crate::signals::{Signal, Signals};
 
 /// Flags of every server. A flag wins over `DOZO__SECTION__KEY` in the environment, and that over the file.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -384,7 +384,11 @@ impl RoleCommand {
         let role = self.role();
         let given = config::Settings::read(&schema(role), file, environment, self.flags().0)?;
         let mut own = given.clone();
-        let process = Process { cluster: own.take_section("cluster")?, log: own.take_section("log")? };
+        let process = Process {
+            cluster: own.take_section("cluster")?,
+            log: own.take_section("log")?,
+            stop: own.take_section("stop")?,
+        };
         let settings = Settings { role, given, own, process };
         settings.check()?;
         Ok(settings)
@@ -420,6 +424,8 @@ pub struct Process {
     pub cluster: ClusterSection,
     #[serde(default)]
     pub log: LogSection,
+    #[serde(default)]
+    pub stop: StopSection,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
@@ -442,6 +448,29 @@ pub struct LogSection {
     /// Log lines as text or as JSON; text if neither it nor `--log-format` is given.
     #[serde(default)]
     pub format: Option<LogFormat>,
+}
+
+/// How a server stops when it is told to by SIGTERM.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopSection {
+    /// How long it goes on as ever once it says that it is not ready: as long as it takes load balancers to notice.
+    delay_ms: u64,
+    /// How long requests in flight may take to finish after that; then they are cut off.
+    finish_ms: u64,
+}
+
+impl Default for StopSection {
+    fn default() -> Self {
+        Self { delay_ms: 5_000, finish_ms: 30_000 }
+    }
+}
+
+impl StopSection {
+    fn on(&self, signal: Signal) -> Stop {
+        let delay_ms = if signal == Signal::Terminate { self.delay_ms } else { 0 };
+        Stop { delay: Duration::from_millis(delay_ms), finish: Duration::from_millis(self.finish_ms) }
+    }
 }
 
 /// What a server is to be started with.
@@ -531,14 +560,15 @@ pub async fn run(command: RoleCommand, log: LogArgs) -> Result<(), Failure> {
     let mut signals = Signals::install()?;
     let hangups = Signals::hangups()?;
     let mut notifier = Notifier::begin();
+    let stop = settings.process.stop.clone();
     let running = settings.clone().start(secret).await?;
     let health = running.health.clone();
     notifier.started(health.clone());
     let reloader = Reloader::new(command, log, settings, running.live.clone());
     tokio::select! {
-        () = signals.next() => {
+        signal = signals.next() => {
             notifier.stopping();
-            signals.stop(running.stop()).await;
+            signals.stop(running.stop_as(stop.on(signal))).await;
             Ok(())
         }
         never = reloader.run(hangups) => match never {},

@@ -3,16 +3,23 @@
 
 use std::future::Future;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::error::Failure;
 
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// Somebody at the keyboard, who wants it to end soon; or whoever looks after the process, and whoever relies on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    Interrupt,
+    Terminate,
 }
 
-fn watch(kind: SignalKind) -> Result<Signal, Failure> {
+pub struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+}
+
+fn watch(kind: SignalKind) -> Result<unix::Signal, Failure> {
     signal(kind).map_err(|error| Failure::new(format!("signals cannot be watched: {error}")))
 }
 
@@ -23,15 +30,15 @@ impl Signals {
     }
 
     /// From now on SIGHUP does not end the process; it is for the reader of its configuration.
-    pub fn hangups() -> Result<Signal, Failure> {
+    pub fn hangups() -> Result<unix::Signal, Failure> {
         watch(SignalKind::hangup())
     }
 
     /// Waits for the next of them.
-    pub async fn next(&mut self) {
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
         }
     }
 
@@ -39,7 +46,7 @@ impl Signals {
     pub async fn stop<T>(&mut self, stop: impl Future<Output = T>) -> T {
         tokio::select! {
             stopped = stop => stopped,
-            () = self.next() => {
+            _signal = self.next() => {
                 tracing::warn!("second signal: exiting without an orderly stop");
                 std::process::exit(1);
             }

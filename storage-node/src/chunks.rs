@@ -12,6 +12,7 @@ use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::name::ContentName;
 use common::time::UnixMillis;
+use common::trace::{Stage, stage};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::catalog::key::{self, Key, Tag};
@@ -35,12 +36,12 @@ pub async fn read(node: &Node, hash: &ChunkHash) -> ApiResult<Bytes> {
 /// A chunk's bytes as they are stored here, verified. Those that are damaged twice in a row are taken out of the store
 /// while the chunk's references stay: it counts as missing from then on, so whoever has a good copy can put it again.
 pub async fn read_own(node: &Node, hash: &ChunkHash) -> ApiResult<Bytes> {
-    match node.chunks.get(hash).await {
+    match stage(Stage::Disk, node.chunks.get(hash)).await {
         Err(StoreError::Damaged { .. }) => {}
         read => return read.map_err(|error| store_error(&error)),
     }
-    let _alone = node.chunk_locks.deleting(hash).await;
-    let again = node.chunks.get(hash).await;
+    let _alone = stage(Stage::Queue, node.chunk_locks.deleting(hash)).await;
+    let again = stage(Stage::Disk, node.chunks.get(hash)).await;
     if let Err(StoreError::Damaged { .. }) = &again {
         tracing::error!(chunk = %hash, "a stored chunk is damaged; it is taken out and waits for a good copy");
         node.chunks.delete(hash).await.map_err(|error| store_error(&error))?;

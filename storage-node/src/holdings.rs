@@ -60,8 +60,9 @@ pub fn hold(txn: &mut Txn<'_>, request: &HoldRequest, now: UnixMillis) -> ApiRes
         && request.version_time.is_none()
         && existing.ref_tag == request.ref_tag
     {
-        // The same publication again: its first answer was lost.
-        return Ok(Held::known(existing.version, existing.ref_tag));
+        // The same publication again: its first answer was lost. Search may not know of it yet.
+        let announcement = announcements::newest_waiting(txn)?;
+        return Ok(Held { announcement, ..Held::known(existing.version, existing.ref_tag) });
     }
     if request.version_time.is_none() && txn.has(Key::Reap(request.ref_tag, &request.name))? {
         // The same, and it has been replaced or withdrawn since: its references are being released.
@@ -250,7 +251,8 @@ pub fn withdraw(txn: &mut Txn<'_>, request: &ReleaseRequest) -> ApiResult<Let> {
     let current = |holding: &Holding| holding.state != HoldingState::Superseded;
     let Some(holding) = txn.get::<Holding>(Key::Holding(&request.name))?.filter(current) else {
         check(request.precondition, None)?;
-        return Ok(Let { released: false, announcement: None });
+        // It may be the same once more, of which search does not know yet.
+        return Ok(Let { released: false, announcement: announcements::newest_waiting(txn)? });
     };
     if holding.provider != request.client {
         return Err(ApiError::new(ErrorCode::Forbidden, "only its provider withdraws a content"));

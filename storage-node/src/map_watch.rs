@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::api::search::{NodeFacts, Registration};
+use common::api::search::{Leave, NodeFacts, Registration};
 use common::backoff::Backoff;
 use common::cluster::ClusterMap;
 use common::error::chain;
 use common::record::RecordNumber;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::deliveries;
 use crate::node::Node;
@@ -72,11 +74,11 @@ pub struct Identity {
     pub log_id: String,
 }
 
-/// Registers, and says again and again that the node is there.
-pub async fn register(node: Arc<Node>, identity: Identity) {
+/// Registers, and says again and again that the node is there, until it stops; then that it goes.
+pub async fn register(node: Arc<Node>, identity: Identity, leaving: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut was_reached = true;
-    loop {
+    while !leaving.is_cancelled() {
         let stats = node.chunks.stats();
         let facts = NodeFacts {
             log_id: identity.log_id.clone(),
@@ -106,7 +108,13 @@ pub async fn register(node: Arc<Node>, identity: Identity) {
                 backoff.next_delay()
             }
         };
-        tokio::time::sleep(delay).await;
+        let _either = leaving.run_until_cancelled(tokio::time::sleep(delay)).await;
+    }
+    match node.search.leave(&Leave::of(&identity.registration)).await {
+        Ok(answer) => tracing::info!(node = %node.id, stood_in_for = answer.left, "search knows of the stop"),
+        Err(error) => {
+            tracing::debug!(node = %node.id, error = chain(&error), "search was not told of the stop; it finds out");
+        }
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use common::api::search::{Registration, SearchClient};
 use common::auth::{ClusterSecret, Guard, Role};
 use common::client::{HttpClient, ServerClient};
+use common::config::show_bytes;
 use common::error::{ApiResult, chain};
 use common::id::NodeId;
-use common::server::{Listen, Running, Server, StartError};
+use common::server::{Health, Listen, Running, Server, StartError};
 use common::time::Clock;
 use tokio::sync::{Mutex, watch};
 
@@ -27,6 +28,8 @@ use crate::store::{self, StoreUrl};
 use crate::view::{Maps, View};
 use crate::{reaper, recount, routes, temporary};
 
+/// Delivery records that may wait for a billing server; more are kept as well, but somebody has to look.
+const WAITING_RECORDS_MAX: u64 = 1_000_000;
 /// How often the store's figures are shown.
 const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -129,7 +132,7 @@ fn recall(node: &Node) -> ApiResult<()> {
 }
 
 fn spawn_workers(server: &Server, node: &Arc<Node>, identity: Identity) {
-    server.spawn_worker(map_watch::register(node.clone(), identity));
+    server.spawn_worker(map_watch::register(node.clone(), identity, server.leaving_token()));
     server.spawn_worker(map_watch::follow(node.clone()));
     server.spawn_worker(shards::serve(node.clone()));
     server.spawn_worker(shards::tidy(node.clone()));
@@ -150,13 +153,15 @@ async fn show_figures(node: Arc<Node>) {
         node.metrics.used_bytes.set(stats.used_bytes as f64);
         node.metrics.chunks.set(stats.chunks as f64);
         let shards = node.shards.all();
-        for fee in [Fee::Service, Fee::Content] {
+        let waiting = [Fee::Service, Fee::Content].map(|fee| {
             let records: u64 = shards.iter().map(|shard| shard.pending.records(fee)).sum();
             node.metrics.outbox(fee).pending_records.set(records as f64);
             let ages = shards.iter().map(|shard| shard.pending.records_age(fee, node.clock.now()));
             let oldest = ages.max().unwrap_or_default();
             node.metrics.outbox(fee).oldest_age_seconds.set(oldest.as_secs_f64());
-        }
+            records
+        });
+        tell_health(&node.health, stats.used_bytes, stats.capacity_bytes, waiting);
         let announcements: u64 = shards.iter().map(|shard| shard.pending.announcements()).sum();
         node.metrics.announcements_pending.set(announcements as f64);
         node.metrics.shards.set(shards.len() as f64);
@@ -165,6 +170,16 @@ async fn show_figures(node: Arc<Node>) {
         node.metrics.temporary.contents.set(contents as f64);
         node.metrics.temporary.bytes.set(bytes as f64);
     }
+}
+
+fn tell_health(health: &Health, used_bytes: u64, capacity_bytes: u64, waiting: [u64; 2]) {
+    let (used, capacity) = (show_bytes(used_bytes), show_bytes(capacity_bytes));
+    health.note("store", format!("{used} of {capacity} used"));
+    let [service, content] = waiting;
+    let told = format!("{service} records wait for service billing, {content} for content billing");
+    let is_bounded = service.max(content) < WAITING_RECORDS_MAX;
+    health.set("billing spool", if is_bounded { Ok(()) } else { Err(told.clone()) });
+    health.note("billing", told);
 }
 
 /// A node whose log or catalog stopped takes nothing more until it is started anew, and recovers.

@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use crate::catalog::Catalog;
 use crate::catalog::key::{self, Fee, Key, Tag};
 use crate::catalog::rows::{ChainHead, MoveStep};
-use crate::catalog::stream::Stream;
+use crate::catalog::stream::{Stream, deposed};
 use crate::catalog::txn::{Reader, Rows, Txn};
 use crate::deliveries::{Ended, Recorder};
 use crate::node::Node;
@@ -33,6 +33,8 @@ pub struct Announced {
     pub through: u64,
     /// It did not take the last ones: nobody should wait for it.
     pub is_unreached: bool,
+    /// Another node serves the shard by now, and tells search in the place of this one.
+    pub is_deposed: bool,
 }
 
 /// What is said from a commit to those who wait for its effects.
@@ -219,13 +221,31 @@ impl Shard {
 
     /// Waits until search knows an announcement, at most `wait_ms`, and not while search cannot be reached. Answers
     /// whether it does.
-    pub async fn wait_announced(&self, announcement: Option<u64>, wait_ms: u64) -> bool {
-        let Some(seq) = announcement else { return true };
+    ///
+    /// # Errors
+    /// `WrongNode` once another node serves the shard: that one tells search, and who asks it again can wait there.
+    pub async fn wait_announced(&self, announcement: Option<u64>, wait_ms: u64) -> ApiResult<bool> {
+        let Some(seq) = announcement else { return Ok(true) };
         self.signals.announcement_queued.notify_one();
+        if wait_ms == 0 {
+            return Ok(false);
+        }
         let mut announced = self.signals.announced.subscribe();
-        let wait = announced.wait_for(|announced| announced.through >= seq || announced.is_unreached);
-        let told = tokio::time::timeout(Duration::from_millis(wait_ms), wait).await;
-        told.is_ok_and(|told| told.is_ok_and(|announced| announced.through >= seq))
+        let is_over = |announced: &Announced| {
+            announced.through >= seq || announced.is_unreached || announced.is_deposed
+        };
+        let told = tokio::time::timeout(Duration::from_millis(wait_ms), announced.wait_for(is_over)).await;
+        let Ok(Ok(announced)) = told else { return Ok(false) };
+        if announced.is_deposed && announced.through < seq {
+            return Err(deposed());
+        }
+        Ok(announced.through >= seq)
+    }
+
+    /// Answers no more: another node serves the shard.
+    pub fn close(&self) {
+        self.stream.close();
+        self.signals.announced.send_modify(|announced| announced.is_deposed = true);
     }
 
     /// Makes known what became of open deliveries.

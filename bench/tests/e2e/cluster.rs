@@ -87,6 +87,12 @@ pub struct Options {
     pub database: Option<String>,
     /// How long search lets a server be silent before it counts as down; `None`: as by default.
     pub lease_ms: Option<u64>,
+    /// How long a server that gets SIGTERM goes on as ever once it is not ready.
+    pub stop_delay_ms: u64,
+    /// How long what is in flight may take then; `None`: as by default.
+    pub stop_finish_ms: Option<u64>,
+    /// Further arguments of every server, where they are processes of their own.
+    pub arguments: Vec<String>,
 }
 
 impl Default for Options {
@@ -104,6 +110,9 @@ impl Default for Options {
             chunk_grace_ms: None,
             database: None,
             lease_ms: None,
+            stop_delay_ms: 50,
+            stop_finish_ms: None,
+            arguments: Vec::new(),
         }
     }
 }
@@ -321,7 +330,7 @@ impl Cluster {
             flags.push(("--data-dir", data_dir.display().to_string()));
         }
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-        [role.to_owned()].into_iter().chain(flags).collect()
+        [role.to_owned()].into_iter().chain(flags).chain(options.arguments.clone()).collect()
     }
 
     /// A few original contents, one of several chunks.
@@ -425,6 +434,8 @@ impl Cluster {
         let mut command = Command::new(dozo());
         command.args(arguments).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command.env("DOZO__STOP__DELAY_MS", self.options.stop_delay_ms.to_string());
+        command.envs(self.options.stop_finish_ms.map(|ms| ("DOZO__STOP__FINISH_MS", ms.to_string())));
         command.env_remove("DOZO_ENDPOINTS").env_remove("RUST_LOG").env_remove("DOZO__CLUSTER__SECRET");
         let child = command.spawn().expect("dozo starts");
         watch(Kind::Process, &child.id().to_string()).expect("a shell runs");

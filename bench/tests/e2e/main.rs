@@ -29,9 +29,11 @@ mod origin;
 mod postgresql;
 mod publication;
 mod roaming;
+mod rolling;
 mod search;
 mod support;
 mod topology;
+mod tracing;
 mod visiting;
 
 /// Makes two tests of one body: `one_process` and `process_per_server`, each on the cluster that its like share.

@@ -35,17 +35,21 @@ const RATE: f64 = 80.0;
 const STABLE: u64 = 300;
 
 /// A cluster and the load on it.
-struct Rig {
+pub struct Rig {
     // Dropped first: a load without servers would only fail.
-    load: MixedLoad,
+    pub load: MixedLoad,
     plan: MixedPlan,
-    cluster: Cluster,
+    pub cluster: Cluster,
 }
 
 impl Rig {
     /// Three nodes and two gateways in Tokyo, and the load running.
     fn start(replicas: Option<u8>) -> Self {
-        let options = Options { nodes: 3, gateways: 2, replicas, cache_bytes: 0, ..Options::default() };
+        Self::start_as(Options { replicas, ..Options::default() })
+    }
+
+    pub fn start_as(options: Options) -> Self {
+        let options = Options { nodes: 3, gateways: 2, cache_bytes: 0, ..options };
         let cluster = Cluster::start(Mode::ProcessPerServer, &options);
         let endpoints = &cluster.endpoints;
         let client = |name: &str| bench::target::Client {
@@ -87,7 +91,7 @@ impl Rig {
 
     /// Begins a phase and waits until the load has done so much in it that it shows.
     #[track_caller]
-    fn goes_on(&self, phase: &str) {
+    pub fn goes_on(&self, phase: &str) {
         self.load.mark(phase);
         let until = self.load.requests() + SOME;
         eventually(&format!("{phase}: the load goes on"), SETTLED, || {
@@ -106,7 +110,7 @@ impl Rig {
 
     /// Ends the load: everything is read back, the books are compared, and nothing was wrong.
     #[track_caller]
-    fn passes(self) -> Report {
+    pub fn passes(self) -> Report {
         let report = self.load.stop().unwrap();
         println!("{}", report.to_text());
         assert!(report.passed, "{}", report.to_text());
@@ -115,7 +119,7 @@ impl Rig {
         report
     }
 
-    fn map(&self) -> ClusterMap {
+    pub fn map(&self) -> ClusterMap {
         let search = self.cluster.operator(&self.cluster.endpoints.search.http);
         search.get("/v1/map?after=0&wait_ms=0").expect(200).json()
     }
@@ -124,13 +128,13 @@ impl Rig {
         self.map().site(&SiteId::new(SITE).unwrap()).unwrap().clone()
     }
 
-    fn state(&self, node: &str) -> &'static str {
+    pub fn state(&self, node: &str) -> &'static str {
         let site = self.site();
         site.node(&NodeId::new(node).unwrap()).map_or("unknown", |node| node.shown_state(&site))
     }
 
     #[track_caller]
-    fn await_state(&self, node: &str, state: &str) {
+    pub fn await_state(&self, node: &str, state: &str) {
         eventually(&format!("{node} is {state}"), SETTLED, || {
             let now = self.state(node);
             if now == state { Ok(()) } else { Err(now.to_owned()) }
@@ -197,7 +201,7 @@ impl Rig {
 
     /// Waits until nothing is left to move, and every chunk is on exactly the nodes that the map gives it.
     #[track_caller]
-    fn await_settled(&self) {
+    pub fn await_settled(&self) {
         eventually("nothing is left to move", SETTLED, || match self.pending_bytes() {
             0 => Ok(()),
             bytes => Err(format!("{bytes} bytes")),

@@ -2,6 +2,7 @@
 //! client. Bodies are JSON; chunk bytes travel raw.
 
 pub mod billing;
+pub mod can_stop;
 pub mod collect;
 pub mod extract;
 pub mod gateway;

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use http::Method;
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::api::can_stop::CanStop;
 use crate::api::node::Quota;
 use crate::auth::Role;
 use crate::card::PublicKey;
-use crate::client::{CallError, ServerClient, encode};
+use crate::client::{Call, CallError, ServerClient, encode, read_body, read_refusal};
 use crate::cluster::{ClusterMap, MapEpoch, MapId};
 use crate::hash::ContentHash;
 use crate::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
@@ -18,6 +20,8 @@ use crate::time::UnixMillis;
 use crate::version::Version;
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// For some lines for each node of a site.
+const VERDICT_LEN_MAX: usize = 1 << 20;
 
 /// A server tells that it is there; repeated every [`Registered::heartbeat_ms`].
 /// `POST /v1/servers`
@@ -114,6 +118,28 @@ pub struct HandOver {
 }
 
 /// Somebody could not reach a node. Search looks itself, and marks the node as down if it does not answer either.
+/// A server that is about to stop says so, that nobody asks it any more. `POST /v1/servers/leave`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Leave {
+    pub role: Role,
+    #[serde(default)]
+    pub site: Option<SiteId>,
+    pub name: ServerName,
+}
+
+impl Leave {
+    pub fn of(registration: &Registration) -> Self {
+        let Registration { role, site, name, .. } = registration;
+        Self { role: *role, site: site.clone(), name: name.clone() }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LeaveAnswer {
+    /// False for a node that nobody can stand in for: the map leads to it until it does not answer any more.
+    pub left: bool,
+}
+
 /// `POST /v1/nodes/suspect`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Suspicion {
@@ -452,6 +478,10 @@ impl SearchClient {
         self.send(Method::POST, "/v1/servers", registration).await
     }
 
+    pub async fn leave(&self, leave: &Leave) -> Result<LeaveAnswer, CallError> {
+        self.send(Method::POST, "/v1/servers/leave", leave).await
+    }
+
     /// The map, at once if its epoch is greater than `after`, else when it changes or `wait` is over.
     pub async fn map(&self, after: MapEpoch, wait: Duration) -> Result<ClusterMap, CallError> {
         let path = format!("/v1/map?after={}&wait_ms={}", after.0, wait.as_millis());
@@ -483,6 +513,27 @@ impl SearchClient {
 
     pub async fn change_node(&self, node: &NodeId, action: NodeAction) -> Result<ClusterMap, CallError> {
         self.send(Method::POST, &format!("/v1/nodes/{node}/{}", action.as_str()), &()).await
+    }
+
+    /// Whether a node or gateway may be stopped now.
+    pub async fn can_stop(&self, server: &NodeId) -> Result<CanStop, CallError> {
+        let path = format!("/v1/nodes/{server}/can-stop");
+        let url = format!("{}{path}", self.base);
+        let call = Call {
+            method: Method::GET,
+            base: &self.base,
+            audience: Role::Search,
+            path: &path,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            limit: LIMIT,
+        };
+        let answer = self.server.send(call).await?;
+        if !matches!(answer.status(), StatusCode::OK | StatusCode::PRECONDITION_FAILED) {
+            return Err(read_refusal(&url, answer).await);
+        }
+        let text = read_body(&url, answer.into_body(), VERDICT_LEN_MAX).await?;
+        serde_json::from_slice(&text).map_err(|error| CallError::Answer { url, source: error.into() })
     }
 
     pub async fn set_site(&self, site: &SiteId, settings: &SiteSettings) -> Result<ClusterMap, CallError> {

@@ -15,6 +15,7 @@ use common::client::CallError;
 use common::error::{ApiError, ErrorCode};
 use common::hash::ChunkHash;
 use common::id::NodeId;
+use common::trace;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::Response;
@@ -166,7 +167,7 @@ impl Finder {
             return;
         }
         let site = self.site.clone();
-        tokio::spawn(async move {
+        trace::spawn(async move {
             let mut answered = Vec::new();
             let all = async {
                 while let Some((index, _)) = asked.next().await {

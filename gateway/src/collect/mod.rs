@@ -48,6 +48,7 @@ use common::manifest::{ChunkList, ChunkRef};
 use common::name::ContentName;
 use common::placement::Slot;
 use common::record::{DeliveryPath, Source};
+use common::trace::{self, Stage, stage};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OnceCell, Semaphore};
@@ -177,7 +178,7 @@ impl Collector {
                 let (collection, work) = self.begin(sought).await?;
                 *noted = matches!(work, Work::Here { .. });
                 let run = Arc::clone(self).run(collection.clone(), work, cell.clone());
-                tokio::spawn(run);
+                trace::spawn(run);
                 Ok(collection)
             };
             match cell.get_or_try_init(begin).await {
@@ -250,7 +251,7 @@ impl Collector {
     async fn begin(self: &Arc<Self>, sought: Sought<'_>) -> ApiResult<Beginning> {
         let (name, mut silent) = (sought.name(), None);
         let found = self.clone().look_up_owned(name.clone(), sought.confirmed().cloned());
-        let found = AbortOnDropHandle::new(tokio::spawn(found));
+        let found = AbortOnDropHandle::new(trace::spawn(found));
         for _ in 0..TURNS_MAX {
             let LeaseAnswer { collector: address, holding: known } = self.lease(name, silent.take()).await?;
             if address.http == self.address.http {
@@ -294,7 +295,7 @@ impl Collector {
     /// Keeps the lease until dropped.
     fn keep_lease(self: &Arc<Self>, name: &ContentName) -> AbortOnDropHandle<()> {
         let (this, name) = (self.clone(), name.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        AbortOnDropHandle::new(trace::spawn(async move {
             loop {
                 tokio::time::sleep(RENEW_INTERVAL).await;
                 if let Err(error) = this.lease(&name, None).await {
@@ -317,12 +318,13 @@ impl Collector {
         }
         let candidates = self.rank(&info).await;
         let holders = self.holders(&info, candidates.clone());
-        let (opened, candidate) = self.open(&info, &holders, &candidates).await?;
+        let opening = self.open(&info, &holders, &candidates);
+        let (opened, candidate) = stage(Stage::Source, opening).await?;
         let Opened { holding, list, first, .. } = opened;
         // It comes in while the holding is made durable. Of what the site has another version it may have the beginning.
         let first = known
             .is_none()
-            .then(|| AbortOnDropHandle::new(tokio::spawn(async move { first.bytes().await.ok().flatten() })));
+            .then(|| AbortOnDropHandle::new(trace::spawn(async move { first.bytes().await.ok().flatten() })));
         let chunks = self.chunk_list(&holders, &holding, list).await?;
         let held = self.hold(&holding, RefTag::generate(), HoldingState::Collecting, Some(client)).await?;
         if held.version != holding.version {
@@ -377,7 +379,7 @@ impl Collector {
 
     /// *search*: who holds the newest version?
     async fn search(&self, name: &ContentName) -> ApiResult<ContentInfo> {
-        self.search.lookup(name).await.map_err(|error| match error.code() {
+        stage(Stage::Search, self.search.lookup(name)).await.map_err(|error| match error.code() {
             Some(ErrorCode::ContentNotFound) => {
                 ApiError::new(ErrorCode::ContentNotFound, format!("there is no content {name}"))
             }
@@ -414,7 +416,7 @@ impl Collector {
 
     /// *rank*: sites by measurement, then origins.
     async fn rank(&self, info: &ContentInfo) -> Vec<Candidate> {
-        self.sources.rank(&self.site, info).await
+        stage(Stage::Rank, self.sources.rank(&self.site, info)).await
     }
 
     fn holders(&self, info: &ContentInfo, candidates: Vec<Candidate>) -> Holders {

@@ -14,6 +14,7 @@ use common::error::{ApiError, ApiResult, ErrorCode};
 use common::manifest::ChunkList;
 use common::name::ContentName;
 use common::placement::Slot;
+use common::trace::{Stage, stage};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
@@ -97,7 +98,8 @@ pub async fn progress(
     counted(&gateway, Op::Peer, async {
         let ApiQuery(ProgressQuery { name, run, after }) = query?;
         let collection = run_of(&gateway, &name, run)?;
-        Ok(Json(collection.progress(after).await).into_response())
+        let news = stage(Stage::Wait, collection.progress(after)).await;
+        Ok(Json(news).into_response())
     })
     .await
 }

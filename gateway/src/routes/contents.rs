@@ -12,6 +12,7 @@ use common::api::node::Precondition;
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ContentHash;
 use common::name::ContentName;
+use common::trace::{Stage, stage};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
@@ -42,8 +43,11 @@ pub async fn any(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
     };
     counted(&gateway, op, async {
         let Asker { client, mobile_access } = match op {
-            Op::Get | Op::Head => gateway.identify(&parts).await?,
-            _ => Asker { client: gateway.authenticate(&parts.headers).await?, mobile_access: None },
+            Op::Get | Op::Head => stage(Stage::Auth, gateway.identify(&parts)).await?,
+            _ => {
+                let client = stage(Stage::Auth, gateway.authenticate(&parts.headers)).await?;
+                Asker { client, mobile_access: None }
+            }
         };
         let name = content_name(&parts.uri)?;
         match op {

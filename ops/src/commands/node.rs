@@ -48,6 +48,16 @@ pub enum NodeCommand {
         #[command(flatten)]
         operator: OperatorArgs,
     },
+    /// Tell whether a node or gateway may be stopped now, and what speaks against it; exit status 0 or 1
+    CanStop {
+        /// The server, as SITE.NAME, or its name alone where no other site has one of that name
+        #[arg(value_name = "SERVER")]
+        name: NodeName,
+        #[command(flatten)]
+        operator: OperatorArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Let a draining node take its share again
     Undrain {
         #[arg(value_name = "NODE")]
@@ -137,11 +147,31 @@ impl NodeName {
     }
 }
 
+impl NodeName {
+    /// The node or gateway that is meant.
+    fn find_server(&self, map: &ClusterMap) -> Result<NodeId, Failure> {
+        let short = match self {
+            Self::Whole(id) => return Ok(id.clone()),
+            Self::Short(short) => short,
+        };
+        let gateways =
+            map.sites.iter().flat_map(|site| site.gateways.iter().map(move |gateway| (site, gateway)));
+        let found: Vec<_> = gateways.filter(|(_, gateway)| gateway.name == *short).collect();
+        match (self.find(map), &found[..]) {
+            (Ok((_, node)), []) => Ok(node.id.clone()),
+            (Err(_), [(site, gateway)]) => Ok(NodeId::of(&site.id, &gateway.name)),
+            (Err(failure), []) => Err(failure),
+            _ => Err(Failure::usage(format!("several servers are named {self}: say which, as SITE.NAME"))),
+        }
+    }
+}
+
 pub async fn node(command: NodeCommand) -> Result<(), Failure> {
     match command {
         NodeCommand::List(args) => status::list_nodes(args).await,
         NodeCommand::Plan(args) => show_plan(args).await,
         NodeCommand::Drain { name, wait, force, operator } => drain(&name, wait, force, &operator).await,
+        NodeCommand::CanStop { name, operator, output } => can_stop(&name, &operator, output).await,
         NodeCommand::Undrain { name, operator } => {
             let operator = operator.connect()?;
             let map = present_map(&operator).await?;
@@ -294,7 +324,7 @@ async fn drain(name: &NodeName, wait: bool, force: bool, operator: &OperatorArgs
     let mut signals = Signals::install()?;
     tokio::select! {
         emptied = wait_until_empty(&operator, &node.id) => emptied,
-        () = signals.next() => {
+        _signal = signals.next() => {
             let id = &node.id;
             let next_step = format!("`dozo node undrain {id}` ends it, `drain --wait` watches it again");
             Err(Failure::new("the drain goes on").with_next_step(next_step))
@@ -369,6 +399,33 @@ async fn look(operator: &Operator, node: &NodeId) -> Result<Result<Left, String>
         Ok(own) => Ok(Ok(Left { own, slots: site.slots_owned_by(node).count() })),
         Err(error) => Ok(Err(format!("{node} says nothing: {}", chain(&error)))),
     }
+}
+
+// --- Stopping ---
+
+async fn can_stop(name: &NodeName, operator: &OperatorArgs, output: OutputArgs) -> Result<(), Failure> {
+    let operator = operator.connect()?;
+    let server = name.find_server(&present_map(&operator).await?)?;
+    let verdict = operator.search().can_stop(&server).await?;
+    if output.json {
+        output::json(&verdict)?;
+    } else {
+        let word = if verdict.can_stop { "may" } else { "should not" };
+        output::line(&format!("{server} {word} be stopped now"))?;
+        for reason in &verdict.reasons {
+            output::line(&format!("  {reason}"))?;
+        }
+        for warning in &verdict.warnings {
+            output::line(&format!("  note: {warning}"))?;
+        }
+    }
+    if verdict.can_stop {
+        return Ok(());
+    }
+    let count = verdict.reasons.len();
+    let things = if count == 1 { "thing speaks" } else { "things speak" };
+    Err(Failure::new(format!("{count} {things} against stopping {server}"))
+        .with_next_step("ask again once that has changed, or stop it knowing what is away meanwhile"))
 }
 
 // --- Removing ---

@@ -434,7 +434,7 @@ pub async fn run(options: UpOptions) -> Result<(), Failure> {
     let begin = Instant::now();
     let up = tokio::select! {
         up = Up::start(&options) => up?,
-        () = signals.next() => return Err(Failure::new("stopped before the system was ready")),
+        _signal = signals.next() => return Err(Failure::new("stopped before the system was ready")),
     };
     output::text_block(&report::ready(&up, &options, begin.elapsed()))?;
     signals.next().await;

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::error::{ApiError, ApiResult, ErrorCode};
+use common::trace::{Stage, stage, timed};
 use redb::Database;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -148,13 +149,14 @@ impl Catalog {
         }
         let (answer, answered) = oneshot::channel();
         let work = committer::work(change, answer);
-        self.jobs.send(Job::Change(self.scope.clone(), work)).await.map_err(|_| self.stopped_error())?;
-        answered.await.map_err(|_| self.stopped_error())?
+        let change = Job::Change(self.scope.clone(), work);
+        stage(Stage::Queue, self.jobs.send(change)).await.map_err(|_| self.stopped_error())?;
+        stage(Stage::Commit, answered).await.map_err(|_| self.stopped_error())?
     }
 
     /// Reads what is durable at this moment.
     pub fn read<T>(&self, read: impl FnOnce(&Reader) -> ApiResult<T>) -> ApiResult<T> {
-        read(&Reader::new(&self.index, self.scope.prefix.clone())?)
+        timed(Stage::Index, || read(&Reader::new(&self.index, self.scope.prefix.clone())?))
     }
 
     /// Makes the index durable now; otherwise it is done every few seconds.

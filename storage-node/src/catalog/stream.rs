@@ -275,7 +275,7 @@ impl State {
 }
 
 /// The answer to whoever asked a node that is primary no longer.
-pub(super) fn deposed() -> ApiError {
+pub(crate) fn deposed() -> ApiError {
     ApiError::new(ErrorCode::WrongNode, "another node serves the shard by now")
 }
 

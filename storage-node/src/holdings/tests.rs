@@ -140,7 +140,12 @@ async fn preconditions_are_checked_in_the_same_step() {
     let absent = HoldRequest { precondition: Precondition::Absent, ..publish(b"one", 1) };
     let first = site.hold(absent.clone(), 1).await.unwrap();
     let again = site.hold(absent.clone(), 2).await.unwrap();
-    assert_eq!((again.version, again.announcement), (first.version, None), "the same publication, repeated");
+    let told = (first.version, first.announcement);
+    assert_eq!(
+        (again.version, again.announcement),
+        told,
+        "the same publication, repeated; search does not know it yet"
+    );
     let another = HoldRequest { ref_tag: RefTag(9), ..absent };
     assert_eq!(site.hold(another, 2).await.unwrap_err().code, ErrorCode::PreconditionFailed);
     let matches = |hash| HoldRequest { precondition: Precondition::Matches(hash), ..publish(b"two", 2) };

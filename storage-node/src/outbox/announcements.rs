@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::api::search::{AnnounceBatch, Announcement, Announcer};
 use common::backoff::Backoff;
 use common::error::{ApiResult, chain};
+use common::trace;
 use tokio::time::Instant;
 
 use crate::catalog::key::{self, Key, Tag};
@@ -55,6 +56,11 @@ pub fn count_waiting(rows: &(impl Rows + ?Sized)) -> ApiResult<u64> {
     Ok(oldest.map_or(0, |(first, _)| head(rows).map_or(0, |head| head.next_seq - first)))
 }
 
+/// The last announcement that search has not taken yet, for who asks again for something that may be among them.
+pub fn newest_waiting(rows: &(impl Rows + ?Sized)) -> ApiResult<Option<u64>> {
+    Ok(waiting(rows, 1)?.map(|_| head(rows)).transpose()?.map(|head| head.next_seq - 1))
+}
+
 /// Numbers what waits from `first` on: a new epoch counts from 1, and a search that lost announcements cannot be
 /// given them again.
 pub fn renumber(txn: &mut Txn<'_>, first: u64) -> ApiResult<()> {
@@ -89,7 +95,7 @@ pub async fn send(shard: Arc<Shard>) {
         // The sender lives as long as the node, which this task holds.
         let Ok(epoch) = epochs.wait_for(|head| head.epoch > 0).await.map(|head| head.epoch) else { return };
         let probes = Instant::now() >= probe_due;
-        let done = step(&shard, epoch, probes).await;
+        let done = trace::background("announcements", step(&shard, epoch, probes)).await;
         if probes || matches!(done, Ok(Step::Sent)) {
             probe_due = Instant::now() + PROBE_INTERVAL;
         }
@@ -160,7 +166,9 @@ async fn step(shard: &Shard, epoch: u64, probes: bool) -> ApiResult<Step> {
         return Ok(Step::Unreached);
     }
     // Whoever waits may go on before the queue is tidied up.
-    shard.signals.announced.send_replace(Announced { through: answer.next_seq - 1, is_unreached: false });
+    shard.signals.announced.send_modify(|announced| {
+        *announced = Announced { through: answer.next_seq - 1, is_unreached: false, ..*announced };
+    });
     shard.catalog.commit(move |txn| acknowledge(txn, first, sent, answer.next_seq)).await?;
     Ok(Step::Sent)
 }

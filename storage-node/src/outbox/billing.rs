@@ -13,6 +13,7 @@ use common::cluster::NodeState;
 use common::error::{ApiResult, chain};
 use common::record::{ChainedRecord, RecordNumber};
 use common::time::UnixMillis;
+use common::trace;
 
 use crate::catalog::key::{self, Fee, Key, Tag};
 use crate::catalog::rows::{ChainHead, OpenDelivery, Row};
@@ -40,7 +41,7 @@ pub async fn send(shard: Arc<Shard>, fee: Fee) {
     // When, and whether as one that has left.
     let mut marked: Option<(Instant, bool)> = None;
     loop {
-        match step(&shard, fee).await {
+        match trace::background("billing", step(&shard, fee)).await {
             Ok(Step::Idle) => {
                 let left = has_left(&shard);
                 if marked.is_none_or(|(at, was_left)| was_left != left || at.elapsed() >= MARK_INTERVAL) {

@@ -16,6 +16,7 @@ use common::api::node::{
 use common::error::{ApiError, ApiResult, ErrorCode};
 use common::hash::ChunkHash;
 use common::name::ContentName;
+use common::trace::{Stage, stage, timed};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 
@@ -54,13 +55,13 @@ pub async fn store(
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(ErrorCode::TooLarge, "a chunk has at most 4 MiB"),
         _ => ApiError::new(ErrorCode::InvalidRequest, rejection.body_text()),
     })?;
-    if ChunkHash::of(&bytes) != hash {
+    if timed(Stage::Hash, || ChunkHash::of(&bytes)) != hash {
         return Err(ApiError::new(ErrorCode::ContentMismatch, "the body does not have the hash in its path"));
     }
     let PutQuery { tag, name } = query;
-    let _kept = node.chunk_locks.using(&hash).await;
+    let _kept = stage(Stage::Queue, node.chunk_locks.using(&hash)).await;
     let (len, reference) = (bytes.len() as u32, name.clone());
-    let stored = node.chunks.put(hash, bytes);
+    let stored = stage(Stage::Disk, node.chunks.put(hash, bytes));
     let noted = node.catalog.commit(move |txn| chunks::add_ref(txn, &hash, len, tag, &reference));
     let (stored, noted) = tokio::join!(stored, noted);
     if let Ok(bytes) = &noted {
@@ -99,7 +100,7 @@ pub async fn claim(
     let ClaimRequest { name, ref_tag, chunks: hashes } = request;
     let mut missing = Vec::new();
     for piece in hashes.chunks(PIECE_LEN) {
-        let _kept = node.chunk_locks.using_all(piece).await;
+        let _kept = stage(Stage::Queue, node.chunk_locks.using_all(piece)).await;
         let mut present = Vec::with_capacity(piece.len());
         for hash in piece {
             if node.chunks.contains(hash).await.map_err(|error| store_error(&error))? {

@@ -85,6 +85,7 @@ pub async fn hold(
         Some(row) => tokio::join!(announced, add_elsewhere(&node, &row)),
         None => (announced.await, true),
     };
+    let announced = announced?;
     let holdings::Held { version, ref_tag, replaced, .. } = held;
     Ok(ApiJson(HoldAnswer { version, ref_tag, replaced, announced, in_library }))
 }
@@ -147,7 +148,7 @@ async fn answer_let(shard: &Shard, gone: holdings::Let, wait_ms: u64) -> ApiResu
     shard.signals.reap_queued.notify_one();
     shard.signals.tally_queued.notify_one();
     // Search learns it from the outbox in any case; who asked for it waits a moment so that lists show it.
-    shard.wait_announced(gone.announcement, wait_ms).await;
+    shard.wait_announced(gone.announcement, wait_ms).await?;
     Ok(ApiJson(ReleaseAnswer { released: gone.released }))
 }
 

@@ -73,7 +73,7 @@ impl Shards {
         served.retain(|id, shard| {
             let keeps = view.term_of(id) == Some(shard.stream.term());
             if !keeps {
-                shard.stream.close();
+                shard.close();
             }
             keeps
         });
@@ -82,7 +82,7 @@ impl Shards {
     /// Serves none any more.
     pub fn close(&self) {
         let served = std::mem::take(&mut *self.served.write().unwrap_or_else(PoisonError::into_inner));
-        served.values().for_each(|shard| shard.stream.close());
+        served.values().for_each(|shard| shard.close());
     }
 }
 

@@ -16,9 +16,9 @@
 //! | settings, start, background work | [`config`], [`server`] |
 //! | HTTP resources | `routes` |
 //! | servers, leases, the map, slots | `servers`, `map`, `slots` |
-//! | who serves a node's shard, nodes that do not answer | `shards`, `suspicion` |
+//! | who serves a node's shard, nodes that do not answer, servers that stop | `shards`, `suspicion`, `departure` |
 //! | sites and what is set of them | `sites` |
-//! | draining and removing nodes | `nodes` |
+//! | draining and removing nodes, whether one may be stopped | `nodes`, `can_stop` |
 //! | copies of the database | [`backup`] |
 //! | a database that was lost, or is older than the nodes | `recovery` |
 //! | clients, their cards, buckets | `clients`, `cards`, `buckets` |
@@ -31,12 +31,14 @@
 mod announcements;
 pub mod backup;
 mod buckets;
+mod can_stop;
 mod cards;
 mod changes;
 mod clients;
 pub mod config;
 mod contents;
 mod db;
+mod departure;
 mod error;
 mod listing;
 mod map;

@@ -6,23 +6,23 @@
 use std::future::Future;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use axum::{Json, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use common::api::extract::{ApiJson, ApiQuery};
 use common::api::search::{
     AnnounceAnswer, AnnounceBatch, BucketRecord, CardHolder, CardRecord, ChangePage, ClientKeys,
     ClientLimits, ClientRecord, ContentInfo, ContentPage, DisableCards, Fence, FenceRequest, FollowersChange,
-    HandOver, HolderList, HolderName, ListQuery, MissingAt, MissingReport, NewBucket, NewCard, NewClient,
-    NodeAction, Registered, Registration, Resync, SiteDistance, SiteSettings, SiteZone, SlotMove, Suspicion,
-    SuspicionAnswer,
+    HandOver, HolderList, HolderName, Leave, LeaveAnswer, ListQuery, MissingAt, MissingReport, NewBucket,
+    NewCard, NewClient, NodeAction, Registered, Registration, Resync, SiteDistance, SiteSettings, SiteZone,
+    SlotMove, Suspicion, SuspicionAnswer,
 };
 use common::auth::{Guard, Role, require_server};
 use common::cluster::MapEpoch;
@@ -31,6 +31,7 @@ use common::hash::ContentHash;
 use common::id::{BucketName, ClientId, NodeId, ServerName, SiteId};
 use common::name::ContentName;
 use common::server::bad_request;
+use common::trace::{self, Stage, stage};
 
 use crate::contents::{Effect, Holder};
 use crate::error::Failure;
@@ -38,8 +39,8 @@ use crate::map::View;
 use crate::server::App;
 use crate::servers::ServerKey;
 use crate::{
-    announcements, buckets, cards, changes, clients, contents, listing, nodes, recovery, servers, shards,
-    sites, slots, suspicion,
+    announcements, buckets, can_stop, cards, changes, clients, contents, departure, listing, nodes, recovery,
+    servers, shards, sites, slots, suspicion,
 };
 
 /// Longest time a caller may wait for a change; it asks again then.
@@ -51,12 +52,14 @@ const BATCH_BODY_MAX: usize = 8 << 20;
 pub fn service(app: App, guard: Guard) -> Router {
     let guarded = Router::new()
         .route("/v1/servers", post(register))
+        .route("/v1/servers/leave", post(leave))
         .route("/v1/map", get(cluster_map))
         .route("/v1/map/slots/fence", post(fence))
         .route("/v1/map/slots/move", post(move_slots))
         .route("/v1/map/shards/followers", post(change_followers))
         .route("/v1/map/shards/hand-over", post(hand_over))
         .route("/v1/nodes/suspect", post(suspect))
+        .route("/v1/nodes/{node}/can-stop", get(can_stop))
         .route("/v1/nodes/{node}/{action}", post(change_node))
         .route("/v1/sites/{site}", put(set_site))
         .route("/v1/sites/{site}/zone", put(set_zone))
@@ -104,7 +107,7 @@ async fn not_to_be_cached(mut response: Response) -> Response {
 async fn to_the_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ApiResult<T> {
-    match tokio::spawn(change).await {
+    match trace::spawn(change).await {
         Ok(result) => Ok(result?),
         Err(panicked) => Err(ApiError::internal(&panicked)),
     }
@@ -158,6 +161,11 @@ async fn register(
     Ok(ApiJson(Registered { map_epoch, record_epoch, heartbeat_ms }))
 }
 
+async fn leave(State(app): State<App>, ApiJson(request): ApiJson<Leave>) -> ApiResult<ApiJson<LeaveAnswer>> {
+    let left = to_the_end(async move { departure::leave(&app, &request).await }).await?;
+    Ok(ApiJson(LeaveAnswer { left }))
+}
+
 #[derive(Deserialize)]
 struct WaitParams {
     #[serde(default)]
@@ -175,10 +183,13 @@ impl WaitParams {
 async fn cluster_map(State(app): State<App>, ApiQuery(params): ApiQuery<WaitParams>) -> Response {
     let mut view = app.view.subscribe();
     let newer = async { view.wait_for(|v| v.epoch() > MapEpoch(params.after)).await.map(drop) };
-    tokio::select! {
-        _ = tokio::time::timeout(params.wait(), newer) => {}
-        () = app.draining.cancelled() => {}
-    }
+    let waiting = async {
+        tokio::select! {
+            _ = tokio::time::timeout(params.wait(), newer) => {}
+            () = app.draining.cancelled() => {}
+        }
+    };
+    stage(Stage::Wait, waiting).await;
     let json = app.view.borrow().map_json.clone();
     json_response(json)
 }
@@ -256,6 +267,12 @@ async fn suspect(
 ) -> ApiResult<ApiJson<SuspicionAnswer>> {
     let alive = to_the_end(async move { suspicion::suspect(&app, &node).await }).await?;
     Ok(ApiJson(SuspicionAnswer { alive }))
+}
+
+async fn can_stop(State(app): State<App>, node: PathOf) -> ApiResult<Response> {
+    let verdict = can_stop::can_stop(&app, &NodeId::new(&path_text(node)?)?).await?;
+    let status = if verdict.can_stop { StatusCode::OK } else { StatusCode::PRECONDITION_FAILED };
+    Ok((status, Json(verdict)).into_response())
 }
 
 async fn change_node(
@@ -373,7 +390,7 @@ async fn resync(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<Resyn
 async fn targets(State(app): State<App>) -> Response {
     let View { targets, .. } = app.view.borrow().clone();
     let all: Vec<_> = std::iter::once(&*app.own_target).chain(targets.iter()).collect();
-    axum::Json(all).into_response()
+    Json(all).into_response()
 }
 
 // --- Clients and buckets ---
@@ -521,8 +538,8 @@ async fn lookup(
     ApiQuery(params): ApiQuery<NameParams>,
 ) -> ApiResult<ApiJson<ContentInfo>> {
     let name: ContentName = params.name.parse()?;
-    let mut conn = app.db.read().await?;
-    let found = listing::lookup(&mut conn, &name).await;
+    let reading = async { listing::lookup(&mut *app.db.read().await?, &name).await };
+    let found = stage(Stage::Index, reading).await;
     app.metrics.lookup(found.is_ok());
     let mut info = found?;
     let view = app.view.borrow().clone();

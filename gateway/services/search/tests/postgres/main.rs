@@ -6,6 +6,8 @@
 mod announcements;
 #[path = "../search/cards.rs"]
 mod cards;
+#[path = "../search/departure.rs"]
+mod departure;
 #[path = "../search/harness.rs"]
 mod harness;
 #[path = "../search/http.rs"]

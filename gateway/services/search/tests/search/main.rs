@@ -4,6 +4,7 @@
 
 mod announcements;
 mod cards;
+mod departure;
 mod harness;
 mod http;
 mod listing;
