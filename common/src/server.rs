@@ -29,6 +29,7 @@ use tower::Layer;
 
 use crate::admin::{self, ServerMetrics, Told, Turning};
 use crate::auth::Role;
+use crate::config::LiveSettings;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::{CallMetrics, RequestMetrics, measure};
 use crate::telemetry::MetricsRegistry;
@@ -133,6 +134,8 @@ pub struct Server {
     pub name: String,
     pub health: Health,
     pub metrics: MetricsRegistry,
+    /// Settings that may change while it runs; the server adds its own.
+    pub live: LiveSettings,
     http: TcpListener,
     admin: TcpListener,
     stopping: Stopping,
@@ -175,11 +178,13 @@ impl Server {
         let admin = admin::bind(listen.admin).await.map_err(unbound(listen.admin))?;
         let health = Health::default();
         health.set("accepting", Err("starting".into()));
+        let metrics = MetricsRegistry::new();
         Ok(Self {
             role,
             name: format!("{role}/{name}"),
             health,
-            metrics: MetricsRegistry::new(),
+            live: LiveSettings::new(&metrics),
+            metrics,
             http,
             admin,
             stopping: Stopping::default(),
@@ -288,6 +293,7 @@ impl Server {
             admin: admin_url,
             health: self.health,
             stopping: self.stopping,
+            live: self.live,
             workers_stop: self.workers_stop,
             workers: self.workers,
             service_listener: http,
@@ -308,6 +314,7 @@ pub struct Running {
     pub admin: String,
     pub health: Health,
     stopping: Stopping,
+    pub live: LiveSettings,
     workers_stop: CancellationToken,
     workers: TaskTracker,
     service_listener: JoinHandle<()>,
@@ -392,7 +399,8 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
         }
     }
     // To their clients these are open, and a request may be in them already.
-    for _ in 0..BACKLOG_MAX {
+    let backlog = if stopping.leaving.is_cancelled() { BACKLOG_MAX } else { 0 };
+    for _ in 0..backlog {
         match tokio::time::timeout(BACKLOG_TIME_MAX, listener.accept()).await {
             Ok(Ok((stream, peer))) => take(stream, peer),
             Ok(Err(_)) | Err(_) => break,

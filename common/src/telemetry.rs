@@ -7,16 +7,19 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram, Key, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tracing::Dispatch;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::auth::Role;
 use crate::catalogue::metrics::{self as catalogue, Kind, Metric, Values};
@@ -94,18 +97,27 @@ impl MetricsRegistry {
     /// A handle of a counter; `values` are those of its labels, in the catalogue's order.
     pub fn counter(&self, metric: &Metric, values: &[&str]) -> Counter {
         debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        if cfg!(feature = "uninstrumented") {
+            return Counter::noop();
+        }
         self.recorder.register_counter(&key(metric, values), &METADATA)
     }
 
     /// A handle of a gauge, as [`MetricsRegistry::counter`]. It shows 0 until it is set.
     pub fn gauge(&self, metric: &Metric, values: &[&str]) -> Gauge {
         debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
+        if cfg!(feature = "uninstrumented") {
+            return Gauge::noop();
+        }
         self.recorder.register_gauge(&key(metric, values), &METADATA)
     }
 
     /// A handle of a histogram, as [`MetricsRegistry::counter`].
     pub fn histogram(&self, metric: &Metric, values: &[&str]) -> Histogram {
         debug_assert_eq!(metric.kind, Kind::Histogram, "{}", metric.name);
+        if cfg!(feature = "uninstrumented") {
+            return Histogram::noop();
+        }
         self.recorder.register_histogram(&key(metric, values), &METADATA)
     }
 
@@ -234,8 +246,9 @@ impl<S: tracing::Subscriber> Layer<S> for CountLines {
 }
 
 /// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum LogFormat {
     #[default]
     Text,
@@ -246,17 +259,29 @@ pub enum LogFormat {
 /// adds a line for each request.
 /// Later calls in the same process change nothing.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let subscriber = subscriber(format, filter, std::io::stderr, std::io::stderr().is_terminal());
+    let (subscriber, handle) = subscriber(format, filter, std::io::stderr, std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what this function promises.
-    let _already_set = subscriber.try_init();
+    if subscriber.try_init().is_ok() {
+        let _is_first = SET_FILTER.set(handle);
+    }
 }
 
-/// What writes log lines and counts them; those of a request tell its ids ([`crate::trace::log`]).
-pub(crate) fn subscriber<W>(format: LogFormat, filter: &str, writer: W, ansi: bool) -> Dispatch
+/// Changes the filter of the process's logs.
+static SET_FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// What writes log lines and counts them, and a handle of its filter; lines of a request tell its ids
+/// ([`crate::trace::log`]).
+pub(crate) fn subscriber<W>(
+    format: LogFormat,
+    filter: &str,
+    writer: W,
+    ansi: bool,
+) -> (Dispatch, reload::Handle<EnvFilter, Registry>)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi).with_target(true);
     let lines = match format {
         LogFormat::Text => lines
@@ -270,8 +295,17 @@ where
             .with_filter(filter)
             .boxed(),
     };
-    let count = CountLines.with_filter(tracing_subscriber::filter::LevelFilter::WARN);
-    tracing_subscriber::registry().with(lines).with(count).into()
+    let count = CountLines.with_filter(LevelFilter::WARN);
+    (tracing_subscriber::registry().with(lines).with(count).into(), handle)
+}
+
+/// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
+pub fn set_log_filter(filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    match SET_FILTER.get() {
+        Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

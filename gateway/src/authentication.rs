@@ -60,7 +60,7 @@ impl Gateway {
             site: challenge.site,
             mobile_access: challenge.mobile_access,
             issued,
-            expires: issued.saturating_add(Duration::from_millis(self.config.visit_ms)),
+            expires: issued.saturating_add(Duration::from_millis(self.config.visit_ms.get())),
             limits: client.limits,
         };
         tracing::info!(client = %visitor.client, card = visitor.card.short(), site = %visitor.site, mobile_access = %visitor.mobile_access, "a client visits another site");

@@ -289,7 +289,7 @@ impl Gateway {
 
     /// How long the content may become.
     async fn room(&self, client: &ClientRecord, name: &ContentName) -> ApiResult<Room> {
-        let (site, quota) = (self.config.content_bytes_max, client.limits.quota());
+        let (site, quota) = (self.config.content_bytes_max.get(), client.limits.quota());
         if !quota.is_bounded() {
             return Ok(Room { site, quota: None });
         }

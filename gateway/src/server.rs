@@ -51,8 +51,11 @@ pub struct Gateway {
 /// Starts a gateway; it is ready when it has a map in which its site has a storage node.
 pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
     let name = format!("{}.{}", config.site, config.name);
-    let server =
+    let mut server =
         Server::bind(Role::Gateway, &name, &Listen { listen: config.listen, admin: config.admin }).await?;
+    server.live.add("content_bytes_max", &config.content_bytes_max);
+    server.live.add("temporary_ttl_ms", &config.temporary_ttl_ms);
+    server.live.add("visit_ms", &config.visit_ms);
     let clock = Clock::System;
     let metrics = Arc::new(Metrics::new(&server.metrics));
     let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, clock.clone())

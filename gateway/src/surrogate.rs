@@ -73,7 +73,7 @@ impl Gateway {
             mobile_access: wish.mobile_access.clone(),
             head_only: wish.head_only,
             quota: wish.quota,
-            keep_ms: self.config.temporary_ttl_ms,
+            keep_ms: self.config.temporary_ttl_ms.get(),
         };
         let mut asking = pin!(self.ask_home(home, &request));
         let asked = match tokio::time::timeout(HOME_PATIENCE, &mut asking).await {

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use common::telemetry::{self, LogFormat};
+use common::telemetry;
 
 use crate::commands::{
-    billing, card, config, connect, content, directory, fsck, node, origin, scrub, search, site, status,
-    temporary, usage, who_holds,
+    billing, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search, site,
+    status, temporary, usage, who_holds,
 };
 use crate::error::Failure;
+use crate::log::LogArgs;
 use crate::roles::{self, OriginArgs, RoleCommand, SearchArgs};
 use crate::up::{self, UpOptions};
 
@@ -17,12 +18,8 @@ use crate::up::{self, UpOptions};
 #[derive(Debug, Parser)]
 #[command(name = "dozo", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// What is logged to standard error, as in `info` or `warn,gateway=debug`; RUST_LOG says it too
-    #[arg(long, global = true, value_name = "FILTER")]
-    log: Option<String>,
-    /// Log lines as text or as JSON
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", value_parser = log_format)]
-    log_format: LogFormat,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -79,34 +76,22 @@ enum Command {
     /// Check or show a server's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
-}
-
-fn log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        other => Err(format!("{other:?} is not text or json")),
-    }
+    /// Print what names there are: metrics, error codes, routes, settings, invariants
+    #[command(subcommand)]
+    Catalogue(catalogue::CatalogueCommand),
 }
 
 impl Cli {
-    /// Servers tell what they do; commands only what goes wrong. `up` prints its own summary; what `fsck` finds is in its
-    /// report, and what the parts of a node say on the way would only mislead: nothing of it is written.
-    fn default_filter(&self) -> &'static str {
-        match self.command {
-            Command::Role(RoleCommand::Origin(OriginArgs { command: Some(_), .. })) => "warn",
-            Command::Role(RoleCommand::Search(SearchArgs { command: Some(_), .. })) => "warn",
-            Command::Role(_) => "info",
-            Command::Fsck(_) => "off",
-            _ => "warn",
-        }
-    }
-
+    /// Commands tell only what goes wrong. `up` prints its own summary; what `fsck` finds is in its report, and what the
+    /// parts of a node say on the way would only mislead: nothing of it is written.
     fn init_logs(&self) {
-        let variable = std::env::var("RUST_LOG").ok();
-        let filter = self.log.as_deref().or(variable.as_deref()).unwrap_or(self.default_filter());
-        telemetry::init_logs(self.log_format, filter);
-        std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
+        match self.command {
+            // Their configuration has a say in it.
+            Command::Role(ref role) if role.is_server() => {}
+            Command::Fsck(_) => self.log.init_for_command("off"),
+            _ => self.log.init_for_command("warn"),
+        }
+        telemetry::watch_panics();
     }
 
     /// Carries the command out; what goes wrong is told on standard error.
@@ -117,7 +102,7 @@ impl Cli {
             tell(&failure);
             return ExitCode::from(failure.exit.code());
         }
-        let done = self.command.run().await;
+        let done = self.command.run(self.log).await;
         #[cfg(feature = "otlp")]
         common::trace::otlp::flush().await;
         match done {
@@ -148,7 +133,7 @@ fn tell(failure: &Failure) {
 }
 
 impl Command {
-    async fn run(self) -> Result<(), Failure> {
+    async fn run(self, log: LogArgs) -> Result<(), Failure> {
         match self {
             Self::Up(options) => up::run(options).await,
             Self::Role(RoleCommand::Origin(OriginArgs { command: Some(command), .. })) => {
@@ -157,7 +142,7 @@ impl Command {
             Self::Role(RoleCommand::Search(SearchArgs { command: Some(command), .. })) => {
                 search::search(command).await
             }
-            Self::Role(role) => roles::run(role).await,
+            Self::Role(role) => roles::run(role, log).await,
             Self::Status(args) => status::status(args).await,
             Self::Node(command) => node::node(command).await,
             Self::Site(command) => site::site(command).await,
@@ -177,6 +162,7 @@ impl Command {
             Self::Usage(args) => usage::usage(args).await,
             Self::Billing(command) => billing::billing(command).await,
             Self::Config(command) => config::config(command),
+            Self::Catalogue(command) => catalogue::catalogue(command),
         }
     }
 }

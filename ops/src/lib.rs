@@ -14,6 +14,7 @@
 
 mod broadcast;
 pub mod card;
+pub mod catalogue;
 pub mod cli;
 pub mod commands;
 pub mod demo;
@@ -21,9 +22,12 @@ pub mod endpoints;
 pub mod error;
 mod files;
 mod http;
+pub mod log;
+mod notify;
 mod output;
 mod plan;
 mod progress;
+mod reload;
 pub mod roles;
 pub mod secret;
 pub mod session;

@@ -7,15 +7,20 @@ use std::time::Duration;
 
 use common::auth::ClusterSecret;
 use common::auth::Role;
-use common::config::{self, ConfigError};
+use common::config::{self, ConfigError, Flag, Schema};
 use common::server::{Running, StartError, Stop};
-use serde::Deserialize;
+use common::telemetry::LogFormat;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::commands::origin::OriginCommand;
 use crate::commands::search::SearchCommand;
 use crate::error::Failure;
+use crate::log::LogArgs;
+use crate::notify::Notifier;
+use crate::reload::Reloader;
 use crate::secret::{SECRET_VARIABLE, SecretArgs};
 use crate::signals::{Signal, Signals};
 
@@ -217,27 +222,39 @@ pub enum RoleCommand {
     MobileAccess(MobileAccessArgs),
 }
 
-/// Settings as keys and values; what is not given is not in it.
+/// Settings as flags; what is not given is not in it.
 #[derive(Default)]
-struct Flags(Vec<(String, Value)>);
+struct Flags(Vec<Flag>);
 
 impl Flags {
+    /// A setting whose flag has the name of its key.
+    fn add(&mut self, key: &str, value: Option<Value>) {
+        self.add_as(key, &format!("--{}", key.replace('_', "-")), value);
+    }
+
+    fn add_as(&mut self, key: &str, flag: &str, value: Option<Value>) {
+        self.0.extend(value.map(|value| Flag { key: key.into(), flag: flag.into(), value }));
+    }
+
     fn set(&mut self, key: &str, value: Option<impl ToString>) {
-        self.0.extend(value.map(|v| (key.to_owned(), Value::String(v.to_string()))));
+        self.add(key, value.map(|v| Value::String(v.to_string())));
     }
 
     fn set_true(&mut self, key: &str, is_set: bool) {
-        self.0.extend(is_set.then(|| (key.to_owned(), Value::Boolean(true))));
+        self.add(key, is_set.then_some(Value::Boolean(true)));
     }
 
     /// TOML's integers have 63 bits; greater values are refused by the server's own checks.
     fn set_number(&mut self, key: &str, value: Option<u64>) {
-        self.0.extend(value.map(|v| (key.to_owned(), Value::Integer(i64::try_from(v).unwrap_or(i64::MAX)))));
+        self.add(key, value.map(|v| Value::Integer(i64::try_from(v).unwrap_or(i64::MAX))));
     }
 
     fn server(&mut self, args: &ServerArgs) {
         self.set("listen", args.listen);
         self.set("admin", args.admin);
+        let secret_file = args.secret.cluster_secret_file.as_ref();
+        let secret_file = secret_file.map(|file| Value::String(file.display().to_string()));
+        self.add_as("cluster.secret_file", "--cluster-secret-file", secret_file);
     }
 
     fn member(&mut self, args: &MemberArgs) {
@@ -260,17 +277,14 @@ impl Flags {
     }
 
     fn sites(&mut self, sites: &[String]) {
-        if !sites.is_empty() {
-            let sites = sites.iter().cloned().map(Value::String).collect();
-            self.0.push(("sites".to_owned(), Value::Array(sites)));
-        }
+        let list = || Value::Array(sites.iter().cloned().map(Value::String).collect());
+        self.add_as("sites", "--near", (!sites.is_empty()).then(list));
     }
 
     fn sources(&mut self, sources: &[SourceArg]) {
-        if !sources.is_empty() {
-            let tables = sources.iter().map(|s| source_table(&s.bucket, &s.provider, &s.url));
-            self.0.push(("sources".to_owned(), Value::Array(tables.map(Value::Table).collect())));
-        }
+        let table = |s: &SourceArg| Value::Table(source_table(&s.bucket, &s.provider, &s.url));
+        let list = || Value::Array(sources.iter().map(table).collect());
+        self.add_as("sources", "--source", (!sources.is_empty()).then(list));
     }
 }
 
@@ -283,6 +297,15 @@ pub fn source_table(bucket: &str, provider: &str, url: &str) -> Table {
 }
 
 impl RoleCommand {
+    /// Whether it runs a server; `origin` and `search` have commands beside.
+    pub fn is_server(&self) -> bool {
+        !matches!(
+            self,
+            Self::Origin(OriginArgs { command: Some(_), .. })
+                | Self::Search(SearchArgs { command: Some(_), .. })
+        )
+    }
+
     pub fn role(&self) -> Role {
         match self {
             Self::Gateway(_) => Role::Gateway,
@@ -352,54 +375,83 @@ impl RoleCommand {
         flags
     }
 
-    /// The server's settings: file, then environment, then flags. Not yet checked.
+    /// The server's settings: defaults, file, environment, flags; checked.
     pub fn settings(&self) -> Result<Settings, ConfigError> {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name != SECRET_VARIABLE);
         let file = self.server_args().config.as_deref();
-        let mut table: Table = config::load(file, environment, self.flags().0)?;
-        // The sections that are not the server's own: where its process finds the secret, and how it stops.
-        let cluster = match table.remove("cluster") {
-            Some(section) => {
-                config::load(None, [], [("cluster".to_owned(), section)]).map(|s: ClusterFile| s.cluster)?
-            }
-            None => ClusterSection::default(),
+        let role = self.role();
+        let given = config::Settings::read(&schema(role), file, environment, self.flags().0)?;
+        let mut own = given.clone();
+        let process = Process {
+            cluster: own.take_section("cluster")?,
+            log: own.take_section("log")?,
+            stop: own.take_section("stop")?,
         };
-        let stop = match table.remove("stop") {
-            Some(section) => {
-                config::load(None, [], [("stop".to_owned(), section)]).map(|s: StopFile| s.stop)?
-            }
-            None => StopSection::default(),
-        };
-        Ok(Settings { role: self.role(), table, secret_file: cluster.secret_file, stop })
+        let settings = Settings { role, given, own, process };
+        settings.check()?;
+        Ok(settings)
     }
 
-    /// The secret from flag, environment or configuration.
+    /// The secret from flag, environment, configuration or systemd.
     pub fn secret(&self, settings: &Settings) -> Result<ClusterSecret, Failure> {
-        self.server_args().secret.read(settings.secret_file.as_deref())
+        self.server_args().secret.read(settings.process.cluster.secret_file.as_deref())
     }
 }
 
-#[derive(Deserialize)]
-struct ClusterFile {
-    cluster: ClusterSection,
+/// All that can be set for a server of this role.
+pub fn schema(role: Role) -> Schema {
+    own_schema(role).and(Schema::of::<Process>())
 }
 
-#[derive(Default, Deserialize)]
+/// The settings of the server alone, without those of its process.
+pub fn own_schema(role: Role) -> Schema {
+    match role {
+        Role::Gateway => Schema::of::<gateway::Config>(),
+        Role::StorageNode => Schema::of::<storage_node::Config>(),
+        Role::Search => Schema::of::<search::Config>(),
+        Role::Origin => Schema::of::<origin::Config>(),
+        Role::ServiceBilling | Role::ContentBilling => Schema::of::<billing::Config>(),
+        Role::MobileAccess => Schema::of::<mobile_access::Config>(),
+    }
+}
+
+/// Settings of the process, not of the server in it.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+pub struct Process {
+    #[serde(default)]
+    pub cluster: ClusterSection,
+    #[serde(default)]
+    pub log: LogSection,
+    #[serde(default)]
+    pub stop: StopSection,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ClusterSection {
-    /// File with the cluster's secret.
-    secret_file: Option<PathBuf>,
+pub struct ClusterSection {
+    /// File with the cluster's secret, which all servers of a cluster share. Without it, the secret is taken from
+    /// `DOZO__CLUSTER__SECRET`, or from systemd's credential `cluster-secret`.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
-struct StopFile {
-    stop: StopSection,
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogSection {
+    /// What is logged to standard error, as in `info` or `warn,gateway=debug`; `info` if neither it, `--log` nor
+    /// `RUST_LOG` is given.
+    #[serde(default)]
+    #[schemars(extend("x-live" = true))]
+    pub filter: Option<String>,
+    /// Log lines as text or as JSON; text if neither it nor `--log-format` is given.
+    #[serde(default)]
+    pub format: Option<LogFormat>,
 }
 
 /// How a server stops when it is told to by SIGTERM.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StopSection {
     /// How long it goes on as ever once it says that it is not ready: as long as it takes load balancers to notice.
@@ -425,9 +477,11 @@ impl StopSection {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub role: Role,
-    pub table: Table,
-    pub secret_file: Option<PathBuf>,
-    pub stop: StopSection,
+    /// All that was given, and where.
+    pub given: config::Settings,
+    /// The server's part of it.
+    own: config::Settings,
+    pub process: Process,
 }
 
 /// Why a server does not run.
@@ -449,12 +503,18 @@ impl From<RunError> for Failure {
 }
 
 impl Settings {
-    /// Checks the settings without starting anything.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// Settings that the program itself made for a server in its process.
+    pub fn of(role: Role, table: Table) -> Self {
+        let own = config::Settings::of(table);
+        Self { role, given: own.clone(), own, process: Process::default() }
+    }
+
+    /// Checks what the schema cannot: the values' own rules, and settings that contradict each other.
+    fn check(&self) -> Result<(), ConfigError> {
         match self.role {
             Role::Gateway => self.parse::<gateway::Config>().map(drop),
-            Role::StorageNode => self.parse::<storage_node::Config>().map(drop),
-            Role::Search => self.parse::<search::Config>().map(drop),
+            Role::StorageNode => self.parse::<storage_node::Config>()?.check().map_err(ConfigError::Invalid),
+            Role::Search => self.parse::<search::Config>()?.check().map_err(ConfigError::Invalid),
             Role::Origin => self.parse::<origin::Config>().map(drop),
             Role::ServiceBilling | Role::ContentBilling => self.parse::<billing::Config>().map(drop),
             Role::MobileAccess => self.parse::<mobile_access::Config>().map(drop),
@@ -474,15 +534,15 @@ impl Settings {
     }
 
     fn parse<C: DeserializeOwned>(&self) -> Result<C, ConfigError> {
-        let mut table = self.table.clone();
+        let mut settings = self.own.clone();
         // The billing servers share one configuration; which of the two it is follows from the command.
         let fee = match self.role {
             Role::ServiceBilling => Some("service"),
             Role::ContentBilling => Some("content"),
             _ => None,
         };
-        table.extend(fee.map(|fee| ("role".to_owned(), Value::String(fee.to_owned()))));
-        config::load(None, [], table)
+        settings.table.extend(fee.map(|fee| ("role".to_owned(), Value::String(fee.to_owned()))));
+        settings.parse()
     }
 }
 
@@ -490,19 +550,28 @@ impl Settings {
 const FAILED_STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Runs one server until a signal stops it, or until it has failed: whoever watches the process then starts it anew.
-pub async fn run(command: RoleCommand) -> Result<(), Failure> {
+/// SIGHUP has it read its configuration again.
+pub async fn run(command: RoleCommand, log: LogArgs) -> Result<(), Failure> {
     let settings = command.settings()?;
+    log.init(&settings.process.log)?;
     let secret = command.secret(&settings)?;
     let mut signals = Signals::install()?;
-    let stop = settings.stop.clone();
-    let running = settings.start(secret).await?;
+    let stop = settings.process.stop.clone();
+    let hangups = Signals::hangups()?;
+    let mut notifier = Notifier::begin();
+    let running = settings.clone().start(secret).await?;
     let health = running.health.clone();
+    notifier.started(health.clone());
+    let reloader = Reloader::new(command, log, settings, running.live.clone());
     tokio::select! {
         signal = signals.next() => {
+            notifier.stopping();
             signals.stop(running.stop_as(stop.on(signal))).await;
             Ok(())
         }
+        never = reloader.run(hangups) => match never {},
         reason = health.failed() => {
+            notifier.stopping();
             let failure = Failure::new(format!("{} has stopped: {reason}", running.name));
             // What cannot be ended in order is cut off: all that was acknowledged is durable.
             let _in_time = tokio::time::timeout(FAILED_STOP_TIME_MAX, signals.stop(running.stop())).await;

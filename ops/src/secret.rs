@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use common::auth::{ClusterSecret, random_hex};
+use common::config::credential;
 
 use crate::error::Failure;
 use crate::files;
 
 /// Environment variable with the secret itself.
 pub const SECRET_VARIABLE: &str = "DOZO__CLUSTER__SECRET";
+/// Name of the secret among systemd's credentials.
+const CREDENTIAL: &str = "cluster-secret";
 /// Name of the secret's file in a data folder.
 pub const SECRET_FILE: &str = "cluster-secret";
 
@@ -21,7 +24,7 @@ pub struct SecretArgs {
 }
 
 impl SecretArgs {
-    /// The flag's file, else the environment, else `otherwise` if it is there.
+    /// The flag's file, else the environment, else `otherwise`, else the credential that systemd gave the process.
     pub fn read(&self, otherwise: Option<&Path>) -> Result<ClusterSecret, Failure> {
         if let Some(file) = &self.cluster_secret_file {
             return read_file(file);
@@ -29,7 +32,8 @@ impl SecretArgs {
         if let Ok(text) = std::env::var(SECRET_VARIABLE) {
             return ClusterSecret::new(&text).map_err(|e| Failure::usage(format!("{SECRET_VARIABLE}: {e}")));
         }
-        match otherwise {
+        let by_systemd = credential(CREDENTIAL);
+        match otherwise.or(by_systemd.as_deref()) {
             Some(file) => read_file(file),
             None => Err(Failure::usage("the cluster's secret is not given")
                 .with_next_step(format!("give --cluster-secret-file FILE or set {SECRET_VARIABLE}"))),

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks for an orderly stop, the second ends the process at once.
+//! SIGINT and SIGTERM: the first asks for an orderly stop, the second ends the process at once. SIGHUP asks a
+//! server to read its configuration again.
 
 use std::future::Future;
 
@@ -18,15 +19,19 @@ pub struct Signals {
     terminate: unix::Signal,
 }
 
+fn watch(kind: SignalKind) -> Result<unix::Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(format!("signals cannot be watched: {error}")))
+}
+
 impl Signals {
     /// From now on the two signals no longer end the process by themselves.
     pub fn install() -> Result<Self, Failure> {
-        let install =
-            |kind| signal(kind).map_err(|e| Failure::new(format!("signals cannot be watched: {e}")));
-        Ok(Self {
-            interrupt: install(SignalKind::interrupt())?,
-            terminate: install(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+    }
+
+    /// From now on SIGHUP does not end the process; it is for the reader of its configuration.
+    pub fn hangups() -> Result<unix::Signal, Failure> {
+        watch(SignalKind::hangup())
     }
 
     /// Waits for the next of them.

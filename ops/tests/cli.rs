@@ -133,7 +133,7 @@ fn a_configuration_is_checked_without_starting_anything() {
     let output = dozo(folder.path(), &show);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("name = \"n4\""), "a flag wins over the file: {}", stdout(&output));
-    assert!(!stdout(&output).contains("secret"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("secret_file = \"cluster-secret\""), "a name is no secret");
 
     std::fs::write(&file, good.replace("site =", "sitte =")).unwrap();
     let output = dozo(folder.path(), &check);

@@ -4,11 +4,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use common::config::Live;
 use common::id::{ServerName, SiteId};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::store::StoreUrl;
+
 /// Configuration of a storage node.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the node, unique in its site and kept for the node's life.
@@ -37,6 +41,7 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Memory for the catalog's index, in bytes.
     #[serde(default = "index_cache_bytes")]
+    #[schemars(range(min = 1))]
     pub index_cache_bytes: usize,
     /// How long after its last bytes a delivery waits for a later range of the same content.
     #[serde(default = "delivery_join_window_ms")]
@@ -58,13 +63,14 @@ pub struct Config {
     pub slot_move_ms: u64,
     /// Bytes a second at which chunks are sent to other nodes of the site that are to have them; 0 is without limit.
     #[serde(default = "moves_bytes_per_s")]
-    pub moves_bytes_per_s: u64,
+    pub moves_bytes_per_s: Live,
     /// Bytes a second at which the scrub reads stored chunks to verify them; 0 turns it off.
     #[serde(default = "scrub_bytes_per_s")]
-    pub scrub_bytes_per_s: u64,
+    pub scrub_bytes_per_s: Live,
     /// Time from the start of one round of the scrub to that of the next.
     #[serde(default = "scrub_interval_ms")]
-    pub scrub_interval_ms: u64,
+    #[schemars(range(min = 1))]
+    pub scrub_interval_ms: Live,
 }
 
 fn loopback() -> SocketAddr {
@@ -99,16 +105,16 @@ fn slot_move_ms() -> u64 {
     10_000
 }
 
-fn moves_bytes_per_s() -> u64 {
-    50 << 20
+fn moves_bytes_per_s() -> Live {
+    Live::from(50 << 20)
 }
 
-fn scrub_bytes_per_s() -> u64 {
-    20 << 20
+fn scrub_bytes_per_s() -> Live {
+    Live::from(20 << 20)
 }
 
-fn scrub_interval_ms() -> u64 {
-    7 * 24 * 3_600_000
+fn scrub_interval_ms() -> Live {
+    Live::from(7 * 24 * 3_600_000)
 }
 
 /// The node's time limits.
@@ -123,6 +129,12 @@ pub struct Limits {
 }
 
 impl Config {
+    /// What is wrong with a value by its own rules.
+    pub fn check(&self) -> Result<(), String> {
+        let store: Result<StoreUrl, _> = self.store.parse();
+        store.map(drop).map_err(|error| error.to_string())
+    }
+
     pub fn limits(&self) -> Limits {
         Limits {
             delivery_join_window: Duration::from_millis(self.delivery_join_window_ms),

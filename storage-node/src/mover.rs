@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use common::backoff::Backoff;
 use common::cluster::{MapEpoch, SiteEntry};
+use common::config::Live;
 use common::error::{ApiResult, chain};
 use common::hash::ChunkHash;
 use common::id::NodeId;
@@ -60,7 +61,7 @@ const RATE_TIME: Duration = Duration::from_secs(5);
 
 /// What is being sent to other nodes, and what that may take.
 pub struct Moves {
-    bytes_per_s: u64,
+    bytes_per_s: Live,
     pending_bytes: AtomicU64,
     /// When the next bytes may go out.
     free_at: Mutex<Instant>,
@@ -71,7 +72,7 @@ pub struct Moves {
 
 impl Moves {
     /// `bytes_per_s` 0 sets no limit.
-    pub fn new(bytes_per_s: u64) -> Self {
+    pub fn new(bytes_per_s: Live) -> Self {
         let now = Instant::now();
         Self {
             bytes_per_s,
@@ -94,18 +95,19 @@ impl Moves {
     }
 
     pub fn limit_bytes_per_s(&self) -> u64 {
-        self.bytes_per_s
+        self.bytes_per_s.get()
     }
 
     /// Waits until so many bytes may go out.
     async fn admit(&self, bytes: u64) {
-        if self.bytes_per_s == 0 {
+        let bytes_per_s = self.bytes_per_s.get();
+        if bytes_per_s == 0 {
             return;
         }
         let at = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
             let at = (*free_at).max(Instant::now());
-            *free_at = at + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+            *free_at = at + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
             at
         };
         tokio::time::sleep_until(at).await;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use common::api::node::{ScrubCounts, ScrubRound, ScrubStatus};
 use common::backoff::Backoff;
+use common::config::Live;
 use common::error::{ApiError, ApiResult, ErrorCode, chain};
 use common::hash::ChunkHash;
 use common::time::UnixMillis;
@@ -40,19 +41,20 @@ const NAMED_MAX: u64 = 10;
 
 /// Progress of the scrub, and what it may take.
 pub struct Scrub {
-    bytes_per_s: u64,
-    interval: Duration,
+    /// 0 while it is off.
+    bytes_per_s: Live,
+    interval_ms: Live,
     state: Mutex<ScrubValue>,
     started: Notify,
 }
 
 impl Scrub {
-    pub fn new(bytes_per_s: u64, interval: Duration) -> Self {
-        Self { bytes_per_s, interval, state: Mutex::default(), started: Notify::new() }
+    pub fn new(bytes_per_s: Live, interval_ms: Live) -> Self {
+        Self { bytes_per_s, interval_ms, state: Mutex::default(), started: Notify::new() }
     }
 
     pub fn is_on(&self) -> bool {
-        self.bytes_per_s > 0
+        self.bytes_per_s.get() > 0
     }
 
     /// Takes up what the catalog says.
@@ -71,7 +73,7 @@ impl Scrub {
         let ScrubValue { round, last_completed } = *self.state();
         ScrubStatus {
             running: round.is_some() && self.is_on(),
-            bytes_per_s: self.bytes_per_s,
+            bytes_per_s: self.bytes_per_s.get(),
             progress: round.map_or(1.0, |round| progress(&round)),
             started: round.map(|round| round.started),
             counts: round.map(|round| round.counts).unwrap_or_default(),
@@ -82,7 +84,8 @@ impl Scrub {
     /// Time until the next round is due; `None` while one is under way.
     fn due_in(&self, now: UnixMillis) -> Option<Duration> {
         let ScrubValue { round: None, last_completed } = *self.state() else { return None };
-        let due = last_completed.map_or(now, |last| last.started.saturating_add(self.interval));
+        let interval = Duration::from_millis(self.interval_ms.get());
+        let due = last_completed.map_or(now, |last| last.started.saturating_add(interval));
         Some(due.since(now))
     }
 }
@@ -117,11 +120,9 @@ pub async fn start(node: &Node) -> ApiResult<()> {
 
 /// Scrubs round after round, for ever.
 pub async fn run(node: Arc<Node>) {
-    if !node.scrub.is_on() {
-        return;
-    }
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
     loop {
+        node.scrub.bytes_per_s.wait_for(|bytes_per_s| *bytes_per_s > 0).await;
         match run_round(&node).await {
             Ok(()) => backoff.reset(),
             Err(error) => {
@@ -134,7 +135,9 @@ pub async fn run(node: Arc<Node>) {
 
 /// Waits until a round is due or was asked for, and brings it to its end.
 async fn run_round(node: &Arc<Node>) -> ApiResult<()> {
+    let interval_ms = &node.scrub.interval_ms;
     while let Some(due) = node.scrub.due_in(node.clock.now()) {
+        let known_ms = interval_ms.get();
         if due.is_zero() {
             start(node).await?;
             break;
@@ -142,6 +145,7 @@ async fn run_round(node: &Arc<Node>) -> ApiResult<()> {
         tokio::select! {
             () = tokio::time::sleep(due) => {}
             () = node.scrub.started.notified() => {}
+            () = interval_ms.wait_for(|ms| *ms != known_ms) => {}
         }
     }
     verify_chunks(node).await?;
@@ -181,14 +185,16 @@ fn note(node: &Node, change: impl FnOnce(&mut OpenScrubRound)) {
 }
 
 /// Holds reads to so many bytes a second; time in which nothing was read is not made up for.
-struct Pace {
-    bytes_per_s: f64,
+struct Pace<'a> {
+    bytes_per_s: &'a Live,
     free_at: Instant,
 }
 
-impl Pace {
+impl Pace<'_> {
     async fn spend(&mut self, bytes: u64) {
-        let time = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+        // Turned off, it rests where it is.
+        self.bytes_per_s.wait_for(|bytes_per_s| *bytes_per_s > 0).await;
+        let time = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.get().max(1) as f64);
         self.free_at = self.free_at.max(Instant::now()) + time;
         tokio::time::sleep_until(self.free_at).await;
     }
@@ -207,7 +213,7 @@ enum Verdict {
 }
 
 async fn verify_chunks(node: &Node) -> ApiResult<()> {
-    let mut pace = Pace { bytes_per_s: node.scrub.bytes_per_s as f64, free_at: Instant::now() };
+    let mut pace = Pace { bytes_per_s: &node.scrub.bytes_per_s, free_at: Instant::now() };
     let mut saved: Option<Instant> = None;
     loop {
         let after = node.scrub.state().round.and_then(|round| round.after);

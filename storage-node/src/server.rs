@@ -37,7 +37,10 @@ const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
 pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
     let id = NodeId::of(&config.site, &config.name);
     let listen = Listen { listen: config.listen, admin: config.admin };
-    let server = Server::bind(Role::StorageNode, id.as_str(), &listen).await?;
+    let mut server = Server::bind(Role::StorageNode, id.as_str(), &listen).await?;
+    server.live.add("moves_bytes_per_s", &config.moves_bytes_per_s);
+    server.live.add("scrub_bytes_per_s", &config.scrub_bytes_per_s);
+    server.live.add("scrub_interval_ms", &config.scrub_interval_ms);
     let failed = |what: &str| {
         let what = format!("{what} of storage node {id}");
         move |error: Box<dyn std::error::Error + Send + Sync>| StartError::Failed { what, source: error }
@@ -74,8 +77,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         chunks: opened.chunks,
         chunk_locks: ChunkLocks::default(),
         leases: Leases::default(),
-        scrub: Scrub::new(config.scrub_bytes_per_s, Duration::from_millis(config.scrub_interval_ms)),
-        moves: Moves::new(config.moves_bytes_per_s),
+        scrub: Scrub::new(config.scrub_bytes_per_s.clone(), config.scrub_interval_ms.clone()),
+        moves: Moves::new(config.moves_bytes_per_s.clone()),
         search: SearchClient::new(client.clone(), &config.search),
         client,
         metrics: Metrics::new(&server.metrics),

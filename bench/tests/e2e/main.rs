@@ -14,6 +14,7 @@ mod probe;
 mod process;
 
 mod accounts;
+mod backup;
 mod books;
 mod cards;
 mod collection;

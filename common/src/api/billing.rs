@@ -31,7 +31,8 @@ pub struct RecordBatch {
     pub epoch: u64,
     pub records: Vec<ChainedRecord>,
     /// The sender's word that every delivery of the node which began before this (milliseconds since 1970) is among
-    /// these records or before them: what a month's close waits for. Sent when the log is empty, also with no records;
+    /// these records or before them: what a month's close waits for. Sent when all is booked, with the last
+    /// record so that a server which has lost it says so;
     /// [`CHAIN_ENDED`] once the node has left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed: Option<UnixMillis>,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::Role;
@@ -14,17 +15,18 @@ use crate::time::UnixMillis;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Where a bucket's original content is. `GET|POST /v1/sources`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// Bucket that the contents appear in; made (public) if search does not know it. A bucket has one source.
     pub bucket: BucketName,
     /// The client that provides, and is paid for, the contents.
     pub provider: ClientId,
-    /// `dir:/path`, `s3://bucket/prefix?endpoint=URL&region=R` or `memory:`. Keys are never part of it.
+    /// `dir:/path`, `s3://bucket/prefix?endpoint=URL&region=R&credentials=FILE` or `memory:`. Keys are never part of it.
     pub url: String,
-    /// Most parts that are read from the source at a time; `None`: as many as the origin reads in all.
+    /// Most parts that are read from the source at a time; if not set, as many as the origin reads in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub read_concurrency: Option<u32>,
 }
 

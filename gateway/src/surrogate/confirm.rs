@@ -28,7 +28,7 @@ impl Gateway {
         };
         let (holding, begin) = self.begin_for_visited_site(&wish, request.delivery).await?;
         let issued = self.clock.now();
-        let keep_ms = request.keep_ms.min(self.config.temporary_ttl_ms);
+        let keep_ms = request.keep_ms.min(self.config.temporary_ttl_ms.get());
         let possession = Possession {
             home: self.site.id.clone(),
             surrogate: request.surrogate,

@@ -14,6 +14,7 @@ use common::time::{Clock, UnixMillis};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::backup;
 use super::replay::replay;
 use super::usage::show_usage;
 use crate::error::Failure;
@@ -32,7 +33,7 @@ pub enum Fee {
 impl Fee {
     const BOTH: [Self; 2] = [Self::Service, Self::Content];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Service => "service",
             Self::Content => "content",
@@ -230,6 +231,10 @@ pub enum BillingCommand {
         #[arg(long, value_name = "YYYY-MM")]
         close: Vec<Period>,
     },
+    /// Copy the books of one fee, also while their server runs; with PostgreSQL use pg_dump
+    Backup(backup::BackupArgs),
+    /// Check a backup and put it into a data folder without books, for the server to be started on
+    Restore(backup::RestoreArgs),
     /// Have the servers recompute everything and compare it with their books
     Verify {
         #[command(flatten)]
@@ -344,6 +349,8 @@ pub async fn billing(command: BillingCommand) -> Result<(), Failure> {
         BillingCommand::Replay { file, config, data_dir, close } => {
             replay(&file, config.as_deref(), data_dir.as_deref(), &close).await
         }
+        BillingCommand::Backup(args) => backup::backup(args).await,
+        BillingCommand::Restore(args) => backup::restore(args).await,
         BillingCommand::Verify { books } => verify(&books).await,
         BillingCommand::Close { period, dry_run, books } => {
             let query = if dry_run { "?dry_run=true" } else { "" };

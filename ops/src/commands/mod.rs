@@ -1,7 +1,9 @@
 //! What each command does. One file per thing that is worked on.
 
+pub mod backup;
 pub mod billing;
 pub mod card;
+pub mod catalogue;
 pub mod config;
 pub mod connect;
 pub mod content;

@@ -52,7 +52,7 @@ pub enum SearchCommand {
     /// Copy the directory's SQLite file, also while search runs; on the machine that has it
     ///
     /// To put a copy back: stop search, remove search.db, search.db-wal and search.db-shm from its data folder, move the
-    /// copy there as search.db, start search. What the sites have decided and hold since then comes back from the storage
+    /// copy there as search.db (or `restore` it), start search. What the sites have decided and hold since then comes back from the storage
     /// nodes; clients, buckets and cards made since then do not. With PostgreSQL use pg_dump.
     #[command(verbatim_doc_comment)]
     Backup {
@@ -63,6 +63,12 @@ pub enum SearchCommand {
         data_dir: Option<PathBuf>,
         #[command(flatten)]
         endpoints: EndpointsArgs,
+    },
+    /// Check a backup and put it into a data folder that has no directory, for search to be started on
+    Restore {
+        file: PathBuf,
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
     },
 }
 
@@ -118,6 +124,13 @@ pub async fn search(command: SearchCommand) -> Result<(), Failure> {
                 Failure::new(chain(&error)).with_next_step(next)
             })?;
             output::line(&format!("{}: {bytes} bytes", file.display()))
+        }
+        SearchCommand::Restore { file, data_dir } => {
+            let bytes = search::backup::restore(&file, &data_dir).await.map_err(|error| {
+                let next = "stop search and move its search.db, with -wal and -shm, out of the folder first";
+                Failure::new(chain(&error)).with_next_step(next)
+            })?;
+            output::line(&format!("{}: {bytes} bytes; start search on it", data_dir.display()))
         }
     }
 }

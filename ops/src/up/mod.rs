@@ -28,7 +28,7 @@ use crate::endpoints::{
 };
 use crate::error::Failure;
 use crate::output;
-use crate::roles::{Settings, StopSection, path_text, source_table};
+use crate::roles::{Settings, path_text, source_table};
 use crate::secret;
 use crate::signals::Signals;
 use layout::{Folders, Listeners, NODES_MAX, PORT_SPAN, Ports, SITES_MAX};
@@ -261,8 +261,7 @@ impl Starter<'_> {
     }
 
     async fn launch(&self, role: Role, table: Table) -> Result<Running, Failure> {
-        let settings = Settings { role, table, secret_file: None, stop: StopSection::default() };
-        settings.start(self.secret.clone()).await.map_err(|error| {
+        Settings::of(role, table).start(self.secret.clone()).await.map_err(|error| {
             let failure = Failure::from(error);
             Failure { message: format!("{role} does not start: {}", failure.message), ..failure }
         })

@@ -1,5 +1,6 @@
 //! Delivery records to one billing server: a durable cursor into this shard's records, batches behind it. Each
-//! of the two servers has its own; one that is down does not hold up the other.
+//! of the two servers has its own; one that is down does not hold up the other. Records stay in the catalog when they
+//! are booked: a server whose books were put back from a backup says what it expects, and is sent it again.
 
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -44,7 +45,13 @@ pub async fn send(shard: Arc<Shard>, fee: Fee) {
             Ok(Step::Idle) => {
                 let left = has_left(&shard);
                 if marked.is_none_or(|(at, was_left)| was_left != left || at.elapsed() >= MARK_INTERVAL) {
-                    marked = mark(&shard, fee, left).await.then(|| (Instant::now(), left));
+                    marked = match mark(&shard, fee, left).await {
+                        Ok(is_told) => is_told.then(|| (Instant::now(), left)),
+                        Err(error) => {
+                            tracing::debug!(shard = %shard.id, fee = fee.as_str(), error = chain(&error), "a mark is lost");
+                            None
+                        }
+                    };
                 }
             }
             Ok(Step::Booked) => {
@@ -118,7 +125,10 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
         Ok(BatchAnswer::Gap { expected }) if expected == first => {
             return Ok(Step::Unreached(format!("it does not take record {first}, which it expects")));
         }
-        Ok(BatchAnswer::Gap { expected }) if (1..=last).contains(&expected) => expected - 1,
+        Ok(BatchAnswer::Gap { expected }) if (1..=last).contains(&expected) => {
+            go_back(shard, fee, epoch, expected).await?;
+            return Ok(Step::Booked);
+        }
         Ok(BatchAnswer::Gap { expected }) => {
             return Ok(Step::Stopped(format!(
                 "it expects record {expected} of epoch {epoch}, the last is {last}"
@@ -129,15 +139,47 @@ async fn step(shard: &Shard, fee: Fee) -> ApiResult<Step> {
         }
         Err(error) => return Ok(Step::Unreached(chain(&error))),
     };
-    let number = RecordNumber { epoch, seq: through };
+    put_cursor(shard, fee, RecordNumber { epoch, seq: through }).await?;
+    Ok(Step::Booked)
+}
+
+async fn put_cursor(shard: &Shard, fee: Fee, number: RecordNumber) -> ApiResult<()> {
     shard
         .catalog
         .commit(move |txn| {
             txn.put(Key::BillingCursor(fee), &number);
             Ok(())
         })
-        .await?;
-    Ok(Step::Booked)
+        .await
+}
+
+/// Sets the cursor back to where a server that lost records goes on. One that knows nothing of an epoch may have lost
+/// the end of the epoch before as well, so the last record of that is sent once more: the answer tells.
+async fn go_back(shard: &Shard, fee: Fee, epoch: u64, expected: u64) -> ApiResult<()> {
+    let mut number = RecordNumber { epoch, seq: expected.saturating_sub(1) };
+    if number.seq == 0 {
+        let before = shard.read_settled(|rows| last_before(rows, epoch)).await?;
+        if let Some(last) = before {
+            number = RecordNumber { seq: last.seq.saturating_sub(1), ..last };
+        }
+    }
+    tracing::warn!(shard = %shard.id, fee = fee.as_str(), epoch, expected, "the billing server has lost records, as when a backup was put back; they are sent again");
+    put_cursor(shard, fee, number).await
+}
+
+/// The last record of the newest epoch before this one.
+fn last_before(rows: &(impl Rows + ?Sized), epoch: u64) -> ApiResult<Option<RecordNumber>> {
+    for epoch in (0..epoch).rev() {
+        let mut last = None;
+        rows.scan(&key::records(epoch), &mut |_, value| {
+            last = Some(RecordNumber { epoch, seq: ChainedRecord::decode(value)?.seq });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if last.is_some() {
+            return Ok(last);
+        }
+    }
+    Ok(None)
 }
 
 /// Whether no delivery can begin in this shard any more: its node is removed, and its slots are with others.
@@ -150,10 +192,11 @@ fn has_left(shard: &Shard) -> bool {
 }
 
 /// Tells the server up to when all deliveries of this shard are booked, if that is so: what the close of a month waits for.
-/// For ever, if it has `left`, so that no month waits for a node that is gone. Whether that was said; a mark that is lost
-/// is made good by the next.
-async fn mark(shard: &Shard, fee: Fee, left: bool) -> bool {
-    let Some(client) = receiver(shard, fee) else { return false };
+/// For ever, if it has `left`, so that no month waits for a node that is gone. The last record goes with it, so that a
+/// server which lost records says so, instead of believing the mark. Whether the mark was said; one that is lost is made
+/// good by the next.
+async fn mark(shard: &Shard, fee: Fee, left: bool) -> ApiResult<bool> {
+    let Some(client) = receiver(shard, fee) else { return Ok(false) };
     let now = shard.node.clock.now();
     // One moment of the rows: what has ended by now is in the records up to the head, what has not is open.
     let passed = shard
@@ -169,22 +212,28 @@ async fn mark(shard: &Shard, fee: Fee, left: bool) -> bool {
                 passed = passed.min(OpenDelivery::decode(value)?.begin);
                 Ok(ControlFlow::Continue(()))
             })?;
-            Ok(Some((head.epoch, passed)))
+            let before_last = RecordNumber { seq: head.seq.saturating_sub(1), ..head };
+            let last = behind(rows, before_last, head, 1)?.map_or_else(Vec::new, |(_, last)| last);
+            Ok(Some((head.epoch, last, passed)))
         })
-        .await;
-    let sent = match passed {
-        Ok(Some((epoch, passed))) => {
-            let node = shard.id.clone();
-            let batch = RecordBatch { node, epoch, records: Vec::new(), passed: Some(passed) };
-            client.send_batch(&batch).await.map(drop).map_err(|error| chain(&error))
+        .await?;
+    let Some((epoch, records, passed)) = passed else { return Ok(false) };
+    let batch = RecordBatch { node: shard.id.clone(), epoch, records, passed: Some(passed) };
+    match client.send_batch(&batch).await {
+        Ok(BatchAnswer::Gap { expected }) => {
+            go_back(shard, fee, epoch, expected).await?;
+            Ok(false)
         }
-        Ok(None) => return false,
-        Err(error) => Err(chain(&error)),
-    };
-    if let Err(error) = &sent {
-        tracing::debug!(shard = %shard.id, fee = fee.as_str(), error, "a mark is lost");
+        Ok(BatchAnswer::Booked { .. }) => Ok(true),
+        Ok(BatchAnswer::Fork { seq, reason }) => {
+            tracing::error!(shard = %shard.id, fee = fee.as_str(), epoch, seq, reason, "the billing server contradicts this shard's records");
+            Ok(true)
+        }
+        Err(error) => {
+            tracing::debug!(shard = %shard.id, fee = fee.as_str(), error = chain(&error), "a mark is lost");
+            Ok(false)
+        }
     }
-    sent.is_ok()
 }
 
 /// Records that some billing server has not booked yet, counted up to one batch for each.

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use common::config::parse_bytes;
+use common::s3::KeysFile;
 
 use super::SIZE_BYTES_MIN;
 
 const FILE_BYTES_DEFAULT: u64 = 20 << 30;
 const MEMORY_BYTES_DEFAULT: u64 = 1 << 30;
 const S3_BYTES_DEFAULT: u64 = 1 << 40;
+const PROFILE_DEFAULT: &str = "default";
 
 /// Where a node keeps its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +25,15 @@ pub enum StoreUrl {
     /// `dir:/path`: files with one large or many small chunks each.
     Dir { path: PathBuf },
     /// `s3://bucket/prefix?endpoint=URL&region=R&capacity=1TiB`: objects of the same kind in an S3-compatible
-    /// store. Keys come from `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+    /// store. Keys come from the file that `&credentials=FILE` names, or from `AWS_ACCESS_KEY_ID` and
+    /// `AWS_SECRET_ACCESS_KEY`.
     S3 {
         bucket: String,
         prefix: String,
         endpoint: Option<String>,
         region: Option<String>,
+        /// `&credentials=FILE&profile=NAME`: a file of keys as the AWS tools write it.
+        keys: Option<KeysFile>,
         capacity_bytes: u64,
     },
     /// `memory:` or `memory:?size=2GiB`: a block store in memory (1 GiB if not said), gone with the process.
@@ -85,6 +90,7 @@ fn parse(url: &str) -> Result<StoreUrl, String> {
                 capacity_bytes: options.bytes("capacity", S3_BYTES_DEFAULT)?,
                 endpoint: options.take("endpoint").map(endpoint).transpose()?,
                 region: options.take("region"),
+                keys: options.keys_file()?,
             }
         }
         _ => return Err(format!("must be one of {KINDS}")),
@@ -113,7 +119,7 @@ fn endpoint(address: String) -> Result<String, String> {
     }
     if address.contains('@') {
         return Err(
-            "keys do not belong into the endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into()
+            "keys do not belong into the endpoint; give credentials=FILE, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into()
         );
     }
     Ok(address)
@@ -155,6 +161,17 @@ impl Options {
             .map_or(Ok(false), |text| text.parse().map_err(|_| format!("{name}: must be true or false")))
     }
 
+    fn keys_file(&mut self) -> Result<Option<KeysFile>, String> {
+        let (path, profile) = (self.take("credentials"), self.take("profile"));
+        match (path, profile) {
+            (None, Some(_)) => Err("profile: names one of a file, give credentials=FILE".into()),
+            (path, profile) => Ok(path.map(|path| KeysFile {
+                path: path.into(),
+                profile: profile.unwrap_or_else(|| PROFILE_DEFAULT.into()),
+            })),
+        }
+    }
+
     fn nothing_left(&self) -> Result<(), String> {
         self.0.first().map_or(Ok(()), |(name, _)| Err(format!("has no option {name:?}")))
     }
@@ -170,12 +187,15 @@ impl fmt::Display for StoreUrl {
             Self::Device { path } => write!(f, "device:{}", path.display()),
             Self::Dir { path } => write!(f, "dir:{}", path.display()),
             Self::Memory { size_bytes } => write!(f, "memory:?size={}", exact(*size_bytes)),
-            Self::S3 { bucket, prefix, endpoint, region, capacity_bytes } => {
+            Self::S3 { bucket, prefix, endpoint, region, keys, capacity_bytes } => {
                 write!(f, "s3://{bucket}/{prefix}?capacity={}", exact(*capacity_bytes))?;
                 for (name, value) in [("endpoint", endpoint), ("region", region)] {
                     if let Some(value) = value {
                         write!(f, "&{name}={value}")?;
                     }
+                }
+                if let Some(KeysFile { path, profile }) = keys {
+                    write!(f, "&credentials={}&profile={profile}", path.display())?;
                 }
                 Ok(())
             }
@@ -203,6 +223,7 @@ mod tests {
             "dir:/srv/chunks",
             "memory:?size=512MiB",
             "s3://bucket/a/b?capacity=1TiB&endpoint=http://127.0.0.1:3900&region=garage",
+            "s3://bucket/a?capacity=1TiB&credentials=/etc/dozo/keys&profile=chunks",
         ] {
             assert_eq!(text.parse::<StoreUrl>().unwrap().to_string(), text);
         }
@@ -222,6 +243,7 @@ mod tests {
             ("file:/x?size=lots", "count of bytes"),
             ("file:/x?prefill=maybe", "true or false"),
             ("file:/x?sise=1GiB", "no option \"sise\""),
+            ("s3://b?profile=x", "credentials=FILE"),
             ("s3:bucket", "s3://bucket/prefix"),
             ("s3:///prefix", "names no bucket"),
             ("s3://b?endpoint=127.0.0.1:9", "http://"),

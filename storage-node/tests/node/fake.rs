@@ -287,7 +287,6 @@ async fn book(State(fake): Shared, ApiJson(batch): ApiJson<RecordBatch>) -> ApiR
         return Err(ApiError::new(ErrorCode::Unavailable, "down"));
     }
     let (node, epoch) = (batch.node, batch.epoch);
-    books.marks.extend(batch.passed.map(|passed| (node.clone(), epoch, passed)));
     let booked = books.records.entry((node.clone(), epoch)).or_default();
     for record in batch.records {
         let previous = booked.last().map_or(RecordDigest::ZERO, |last| last.digest);
@@ -301,7 +300,9 @@ async fn book(State(fake): Shared, ApiJson(batch): ApiJson<RecordBatch>) -> ApiR
         record.check(&node, epoch, booked.len() as u64, &previous).unwrap();
         booked.push(record);
     }
-    Ok(ApiJson(BatchAnswer::Booked { through: booked.len() as u64 }))
+    let through = booked.len() as u64;
+    books.marks.extend(batch.passed.map(|passed| (node, epoch, passed)));
+    Ok(ApiJson(BatchAnswer::Booked { through }))
 }
 
 /// The entry of a shard, if `primary` serves it in `term`.

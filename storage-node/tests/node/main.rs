@@ -75,9 +75,9 @@ fn config(name: &str, store: &str, dir: &Path, search: &str) -> Config {
         surplus_grace_ms: 24 * 3_600_000,
         collecting_grace_ms: 600_000,
         slot_move_ms: 500,
-        moves_bytes_per_s: 0,
-        scrub_bytes_per_s: 0,
-        scrub_interval_ms: 3_600_000,
+        moves_bytes_per_s: 0.into(),
+        scrub_bytes_per_s: 0.into(),
+        scrub_interval_ms: 3_600_000.into(),
     }
 }
 

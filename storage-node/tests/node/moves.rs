@@ -61,7 +61,7 @@ impl Site {
     fn config(&self, number: usize) -> Config {
         let name = format!("n{number}");
         let store = format!("file:{}/{name}.store?size=300MiB", self.dir.path().display());
-        let moves_bytes_per_s = self.moves_bytes_per_s;
+        let moves_bytes_per_s = self.moves_bytes_per_s.into();
         Config { moves_bytes_per_s, ..config(&name, &store, self.dir.path(), &self.search.url) }
     }
 

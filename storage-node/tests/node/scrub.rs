@@ -9,7 +9,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn scrubbed(store: &str, dir: &Path, search: &str) -> Config {
-    Config { scrub_bytes_per_s: 1 << 30, ..config("n1", store, dir, search) }
+    Config { scrub_bytes_per_s: (1 << 30).into(), ..config("n1", store, dir, search) }
 }
 
 async fn status(node: &TestNode) -> ScrubStatus {
@@ -68,7 +68,7 @@ async fn what_no_row_knows_of_is_deleted_and_what_the_store_lost_is_counted() {
     for store in ["file:{}/block?size=300MiB", "dir:{}/objects"] {
         let url = store.replace("{}", &dir.path().display().to_string());
         let off = config("n1", &url, &dir.path().join(&store[..3]), &search.url);
-        let on = Config { scrub_bytes_per_s: 1 << 30, ..off.clone() };
+        let on = Config { scrub_bytes_per_s: (1 << 30).into(), ..off.clone() };
         let node = start(off.clone()).await;
         ready(&node).await;
         let (kept, lost) = (Bytes::from_static(b"kept"), Bytes::from_static(b"lost"));
@@ -110,7 +110,7 @@ async fn a_round_survives_a_restart_and_counts_nothing_twice() {
     node.running.stop().await;
 
     // So slow that the round stands at its first chunk.
-    let slow = Config { scrub_bytes_per_s: 1, ..config("n1", &url, dir.path(), &search.url) };
+    let slow = Config { scrub_bytes_per_s: 1.into(), ..config("n1", &url, dir.path(), &search.url) };
     let node = start(slow).await;
     until("the first chunk is read", async || status(&node).await.counts.chunks == 1).await;
     let begun = status(&node).await;

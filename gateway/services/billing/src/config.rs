@@ -7,8 +7,10 @@ use common::auth::Role;
 use common::id::ServerName;
 use common::server::StartError;
 use database::Location;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::backup::file_name;
 use crate::ledger::CLOSE_GRACE;
 use crate::tariff::Terms;
 
@@ -55,10 +57,11 @@ impl std::fmt::Display for Fee {
 }
 
 /// Configuration of one billing server.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `service` or `content`.
+    /// `service` or `content`; follows from the command, and is no setting.
+    #[schemars(skip)]
     pub role: Fee,
     /// Service listener; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -84,11 +87,13 @@ pub struct Config {
     #[serde(default)]
     pub database_password_file: Option<PathBuf>,
     /// How long after its end a month waits for nodes whose log is not known to have passed it; after that it may be
-    /// closed without them. Default three days.
+    /// closed without them.
     #[serde(default = "close_grace_hours")]
+    #[schemars(range(max = 8784))]
     pub close_grace_hours: u64,
-    /// Tariffs, splits and parties to store at the start, if they are not stored yet; see [`crate::tariff`].
+    /// Tariffs, splits and parties to store at the start, if they are not stored yet; as in `tariff_file`.
     #[serde(default)]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub tariff: Option<Terms>,
     /// The same from a TOML file.
     #[serde(default)]
@@ -100,7 +105,7 @@ impl Config {
     pub(crate) fn location(&self) -> Result<Location, StartError> {
         match (&self.database, &self.data_dir) {
             (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
-            (None, Some(folder)) => Location::in_folder(folder, &format!("{}.db", self.role)),
+            (None, Some(folder)) => Location::in_folder(folder, &file_name(self.role)),
             (None, None) => {
                 let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
                 Err(StartError::failed(format!("reading the configuration of {} billing", self.role), reason))

@@ -14,6 +14,7 @@
 
 #[doc = include_str!("a_month.md")]
 pub mod a_month {}
+pub mod backup;
 pub mod bank;
 pub mod chain;
 pub mod config;

@@ -10,6 +10,7 @@
 //!   has noticed and given the lock back. (A pooler in between must keep sessions.) `synchronous_commit = off` is not
 //!   taken over from the server's settings: what is acknowledged must be durable.
 
+pub mod backup;
 mod insert;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use common::config::credential;
 use common::server::StartError;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{Migration, Migrator};
@@ -34,6 +36,8 @@ pub type Connection = AnyConnection;
 
 /// What the connection of a server that was stopped may take to end.
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+/// Name of the password among systemd's credentials.
+const CREDENTIAL: &str = "database-password";
 const READERS: u32 = 4;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -132,7 +136,7 @@ impl Location {
         Ok(Self { options, dialect: Dialect::Sqlite, name })
     }
 
-    /// A PostgreSQL database by its URL; the password, if not in it, from a file.
+    /// A PostgreSQL database by its URL; the password, if not in it, from a file, or from systemd's credentials.
     pub fn at(url: &str, password_file: Option<&PathBuf>) -> Result<Self, StartError> {
         let what = "reading the address of the database";
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| StartError::failed(what, e);
@@ -145,7 +149,8 @@ impl Location {
         let mut public = url.clone();
         let _without_password = public.set_password(None);
         let name = public.to_string();
-        if let Some(path) = password_file {
+        let by_systemd = url.password().is_none().then(|| credential(CREDENTIAL)).flatten();
+        if let Some(path) = password_file.or(by_systemd.as_ref()) {
             let unread = |e: std::io::Error| failed(format!("{}: {e}", path.display()).into());
             let password = std::fs::read_to_string(path).map_err(unread)?;
             url.set_password(Some(password.trim_end()))

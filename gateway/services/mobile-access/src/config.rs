@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use common::api::mobile_access::REQUEST_PORT;
 use common::id::{ServerName, SiteId};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Clients connect here. Port 0 takes a free one.

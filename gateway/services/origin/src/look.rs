@@ -46,7 +46,7 @@ pub async fn run(
                 let overflowed = watch::was_full(&changes) || settling.len() >= changes.max_capacity();
                 match change {
                     Change::File(location) if !overflowed => {
-                        let due = Instant::now() + app.settle;
+                        let due = Instant::now() + app.settle();
                         settling.insert(location, Settling { due, seen: None });
                     }
                     Change::File(_) | Change::Everything => open.scan_soon.notify_one(),
@@ -82,7 +82,7 @@ async fn look(
     match look_at(app, open, &location, seen).await {
         Ok(None) => {}
         Ok(unsettled) => {
-            settling.insert(location, Settling { due: Instant::now() + app.settle, seen: unsettled });
+            settling.insert(location, Settling { due: Instant::now() + app.settle(), seen: unsettled });
         }
         Err(failure) => {
             let bucket = &open.source.bucket;

@@ -41,18 +41,18 @@ pub async fn run(app: &App, open: &OpenSource) {
             Ok(problem) => {
                 backoff.reset();
                 app.tell(open, SourceState::Scanned, problem);
-                app.rescan
+                app.rescan()
             }
             Err(failure) => {
                 let reason = chain(&failure);
                 tracing::warn!(bucket = %open.source.bucket, reason, "the source was not scanned to its end");
                 app.metrics.failed_scans.increment(1);
                 app.tell(open, SourceState::Failing, Some(reason));
-                backoff.next_delay().min(app.rescan.max(Duration::from_millis(50)))
+                backoff.next_delay().min(app.rescan().max(Duration::from_millis(50)))
             }
         };
         // Changes that keep coming must not make it scan all the time.
-        let rest = app.settle.max(began.elapsed() * 2).min(wait);
+        let rest = app.settle().max(began.elapsed() * 2).min(wait);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = open.scan_now.notified() => {}

@@ -11,6 +11,7 @@ use common::api::origin::Source;
 use common::api::search::SearchClient;
 use common::auth::{ClusterSecret, Guard, Role};
 use common::client::{HttpClient, ServerClient};
+use common::config::Live;
 use common::error::chain;
 use common::id::{BucketName, ServerName};
 use common::server::{Health, Listen, Running, Server, StartError};
@@ -37,8 +38,8 @@ pub(crate) struct App {
     pub search: SearchClient,
     pub metrics: Metrics,
     pub clock: Clock,
-    pub rescan: Duration,
-    pub settle: Duration,
+    rescan_ms: Live,
+    settle_ms: Live,
     /// Most reads of a source that sets no limit of its own, and most that wait for one.
     pub read_concurrency: usize,
     pub read_queue: usize,
@@ -55,10 +56,24 @@ pub(crate) struct App {
     pub stop: CancellationToken,
 }
 
+impl App {
+    /// Time from the end of one scan of a source to the next.
+    pub fn rescan(&self) -> Duration {
+        Duration::from_millis(self.rescan_ms.get())
+    }
+
+    /// For how long a file must not have changed.
+    pub fn settle(&self) -> Duration {
+        Duration::from_millis(self.settle_ms.get())
+    }
+}
+
 /// Opens the database and the sources, begins to answer, and returns. Scanning goes on behind.
 pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, StartError> {
     let listen = Listen { listen: config.listen, admin: config.admin };
-    let server = Server::bind(Role::Origin, config.name.as_str(), &listen).await?;
+    let mut server = Server::bind(Role::Origin, config.name.as_str(), &listen).await?;
+    server.live.add("rescan_ms", &config.rescan_ms);
+    server.live.add("settle_ms", &config.settle_ms);
     server.health.set("registered", Err("search has not accepted the registration yet".into()));
     let db = Db::open(&config.data_dir).await?;
     let client = ServerClient::new(HttpClient::new(), secret.clone(), &server.name, Clock::System)
@@ -68,8 +83,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         search: SearchClient::new(client, &config.search),
         metrics: Metrics::new(&server.metrics),
         clock: Clock::System,
-        rescan: Duration::from_millis(config.rescan_ms),
-        settle: Duration::from_millis(config.settle_ms),
+        rescan_ms: config.rescan_ms,
+        settle_ms: config.settle_ms,
         read_concurrency: config.read_concurrency,
         read_queue: config.read_queue,
         // Each source's own limit bounds how many wait here.
@@ -84,7 +99,8 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         db,
     };
     open_sources(&app, &config.sources).await?;
-    let (http, admin) = (server.http_url(), server.admin_url());
+    let http = config.advertise.unwrap_or_else(|| server.http_url());
+    let admin = server.admin_url();
     server.spawn_worker(announce::heartbeat(app.clone(), server.health.clone(), http, admin));
     server.spawn_worker(announce::send_outbox(app.clone()));
     let guard = Guard { secret, audience: Role::Origin, clock: Clock::System };

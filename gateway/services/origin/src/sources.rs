@@ -247,7 +247,7 @@ impl App {
 
     /// Whether an object is not being written to: stores have whole objects only, files may be at work.
     pub fn is_settled(&self, open: &OpenSource, facts: &Facts) -> bool {
-        open.store.folder().is_none() || self.now().since(facts.modified) >= self.settle
+        open.store.folder().is_none() || self.now().since(facts.modified) >= self.settle()
     }
 
     pub fn now(&self) -> UnixMillis {

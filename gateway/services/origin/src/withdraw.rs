@@ -66,7 +66,7 @@ pub async fn vanished(app: &App, open: &OpenSource, scan: i64) -> Result<Option<
         known,
         missing,
         same_place: place_before.is_empty() || place_before == place,
-        confirmed: held_since.is_some_and(|since| since.elapsed() >= app.rescan),
+        confirmed: held_since.is_some_and(|since| since.elapsed() >= app.rescan()),
     };
     let verdict = if may_all { Verdict::Withdraw } else { judge(found) };
     if missing == 0 || verdict == Verdict::Withdraw {

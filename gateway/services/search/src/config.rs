@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use common::server::StartError;
 
 use crate::db::{DATABASE_FILE, Location};
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Address of the service listener. Port 0 takes a free one.
@@ -29,9 +30,11 @@ pub struct Config {
     pub database_password_file: Option<PathBuf>,
     /// A server that was not heard of for this long counts as down.
     #[serde(default = "lease_ms")]
+    #[schemars(range(min = 2))]
     pub lease_ms: u64,
     /// How often servers are told to report; well below `lease_ms`.
     #[serde(default = "heartbeat_ms")]
+    #[schemars(range(min = 1))]
     pub heartbeat_ms: u64,
 }
 
@@ -62,7 +65,7 @@ impl Config {
     }
 
     /// What contradicts itself, in words for the operator.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         if self.heartbeat_ms == 0 || self.lease_ms < 2 * self.heartbeat_ms {
             return Err(format!(
                 "lease_ms = {} must be at least twice heartbeat_ms = {}, and that at least 1",

@@ -441,8 +441,8 @@ mod tests {
         site.adopt(map);
         let config = Config {
             advertise: None,
-            temporary_ttl_ms: 60_000,
-            visit_ms: 60_000,
+            temporary_ttl_ms: 60_000.into(),
+            visit_ms: 60_000.into(),
             listen: ([127, 0, 0, 1], 0).into(),
             admin: ([127, 0, 0, 1], 0).into(),
             name: ServerName::new("g1").unwrap(),
@@ -450,7 +450,7 @@ mod tests {
             icmp_probes: false,
             search: String::new(),
             cache_bytes: 0,
-            content_bytes_max: 1,
+            content_bytes_max: 1.into(),
             node_patience_ms: 1,
         };
         Rig { site, sources: Arc::new(Sources::new(server, &config, metrics)), _silent: kept }

@@ -38,10 +38,11 @@ pub async fn reach(url: &StoreUrl) -> Result<Option<(Arc<dyn ObjectStore>, Room)
                 LocalFileSystem::new_with_prefix(path).map_err(|e| unusable(url, e))?.with_fsync(true);
             Ok(Some((Arc::new(local), Room::Directory(path.clone()))))
         }
-        StoreUrl::S3 { bucket, prefix, endpoint, region, capacity_bytes } => {
+        StoreUrl::S3 { bucket, prefix, endpoint, region, keys, capacity_bytes } => {
             let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..BackoffConfig::default() };
             let retry = RetryConfig { backoff, max_retries: RETRIES_MAX, retry_timeout: RETRY_LIMIT };
-            let client = s3::client(bucket, endpoint.as_deref(), region.as_deref())
+            let client = s3::client(bucket, endpoint.as_deref(), region.as_deref(), keys.as_ref())
+                .map_err(|problem| unusable(url, WrongKeys(problem)))?
                 .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout), CONNECT_LIMIT)
                 .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout), SILENCE_LIMIT)
                 .with_retry(retry)
@@ -59,8 +60,12 @@ pub async fn reach(url: &StoreUrl) -> Result<Option<(Arc<dyn ObjectStore>, Room)
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the environment has no AWS_ACCESS_KEY_ID")]
+#[error("no keys are given: add credentials=FILE, or set AWS_ACCESS_KEY_ID")]
 struct MissingKeys;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongKeys(String);
 
 #[derive(Debug, thiserror::Error)]
 #[error("it belongs to the node whose log has the id {owner}; this node's is {log_id}")]

@@ -125,7 +125,9 @@ impl<'a> Booking<'a> {
                 report.answer = BatchAnswer::Fork { seq: record.seq, reason };
             }
             Place::Continues { known, head } => {
-                report.duplicates = known as u64;
+                // A mark comes with the last record, for whoever has lost it.
+                let is_mark = batch.passed.is_some() && known == batch.records.len();
+                report.duplicates = if is_mark { 0 } else { known as u64 };
                 let CheckedBatch { node, epoch, mut records, passed, .. } = batch;
                 let new = records.split_off(known);
                 let is_new = !new.is_empty() || passed.is_some();

@@ -2,7 +2,6 @@
 //! without any. Keys are never part of a URL, since URLs are stored, shown and logged.
 
 use std::collections::BTreeMap;
-use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, RetryConfig};
 use percent_encoding::percent_decode_str;
 
-use common::s3;
+use common::s3::{self, KeysFile};
 
 use super::{Facts, GROUP, Groups, Listing, SourceError, facts_of};
 
@@ -50,7 +49,10 @@ fn client(bucket: &str, given: &BTreeMap<&str, String>) -> Result<AmazonS3, Stri
     }
     let retry = RetryConfig { retry_timeout: RETRY_TIME_MAX, max_retries: 4, ..RetryConfig::default() };
     let region = given.get("region").map(String::as_str);
-    let mut builder = s3::client(bucket, endpoint.map(String::as_str), region).with_retry(retry);
+    let profile = given.get("profile").map_or("default", String::as_str);
+    let keys = given.get("credentials").map(|file| KeysFile { path: file.into(), profile: profile.into() });
+    let builder = s3::client(bucket, endpoint.map(String::as_str), region, keys.as_ref())?;
+    let mut builder = builder.with_retry(retry);
     let is_anonymous = match given.get("anonymous").map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
@@ -64,13 +66,6 @@ fn client(bucket: &str, given: &BTreeMap<&str, String>) -> Result<AmazonS3, Stri
         None | Some("path") => {}
         Some("virtual") => builder = builder.with_virtual_hosted_style_request(true),
         Some(_) => return Err("style is path or virtual".into()),
-    }
-    if let Some(file) = given.get("credentials") {
-        let keys = Keys::read(file.as_ref(), given.get("profile").map_or("default", String::as_str))?;
-        builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
-        if let Some(token) = keys.token {
-            builder = builder.with_token(token);
-        }
     }
     builder.build().map_err(|e| e.to_string())
 }
@@ -106,38 +101,6 @@ pub fn without_keys(url: &str) -> String {
         shown.push_str(&format!("{}{key}={value}", if i == 0 { '?' } else { '&' }));
     }
     shown
-}
-
-/// Keys of one profile of a credentials file, as the AWS tools write it. Has no `Debug`: nobody shows it by mistake.
-struct Keys {
-    id: String,
-    secret: String,
-    token: Option<String>,
-}
-
-impl Keys {
-    fn read(file: &FilePath, profile: &str) -> Result<Self, String> {
-        let text =
-            std::fs::read_to_string(file).map_err(|e| format!("credentials {}: {e}", file.display()))?;
-        let mut section = String::new();
-        let mut found = BTreeMap::new();
-        for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
-            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-                section = name.trim().to_owned();
-            } else if let Some((key, value)) = line.split_once('=')
-                && section == profile
-            {
-                found.insert(key.trim().to_owned(), value.trim().to_owned());
-            }
-        }
-        let mut take = |key: &str| {
-            found
-                .remove(key)
-                .ok_or_else(|| format!("credentials {}: profile {profile} has no {key}", file.display()))
-        };
-        let (id, secret) = (take("aws_access_key_id")?, take("aws_secret_access_key")?);
-        Ok(Self { id, secret, token: take("aws_session_token").ok() })
-    }
 }
 
 /// Lists a bucket page by page, in the order of keys.
@@ -207,24 +170,5 @@ fn key_of(error: PathError) -> Result<String, SourceError> {
         | PathError::BadSegment { path, .. }
         | PathError::NonUnicode { path, .. } => Ok(path),
         source => Err(object_store::Error::InvalidPath { source }.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_come_from_the_profile_that_is_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("credentials");
-        let text = "# keys\n[default]\naws_access_key_id=A\naws_secret_access_key = S=/+\n\
-                    [other]\naws_access_key_id = B\n";
-        std::fs::write(&file, text).unwrap();
-        let keys = Keys::read(&file, "default").ok().unwrap();
-        assert_eq!((keys.id.as_str(), keys.secret.as_str(), keys.token), ("A", "S=/+", None));
-        let reason = Keys::read(&file, "other").err().unwrap();
-        assert!(reason.contains("profile other has no aws_secret_access_key"), "{reason}");
-        assert!(Keys::read(&file, "none").err().unwrap().contains("aws_access_key_id"));
     }
 }
