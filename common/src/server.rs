@@ -399,7 +399,8 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
         }
     }
     // To their clients these are open, and a request may be in them already.
-    for _ in 0..BACKLOG_MAX {
+    let backlog = if stopping.leaving.is_cancelled() { BACKLOG_MAX } else { 0 };
+    for _ in 0..backlog {
         match tokio::time::timeout(BACKLOG_TIME_MAX, listener.accept()).await {
             Ok(Ok((stream, peer))) => take(stream, peer),
             Ok(Err(_)) | Err(_) => break,

@@ -13,7 +13,7 @@ pub struct Invariant {
     pub command: Option<&'static str>,
 }
 
-const VERIFY: Option<&str> = Some("dozo billing verify service");
+const VERIFY: Option<&str> = Some("dozo billing verify");
 const RECONCILE: Option<&str> = Some("dozo billing reconcile 2026-10");
 const FSCK: Option<&str> = Some("dozo fsck --store file:/srv/dozo/n1.img --data-dir /srv/dozo/n1");
 

@@ -162,6 +162,7 @@ routes! {
         "POST" "/v1/map/shards/followers" Server "A shard's followers.";
         "POST" "/v1/map/shards/hand-over" Server "A shard goes to another node.";
         "POST" "/v1/nodes/suspect" Server "A node seems to be away.";
+        "GET" "/v1/nodes/{node}/can-stop" Server "Whether a node or gateway may be stopped: 200, or 412 with reasons.";
         "POST" "/v1/nodes/{node}/{action}" Server "Drain, undrain or remove a node.";
         "PUT" "/v1/sites/{site}" Server "A site's settings.";
         "PUT" "/v1/sites/{site}/zone" Server "Its zone.";
