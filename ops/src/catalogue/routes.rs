@@ -155,7 +155,6 @@ routes! {
     "search" Service {
         "POST" "/v1/servers" Server "Register, and stay registered.";
         "POST" "/v1/servers/leave" Server "A server stops: nobody is sent to it any more.";
-        "GET" "/v1/nodes/{node}/can-stop" Server "Whether a node may stop; 412 with the reasons if not.";
         "GET" "/v1/map" Server "The cluster map; waits for a newer one if asked to.";
         "POST" "/v1/map/slots/fence" Server "Slots take no changes while they move.";
         "POST" "/v1/map/slots/move" Server "Slots have a new owner.";
