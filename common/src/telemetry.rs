@@ -259,24 +259,23 @@ pub enum LogFormat {
 /// adds a line for each request.
 /// Later calls in the same process change nothing.
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let (subscriber, handle) = subscriber(format, filter, std::io::stderr, std::io::stderr().is_terminal());
+    let (subscriber, filter) = subscriber(format, filter, std::io::stderr, std::io::stderr().is_terminal());
     // An error means that a subscriber is set already, which is what this function promises.
     if subscriber.try_init().is_ok() {
-        let _is_first = SET_FILTER.set(handle);
+        let _is_first = LOG_FILTER.set(filter);
     }
 }
 
-/// Changes the filter of the process's logs.
-static SET_FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+type FilterHandle = reload::Handle<EnvFilter, Registry>;
 
-/// What writes log lines and counts them, and a handle of its filter; lines of a request tell its ids
+/// What writes log lines and counts them, and what changes its filter; lines of a request tell its ids
 /// ([`crate::trace::log`]).
 pub(crate) fn subscriber<W>(
     format: LogFormat,
     filter: &str,
     writer: W,
     ansi: bool,
-) -> (Dispatch, reload::Handle<EnvFilter, Registry>)
+) -> (Dispatch, FilterHandle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -299,10 +298,13 @@ where
     (tracing_subscriber::registry().with(lines).with(count).into(), handle)
 }
 
+/// Changes the filter of the process's logs.
+static LOG_FILTER: OnceLock<FilterHandle> = OnceLock::new();
+
 /// Changes what the process logs from now on; answers what is wrong with the filter. Without logs it changes nothing.
 pub fn set_log_filter(filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
-    match SET_FILTER.get() {
+    match LOG_FILTER.get() {
         Some(handle) => handle.reload(filter).map_err(|error| error.to_string()),
         None => Ok(()),
     }

@@ -516,7 +516,9 @@ impl Settings {
             Role::StorageNode => self.parse::<storage_node::Config>()?.check().map_err(ConfigError::Invalid),
             Role::Search => self.parse::<search::Config>()?.check().map_err(ConfigError::Invalid),
             Role::Origin => self.parse::<origin::Config>().map(drop),
-            Role::ServiceBilling | Role::ContentBilling => self.parse::<billing::Config>().map(drop),
+            Role::ServiceBilling | Role::ContentBilling => {
+                self.parse::<billing::Config>()?.check().map_err(ConfigError::Invalid)
+            }
             Role::MobileAccess => self.parse::<mobile_access::Config>().map(drop),
         }
     }
@@ -556,9 +558,9 @@ pub async fn run(command: RoleCommand, log: LogArgs) -> Result<(), Failure> {
     log.init(&settings.process.log)?;
     let secret = command.secret(&settings)?;
     let mut signals = Signals::install()?;
-    let stop = settings.process.stop.clone();
     let hangups = Signals::hangups()?;
     let mut notifier = Notifier::begin();
+    let stop = settings.process.stop.clone();
     let running = settings.clone().start(secret).await?;
     let health = running.health.clone();
     notifier.started(health.clone());

@@ -71,8 +71,7 @@ mod tests {
     async fn logged(format: LogFormat) -> (Trace, String) {
         let lines = Lines::default();
         let written = lines.clone();
-        let (subscriber, _filter) =
-            crate::telemetry::subscriber(format, "info", move || lines.clone(), false);
+        let (subscriber, _) = crate::telemetry::subscriber(format, "info", move || lines.clone(), false);
         let mut headers = HeaderMap::new();
         headers.insert(super::super::REQUEST_ID, r#"a"b\c"#.parse().unwrap());
         let trace = Trace::of_request(&headers, || "unused".into());

@@ -64,7 +64,7 @@ macro_rules! routes {
 
 routes! {
     "every server" Admin {
-        "GET" "/livez" Anybody "200 while the server turns.";
+        "GET" "/livez" Anybody "200 while the event loop turns, 503 once it is stuck.";
         "GET" "/readyz" Anybody "200 while it can do its work, 503 otherwise; `?verbose` tells each condition.";
         "GET" "/metrics" Anybody "Its figures, for Prometheus.";
         "GET" "/v1/debug/slow" Anybody "The slowest requests of the last hour, with their stages.";
@@ -154,7 +154,7 @@ routes! {
     }
     "search" Service {
         "POST" "/v1/servers" Server "Register, and stay registered.";
-        "POST" "/v1/servers/leave" Server "A server that stops is asked no more; followers serve what a node served.";
+        "POST" "/v1/servers/leave" Server "A server stops: nobody is sent to it any more.";
         "GET" "/v1/map" Server "The cluster map; waits for a newer one if asked to.";
         "POST" "/v1/map/slots/fence" Server "Slots take no changes while they move.";
         "POST" "/v1/map/slots/move" Server "Slots have a new owner.";

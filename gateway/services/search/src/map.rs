@@ -2,6 +2,7 @@
 //! once. Beside it the list of targets for Prometheus, which comes from the same rows.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -52,27 +53,59 @@ pub struct Target {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Labels {
-    pub role: &'static str,
-    pub name: String,
+    /// The role.
+    pub job: &'static str,
+    /// The server as people call it: `tokyo.n1`, `origin`; it stays the same when the address changes.
+    pub instance: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
-    /// Id of a storage node.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
 }
 
 impl Target {
-    pub fn new(key: ServerKey, admin: &str) -> Self {
+    /// `admin` and `http` are the server's URLs. One that answers health and metrics at every address of its machine
+    /// does not know by which of them it can be reached; it is asked on the host under which others reach it.
+    pub fn new(key: ServerKey, admin: &str, http: &str) -> Self {
         let ServerKey { role, site, name } = &key;
-        let address = admin.split_once("://").map_or(admin, |(_, rest)| rest).trim_end_matches('/');
-        let labels = Labels {
-            role: role.as_str(),
-            name: name.clone(),
-            site: (!site.is_empty()).then(|| site.clone()),
-            node: (*role == Role::StorageNode).then(|| format!("{site}.{name}")),
+        let address = match unspecified_port(address_of(admin)) {
+            Some(port) => at_host_of(http, port),
+            None => address_of(admin).to_owned(),
         };
-        Self { targets: [address.to_owned()], labels, key }
+        let labels = Labels {
+            job: role.as_str(),
+            instance: if site.is_empty() { name.clone() } else { format!("{site}.{name}") },
+            site: (!site.is_empty()).then(|| site.clone()),
+        };
+        Self { targets: [address], labels, key }
     }
+
+    /// The target as somebody sees it who asked for it under `host`: where nothing better is known, that is a host at
+    /// which this machine can be reached.
+    pub fn seen_under(&self, host: Option<&str>) -> Self {
+        let [address] = &self.targets;
+        match (unspecified_port(address), host) {
+            (Some(port), Some(host)) => Self { targets: [at_host_of(host, port)], ..self.clone() },
+            _ => self.clone(),
+        }
+    }
+}
+
+fn address_of(url: &str) -> &str {
+    url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/')
+}
+
+/// The port of an address like `0.0.0.0:80`, which is no address to connect to.
+fn unspecified_port(address: &str) -> Option<u16> {
+    let address: SocketAddr = address.parse().ok()?;
+    address.ip().is_unspecified().then_some(address.port())
+}
+
+fn at_host_of(url: &str, port: u16) -> String {
+    let authority = address_of(url).split('/').next().unwrap_or_default();
+    let host = match authority.rsplit_once(':') {
+        Some((host, digits)) if digits.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    format!("{host}:{port}")
 }
 
 /// Raises the epoch; the change that it stands for is in the same transaction, and made in this run.
@@ -150,7 +183,7 @@ pub async fn load(conn: &mut Connection) -> Result<View, Failure> {
     map.content_billing = the_one(&rows, Role::ContentBilling)?;
     let map_json = serde_json::to_vec(&map)?.into();
     let targets = rows.iter().filter(|r| !r.is_removed());
-    let targets = targets.map(|r| Target::new(r.key.clone(), &r.admin)).collect();
+    let targets = targets.map(|r| Target::new(r.key.clone(), &r.admin, &r.http)).collect();
     Ok(View { map: Arc::new(map), map_json, targets: Arc::new(targets) })
 }
 
@@ -224,4 +257,30 @@ fn server_entry(row: &ServerRow) -> Result<ServerEntry, Failure> {
 fn the_one(rows: &[ServerRow], role: Role) -> Result<Option<ServerEntry>, Failure> {
     let of_role = rows.iter().filter(|r| r.key.role == role);
     of_role.max_by_key(|r| (r.alive, r.position)).map(server_entry).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(role: Role, site: &str, name: &str, admin: &str, http: &str) -> Target {
+        Target::new(ServerKey { role, site: site.to_owned(), name: name.to_owned() }, admin, http)
+    }
+
+    fn address(admin: &str, http: &str) -> String {
+        target(Role::Gateway, "tokyo", "g1", admin, http).targets[0].clone()
+    }
+
+    #[test]
+    fn a_target_is_an_address_that_can_be_connected_to() {
+        assert_eq!(address("http://10.0.0.7:9100/", "http://10.0.0.7:80"), "10.0.0.7:9100");
+        assert_eq!(address("http://0.0.0.0:9100", "http://10.0.0.7:80"), "10.0.0.7:9100");
+        assert_eq!(address("http://[::]:9100", "http://[fd00::7]:80"), "[fd00::7]:9100");
+        assert_eq!(address("http://0.0.0.0:9100", "https://tokyo.example/"), "tokyo.example:9100");
+        let own = target(Role::Search, "", "search", "http://0.0.0.0:9100", "http://0.0.0.0:80");
+        assert_eq!(own.seen_under(Some("search.example:80")).targets, ["search.example:9100"]);
+        assert_eq!(own.seen_under(None).targets, ["0.0.0.0:9100"]);
+        let own = target(Role::Search, "", "search", "http://127.0.0.1:9100", "http://0.0.0.0:80");
+        assert_eq!(own.seen_under(Some("search.example")).targets, ["127.0.0.1:9100"]);
+    }
 }

@@ -12,8 +12,8 @@ use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use common::api::extract::{ApiJson, ApiQuery};
@@ -387,9 +387,10 @@ async fn resync(State(app): State<App>, path: PathOf) -> ApiResult<ApiJson<Resyn
     Ok(ApiJson(Resync { nodes }))
 }
 
-async fn targets(State(app): State<App>) -> Response {
+async fn targets(State(app): State<App>, headers: HeaderMap) -> Response {
     let View { targets, .. } = app.view.borrow().clone();
-    let all: Vec<_> = std::iter::once(&*app.own_target).chain(targets.iter()).collect();
+    let own = app.own_target.seen_under(headers.get(HOST).and_then(|host| host.to_str().ok()));
+    let all: Vec<_> = std::iter::once(&own).chain(targets.iter()).collect();
     Json(all).into_response()
 }
 

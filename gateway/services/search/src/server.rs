@@ -163,7 +163,7 @@ async fn load(
         recovery: Arc::new(Recovery::new()),
         health: server.health.clone(),
         draining: server.draining_token(),
-        own_target: Arc::new(Target::new(own_key, &server.admin_url())),
+        own_target: Arc::new(Target::new(own_key, &server.admin_url(), &server.http_url())),
     })
 }
 

@@ -140,13 +140,13 @@ async fn prometheus_finds_every_server_without_a_token() {
         let (status, body) = send(Method::GET, &format!("{base}/v1/sd/prometheus"), None, "").await;
         assert_eq!(status, 200);
         let targets: serde_json::Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(targets[0]["labels"]["role"], "search");
+        assert_eq!(targets[0]["labels"], serde_json::json!({"job": "search", "instance": "search"}));
         assert_eq!(targets[0]["targets"][0], search.running.admin.trim_start_matches("http://"));
         assert_eq!(
             targets[1]["labels"],
-            serde_json::json!({"role": "gateway", "name": "g1", "site": "tokyo"})
+            serde_json::json!({"job": "gateway", "instance": "tokyo.g1", "site": "tokyo"})
         );
-        assert_eq!(targets[2]["labels"]["node"], "tokyo.n1");
+        assert_eq!(targets[2]["labels"]["instance"], "tokyo.n1");
         assert_eq!(targets[2]["targets"][0], "127.0.0.1:81");
     }
 }

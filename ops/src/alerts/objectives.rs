@@ -1,0 +1,104 @@
+//! What is promised over 30 days, counted over several windows, and alerts on how fast its budget burns.
+//!
+//! A budget that burns 14.4 times too fast for an hour has lost 2 % of a month: somebody is paged. Each alert looks at a
+//! long window, so that a moment is no alarm, and at a short one, so that it ends soon after its cause. Where hardly
+//! anything is asked nothing is concluded from it.
+//!
+//! Rules count for each server, not in shares: shares of several servers cannot be added, what they count can.
+
+use super::{Alert, Recording, Severity};
+
+const SHORT_WINDOWS: &[&str] = &["5m", "30m", "1h", "2h", "6h"];
+const LONG_WINDOWS: &[&str] = &["1d", "3d", "30d"];
+/// A target's labels: they stay on what is recorded.
+const BY: &str = "sum by (job, site, instance)";
+/// Requests in a second, below which nothing is concluded.
+const TRAFFIC_MIN: &str = "0.1";
+
+/// Of what is promised: which counts are recorded, `{bad}` of `{all}`.
+struct Promise {
+    bad: &'static str,
+    all: &'static str,
+    /// Share that may be bad.
+    budget: &'static str,
+}
+
+const AVAILABILITY: Promise =
+    Promise { bad: "dozo_gateway_failures", all: "dozo_gateway_requests", budget: "0.001" };
+const LATENCY: Promise =
+    Promise { bad: "dozo_gateway_late_first_bytes", all: "dozo_gateway_first_bytes", budget: "0.01" };
+
+/// Recording rules by how often they are evaluated.
+pub fn recordings() -> Vec<(&'static str, Vec<Recording>)> {
+    let mut long = rules_over(LONG_WINDOWS);
+    long.push(Recording {
+        name: "instance:dozo_node_scrub_damaged:increase30d".to_owned(),
+        expr: format!("{BY} (increase(dozo_node_scrub_damaged_total[30d]))"),
+    });
+    vec![("30s", rules_over(SHORT_WINDOWS)), ("2m", long)]
+}
+
+fn rules_over(windows: &[&str]) -> Vec<Recording> {
+    let of_window = |window: &&str| {
+        let rate = |series: &str| format!("{BY} (rate({series}[{window}]))");
+        let requests = rate("dozo_gateway_requests_total");
+        let hits = rate("dozo_gateway_time_to_first_byte_seconds_count{source=\"hit\"}");
+        let hits_in_time = rate("dozo_gateway_time_to_first_byte_seconds_bucket{source=\"hit\", le=\"0.1\"}");
+        // A server that never failed has no series of failures: zero, not nothing.
+        let failures = format!("{} or 0 * {requests}", rate("dozo_gateway_requests_total{code=~\"5..\"}"));
+        [
+            (AVAILABILITY.all, requests),
+            (AVAILABILITY.bad, failures),
+            (LATENCY.all, hits.clone()),
+            (LATENCY.bad, format!("{hits} - {hits_in_time}")),
+        ]
+        .map(|(name, expr)| Recording { name: format!("instance:{name}:rate{window}"), expr })
+    };
+    windows.iter().flat_map(of_window).collect()
+}
+
+/// How fast, over which windows, for how long, who, and what the alert is called for.
+const BURNS: &[(&str, &str, &str, &str, Severity, &[(&str, &str)])] = &[
+    ("14.4", "1h", "5m", "2m", Severity::Page, &[("window", "1h")]),
+    ("6", "6h", "30m", "15m", Severity::Page, &[("window", "6h")]),
+    ("3", "1d", "2h", "1h", Severity::Ticket, &[("window", "1d")]),
+    ("1", "3d", "6h", "3h", Severity::Ticket, &[("window", "3d")]),
+];
+
+pub fn alerts() -> Vec<Alert> {
+    let burning = |promise: &Promise, factor: &str, long: &str, short: &str| {
+        let Promise { bad, all, budget } = promise;
+        let counted = |what: &str, window: &str| format!("sum by (job, site) (instance:{what}:rate{window})");
+        let over = |window: &str| {
+            format!("{} / {} > {factor} * {budget}", counted(bad, window), counted(all, window))
+        };
+        format!("{} and {} and {} > {TRAFFIC_MIN}", over(long), over(short), counted(all, short))
+    };
+    let of = |promise: &'static Promise, name, summary, description| {
+        BURNS.iter().map(move |(factor, long, short, hold, severity, labels)| Alert {
+            name,
+            expr: burning(promise, factor, long, short),
+            hold,
+            severity: *severity,
+            summary,
+            description,
+            dashboard: "dozo-slo",
+            labels,
+        })
+    };
+    let availability = of(
+        &AVAILABILITY,
+        "DozoAvailabilityBurn",
+        "{{ $labels.site }}: requests fail",
+        "{{ $value | humanizePercentage }} of the requests at {{ $labels.site }} were answered with 5xx; 0.1 % of \
+         30 days may be.",
+    );
+    let latency = of(
+        &LATENCY,
+        "DozoLatencyBurn",
+        "{{ $labels.site }}: first bytes come late",
+        "{{ $value | humanizePercentage }} of what {{ $labels.site }} had already came later than 100 ms; 1 % of 30 \
+         days may.",
+    );
+    availability.chain(latency).collect()
+}
