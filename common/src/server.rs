@@ -378,9 +378,8 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
         let open = metrics.as_ref().map(RequestMetrics::connection);
         connections.spawn(async move {
             let _open = open;
-            match cut.run_until_cancelled(connection).await {
-                Some(Err(error)) => tracing::debug!(%error, "connection ended"),
-                Some(Ok(())) | None => {}
+            if let Some(Err(error)) = cut.run_until_cancelled(connection).await {
+                tracing::debug!(%error, "connection ended");
             }
         });
     };
