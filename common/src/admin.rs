@@ -188,7 +188,7 @@ mod tests {
             let free = SocketAddr::from(([127, 0, 0, 1], 0));
             let listen = Listen { listen: free, admin: free };
             let server = Server::bind(Role::Gateway, "g1", &listen).await.unwrap();
-            let added = Router::new().route("/v1/added", get(|| async { "here" }));
+            let added = Router::new().fallback(|| async { "here" });
             let running = server.run(Router::new(), added, async {});
             let admin = running.admin.clone();
             let asking = {

@@ -378,9 +378,8 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
         let open = metrics.as_ref().map(RequestMetrics::connection);
         connections.spawn(async move {
             let _open = open;
-            match cut.run_until_cancelled(connection).await {
-                Some(Err(error)) => tracing::debug!(%error, "connection ended"),
-                Some(Ok(())) | None => {}
+            if let Some(Err(error)) = cut.run_until_cancelled(connection).await {
+                tracing::debug!(%error, "connection ended");
             }
         });
     };
@@ -399,7 +398,8 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
         }
     }
     // To their clients these are open, and a request may be in them already.
-    for _ in 0..BACKLOG_MAX {
+    let backlog = if stopping.leaving.is_cancelled() { BACKLOG_MAX } else { 0 };
+    for _ in 0..backlog {
         match tokio::time::timeout(BACKLOG_TIME_MAX, listener.accept()).await {
             Ok(Ok((stream, peer))) => take(stream, peer),
             Ok(Err(_)) | Err(_) => break,

@@ -11,26 +11,26 @@
 
 -- A server has one connection that writes, four that read, and one that looks whether another writes; twice that while
 -- one takes over from another.
-CREATE ROLE dozo_search LOGIN PASSWORD :'search_password' CONNECTION LIMIT 12;
-CREATE ROLE dozo_service_billing LOGIN PASSWORD :'service_password' CONNECTION LIMIT 12;
-CREATE ROLE dozo_content_billing LOGIN PASSWORD :'content_password' CONNECTION LIMIT 12;
+CREATE ROLE "dozo-search" LOGIN PASSWORD :'search_password' CONNECTION LIMIT 12;
+CREATE ROLE "dozo-service-billing" LOGIN PASSWORD :'service_password' CONNECTION LIMIT 12;
+CREATE ROLE "dozo-content-billing" LOGIN PASSWORD :'content_password' CONNECTION LIMIT 12;
 -- Reads all, for pg_dump; changes nothing.
-CREATE ROLE dozo_backup LOGIN PASSWORD :'backup_password' IN ROLE pg_read_all_data;
+CREATE ROLE "dozo-backup" LOGIN PASSWORD :'backup_password' IN ROLE pg_read_all_data;
 
-CREATE DATABASE dozo_search OWNER dozo_search ENCODING 'UTF8' TEMPLATE template0;
-CREATE DATABASE dozo_service_billing OWNER dozo_service_billing ENCODING 'UTF8' TEMPLATE template0;
-CREATE DATABASE dozo_content_billing OWNER dozo_content_billing ENCODING 'UTF8' TEMPLATE template0;
+CREATE DATABASE "dozo-search" OWNER "dozo-search" ENCODING 'UTF8' TEMPLATE template0;
+CREATE DATABASE "dozo-service-billing" OWNER "dozo-service-billing" ENCODING 'UTF8' TEMPLATE template0;
+CREATE DATABASE "dozo-content-billing" OWNER "dozo-content-billing" ENCODING 'UTF8' TEMPLATE template0;
 
 -- Each database is for its own server and for backups.
-REVOKE ALL ON DATABASE dozo_search, dozo_service_billing, dozo_content_billing FROM PUBLIC;
-GRANT CONNECT ON DATABASE dozo_search, dozo_service_billing, dozo_content_billing TO dozo_backup;
+REVOKE ALL ON DATABASE "dozo-search", "dozo-service-billing", "dozo-content-billing" FROM PUBLIC;
+GRANT CONNECT ON DATABASE "dozo-search", "dozo-service-billing", "dozo-content-billing" TO "dozo-backup";
 
-\connect dozo_search
-ALTER SCHEMA public OWNER TO dozo_search;
+\connect "dozo-search"
+ALTER SCHEMA public OWNER TO "dozo-search";
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-\connect dozo_service_billing
-ALTER SCHEMA public OWNER TO dozo_service_billing;
+\connect "dozo-service-billing"
+ALTER SCHEMA public OWNER TO "dozo-service-billing";
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-\connect dozo_content_billing
-ALTER SCHEMA public OWNER TO dozo_content_billing;
+\connect "dozo-content-billing"
+ALTER SCHEMA public OWNER TO "dozo-content-billing";
 REVOKE ALL ON SCHEMA public FROM PUBLIC;

@@ -7,7 +7,7 @@ use common::telemetry;
 
 use crate::commands::{
     billing, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search, site,
-    status, temporary, usage, who_holds,
+    status, support_bundle, temporary, usage, who_holds,
 };
 use crate::error::Failure;
 use crate::log::LogArgs;
@@ -76,6 +76,8 @@ enum Command {
     /// Check or show a server's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Gather what somebody who helps needs to see in an archive, without secrets
+    SupportBundle(support_bundle::SupportBundleArgs),
     /// Print what names there are: metrics, error codes, routes, settings, invariants
     #[command(subcommand)]
     Catalogue(catalogue::CatalogueCommand),
@@ -162,6 +164,7 @@ impl Command {
             Self::Usage(args) => usage::usage(args).await,
             Self::Billing(command) => billing::billing(command).await,
             Self::Config(command) => config::config(command),
+            Self::SupportBundle(args) => support_bundle::support_bundle(args).await,
             Self::Catalogue(command) => catalogue::catalogue(command),
         }
     }

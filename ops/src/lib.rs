@@ -4,7 +4,8 @@
 //! |---|---|
 //! | the command line | [`cli`] |
 //! | a whole system in one process | [`up`], [`demo`] |
-//! | one server alone | [`roles`] |
+//! | one server alone: its settings, its life, what systemd hears of it | [`roles`], `reload`, [`log`], `notify` |
+//! | lists of names, settings among them | [`catalogue`] |
 //! | what commands do | [`commands`] |
 //! | what adding or draining a node moves | `plan` |
 //! | dashboards, alerts | [`dashboards`], [`alerts`] |

@@ -516,7 +516,9 @@ impl Settings {
             Role::StorageNode => self.parse::<storage_node::Config>()?.check().map_err(ConfigError::Invalid),
             Role::Search => self.parse::<search::Config>()?.check().map_err(ConfigError::Invalid),
             Role::Origin => self.parse::<origin::Config>().map(drop),
-            Role::ServiceBilling | Role::ContentBilling => self.parse::<billing::Config>().map(drop),
+            Role::ServiceBilling | Role::ContentBilling => {
+                self.parse::<billing::Config>()?.check().map_err(ConfigError::Invalid)
+            }
             Role::MobileAccess => self.parse::<mobile_access::Config>().map(drop),
         }
     }

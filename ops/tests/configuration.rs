@@ -1,6 +1,8 @@
 //! Configuration as an operator meets it: what is refused and how, where values come from, what SIGHUP takes over, and
 //! that no secret is shown.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 mod process;
 
 use std::path::Path;

@@ -47,7 +47,8 @@ struct Node {
 impl Node {
     /// Starts a node and waits until it listens.
     fn start(command: &mut Command, folder: &Path) -> Self {
-        command.current_dir(folder).env("DOZO__CLUSTER__SECRET", SECRET).env_remove("RUST_LOG");
+        command.current_dir(folder).env("DOZO__CLUSTER__SECRET", SECRET).env("DOZO__STOP__DELAY_MS", "0");
+        command.env_remove("RUST_LOG");
         let mut process =
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let mut stderr = BufReader::new(process.stderr.take().expect("it is piped"));

@@ -134,7 +134,7 @@ fn fails(output: &Output, why: &str) {
 }
 
 /// `dozo up` writes its own; for servers of their own this is what it would say.
-fn endpoints_file(cluster: &Cluster) -> PathBuf {
+pub fn endpoints_file(cluster: &Cluster) -> PathBuf {
     if cluster.mode == Mode::OneProcess {
         return cluster.path("endpoints.json");
     }

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use bench::target::Endpoints;
+use common::catalogue::metrics;
 use common::hash::ContentHash;
 
 use crate::both_ways;
@@ -30,7 +31,12 @@ both_ways! {
                 .filter_map(|line| line.split(['{', ' ']).next())
                 .collect();
             assert!(!names.is_empty(), "{name} has no metrics");
-            assert!(names.iter().all(|metric| metric.starts_with("dozo_")), "{name}: {names:?}");
+            for shown in names {
+                let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| shown.strip_suffix(end));
+                let is_known = |name: &str| metrics::ALL.iter().any(|metric| metric.name == name);
+                assert!(is_known(shown) || base.is_some_and(is_known), "{name}: {shown}");
+            }
+            assert!(text.lines().count() < 2_000, "{name} shows {} lines", text.lines().count());
             // Health is the admin listener's alone.
             assert_eq!(cluster.operator(&at.http).get("/metrics").status, 404, "{name}");
         }

@@ -50,7 +50,7 @@ pub struct TraceContext {
 impl TraceContext {
     /// Begins a trace.
     pub fn root() -> Self {
-        let trace = TraceId(u128::from(random_id()) << 64 | u128::from(random_id()));
+        let trace = TraceId((u128::from(random_id()) << 64) | u128::from(random_id()));
         Self { trace, span: SpanId(random_id()), parent: None, sampled: is_sampled(trace), state: None }
     }
 
@@ -98,7 +98,7 @@ fn hex(digits: &[u8]) -> Option<u128> {
             b'a'..=b'f' => digit - b'a' + 10,
             _ => return None,
         };
-        Some(value << 4 | u128::from(digit))
+        Some((value << 4) | u128::from(digit))
     })
 }
 
@@ -115,9 +115,9 @@ fn random_id() -> u64 {
     // splitmix64
     let step = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut value = seed.wrapping_add(step);
-    value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (value ^ value >> 31).max(1)
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (value ^ (value >> 31)).max(1)
 }
 
 /// Whether a trace that begins here is exported.

@@ -1,5 +1,6 @@
 //! Spans reach a collector: one that speaks OTLP over HTTP, as far as is needed to look at what comes.
 #![cfg(feature = "otlp")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ pub struct Invariant {
     pub command: Option<&'static str>,
 }
 
-const VERIFY: Option<&str> = Some("dozo billing verify service");
+const VERIFY: Option<&str> = Some("dozo billing verify");
 const RECONCILE: Option<&str> = Some("dozo billing reconcile 2026-10");
 const FSCK: Option<&str> = Some("dozo fsck --store file:/srv/dozo/n1.img --data-dir /srv/dozo/n1");
 
@@ -66,7 +66,7 @@ pub const INVARIANTS: &[Invariant] = &[
             "under_load_any_losses_keep_what_was_acknowledged_with_two_copies",
             "under_load_any_losses_keep_what_was_acknowledged_with_three_copies",
         ],
-        command: Some("dozo node lost --site tokyo"),
+        command: Some("dozo node list"),
     },
     Invariant {
         id: "D1",

@@ -64,9 +64,10 @@ macro_rules! routes {
 
 routes! {
     "every server" Admin {
-        "GET" "/livez" Anybody "200 while the server turns.";
+        "GET" "/livez" Anybody "200 while the event loop turns, 503 once it is stuck.";
         "GET" "/readyz" Anybody "200 while it can do its work, 503 otherwise; `?verbose` tells each condition.";
         "GET" "/metrics" Anybody "Its figures, for Prometheus.";
+        "GET" "/v1/debug/slow" Anybody "The slowest requests of the last hour, with their stages.";
     }
     "gateway" Service {
         "GET, HEAD, PUT, DELETE" "/v1/contents/{bucket}/{*key}" Client "Deliver, publish or withdraw a content.";
@@ -153,12 +154,14 @@ routes! {
     }
     "search" Service {
         "POST" "/v1/servers" Server "Register, and stay registered.";
+        "POST" "/v1/servers/leave" Server "A server stops: nobody is sent to it any more.";
         "GET" "/v1/map" Server "The cluster map; waits for a newer one if asked to.";
         "POST" "/v1/map/slots/fence" Server "Slots take no changes while they move.";
         "POST" "/v1/map/slots/move" Server "Slots have a new owner.";
         "POST" "/v1/map/shards/followers" Server "A shard's followers.";
         "POST" "/v1/map/shards/hand-over" Server "A shard goes to another node.";
         "POST" "/v1/nodes/suspect" Server "A node seems to be away.";
+        "GET" "/v1/nodes/{node}/can-stop" Server "Whether a node or gateway may be stopped: 200, or 412 with reasons.";
         "POST" "/v1/nodes/{node}/{action}" Server "Drain, undrain or remove a node.";
         "PUT" "/v1/sites/{site}" Server "A site's settings.";
         "PUT" "/v1/sites/{site}/zone" Server "Its zone.";

@@ -17,6 +17,7 @@ pub mod scrub;
 pub mod search;
 pub mod site;
 pub mod status;
+pub mod support_bundle;
 pub mod temporary;
 pub mod usage;
 pub mod who_holds;

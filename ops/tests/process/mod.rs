@@ -40,6 +40,8 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until it listens.
     pub fn start(command: &mut Command) -> Self {
+        // Nobody has to learn that it stops.
+        command.env("DOZO__STOP__DELAY_MS", "0");
         command.args(["--log-format", "json"]).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().expect("the binary runs");
         let stderr = BufReader::new(process.stderr.take().expect("it is piped"));

@@ -100,16 +100,26 @@ pub struct Config {
     pub tariff_file: Option<PathBuf>,
 }
 
+const NOWHERE: &str = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
+
 impl Config {
+    /// What contradicts itself or is missing, in words for the operator.
+    pub fn check(&self) -> Result<(), String> {
+        if self.data_dir.is_none() && self.database.is_none() {
+            return Err(NOWHERE.to_owned());
+        }
+        Ok(())
+    }
+
     /// Where the books are kept.
     pub(crate) fn location(&self) -> Result<Location, StartError> {
         match (&self.database, &self.data_dir) {
             (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
             (None, Some(folder)) => Location::in_folder(folder, &file_name(self.role)),
-            (None, None) => {
-                let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
-                Err(StartError::failed(format!("reading the configuration of {} billing", self.role), reason))
-            }
+            (None, None) => Err(StartError::failed(
+                format!("reading the configuration of {} billing", self.role),
+                NOWHERE,
+            )),
         }
     }
 }

@@ -87,6 +87,18 @@ impl Postgres {
         format!("postgres://dozo@localhost/{name}?host={}", self.dir.display())
     }
 
+    /// One of PostgreSQL's programs, as the superuser of this server.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.args(["-h", self.dir.to_str().unwrap(), "-U", "dozo"]);
+        command
+    }
+
+    /// The folder that the server's socket is in.
+    pub fn folder(&self) -> &Path {
+        &self.dir
+    }
+
     /// Kills the server and all its children at once, as a power cut would, and starts it again.
     pub fn crash(&mut self) {
         let of_process = format!("/proc/{0}/task/{0}/children", self.pid);

@@ -10,6 +10,8 @@ use common::server::StartError;
 
 use crate::db::{DATABASE_FILE, Location};
 
+const NOWHERE: &str = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
+
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -57,15 +59,15 @@ impl Config {
         match (&self.database, &self.data_dir) {
             (Some(url), _) => Location::at(url, self.database_password_file.as_ref()),
             (None, Some(folder)) => Location::in_folder(folder, DATABASE_FILE),
-            (None, None) => {
-                let reason = "set `data_dir`, a folder, or `database`, the address of a PostgreSQL database";
-                Err(StartError::failed("reading the configuration of search", reason))
-            }
+            (None, None) => Err(StartError::failed("reading the configuration of search", NOWHERE)),
         }
     }
 
     /// What contradicts itself, in words for the operator.
     pub fn check(&self) -> Result<(), String> {
+        if self.data_dir.is_none() && self.database.is_none() {
+            return Err(NOWHERE.to_owned());
+        }
         if self.heartbeat_ms == 0 || self.lease_ms < 2 * self.heartbeat_ms {
             return Err(format!(
                 "lease_ms = {} must be at least twice heartbeat_ms = {}, and that at least 1",
