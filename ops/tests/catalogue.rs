@@ -1,6 +1,8 @@
 //! The committed catalogues are what the program says, and nothing in the documentation names what is in none of them.
 //! `DOZO_REWRITE_FIXTURES=1` writes those under ops/reference anew.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,6 @@
 //! Needs `promtool` and `amtool` (Debian: prometheus, prometheus-alertmanager). Where they are missing the tests are
 //! skipped with a word about it; with `CI` set they fail.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 #![expect(clippy::print_stdout, reason = "says what is skipped")]
 
 use std::collections::BTreeSet;

@@ -57,13 +57,35 @@ fn rules_over(windows: &[&str]) -> Vec<Recording> {
     windows.iter().flat_map(of_window).collect()
 }
 
-/// How fast, over which windows, for how long, who, and what the alert is called for.
-const BURNS: &[(&str, &str, &str, &str, Severity, &[(&str, &str)])] = &[
-    ("14.4", "1h", "5m", "2m", Severity::Page, &[("window", "1h")]),
-    ("6", "6h", "30m", "15m", Severity::Page, &[("window", "6h")]),
-    ("3", "1d", "2h", "1h", Severity::Ticket, &[("window", "1d")]),
-    ("1", "3d", "6h", "3h", Severity::Ticket, &[("window", "3d")]),
+/// How fast a budget is used up, over a long and a short window, before somebody is told.
+struct Burn {
+    /// Times as fast as would use it up exactly.
+    factor: &'static str,
+    long: &'static str,
+    short: &'static str,
+    hold: &'static str,
+    severity: Severity,
+    labels: &'static [(&'static str, &'static str)],
+}
+
+/// (The table of *The Site Reliability Workbook*, 2018, chapter 5.)
+const BURNS: &[Burn] = &[
+    burn("14.4", "1h", "5m", "2m", Severity::Page, &[("window", "1h")]),
+    burn("6", "6h", "30m", "15m", Severity::Page, &[("window", "6h")]),
+    burn("3", "1d", "2h", "1h", Severity::Ticket, &[("window", "1d")]),
+    burn("1", "3d", "6h", "3h", Severity::Ticket, &[("window", "3d")]),
 ];
+
+const fn burn(
+    factor: &'static str,
+    long: &'static str,
+    short: &'static str,
+    hold: &'static str,
+    severity: Severity,
+    labels: &'static [(&'static str, &'static str)],
+) -> Burn {
+    Burn { factor, long, short, hold, severity, labels }
+}
 
 pub fn alerts() -> Vec<Alert> {
     let burning = |promise: &Promise, factor: &str, long: &str, short: &str| {
@@ -75,15 +97,15 @@ pub fn alerts() -> Vec<Alert> {
         format!("{} and {} and {} > {TRAFFIC_MIN}", over(long), over(short), counted(all, short))
     };
     let of = |promise: &'static Promise, name, summary, description| {
-        BURNS.iter().map(move |(factor, long, short, hold, severity, labels)| Alert {
+        BURNS.iter().map(move |burn| Alert {
             name,
-            expr: burning(promise, factor, long, short),
-            hold,
-            severity: *severity,
+            expr: burning(promise, burn.factor, burn.long, burn.short),
+            hold: burn.hold,
+            severity: burn.severity,
             summary,
             description,
             dashboard: "dozo-slo",
-            labels,
+            labels: burn.labels,
         })
     };
     let availability = of(
