@@ -70,22 +70,39 @@ struct Burn {
 
 /// (The table of *The Site Reliability Workbook*, 2018, chapter 5.)
 const BURNS: &[Burn] = &[
-    burn("14.4", "1h", "5m", "2m", Severity::Page, &[("window", "1h")]),
-    burn("6", "6h", "30m", "15m", Severity::Page, &[("window", "6h")]),
-    burn("3", "1d", "2h", "1h", Severity::Ticket, &[("window", "1d")]),
-    burn("1", "3d", "6h", "3h", Severity::Ticket, &[("window", "3d")]),
+    Burn {
+        factor: "14.4",
+        long: "1h",
+        short: "5m",
+        hold: "2m",
+        severity: Severity::Page,
+        labels: &[("window", "1h")],
+    },
+    Burn {
+        factor: "6",
+        long: "6h",
+        short: "30m",
+        hold: "15m",
+        severity: Severity::Page,
+        labels: &[("window", "6h")],
+    },
+    Burn {
+        factor: "3",
+        long: "1d",
+        short: "2h",
+        hold: "1h",
+        severity: Severity::Ticket,
+        labels: &[("window", "1d")],
+    },
+    Burn {
+        factor: "1",
+        long: "3d",
+        short: "6h",
+        hold: "3h",
+        severity: Severity::Ticket,
+        labels: &[("window", "3d")],
+    },
 ];
-
-const fn burn(
-    factor: &'static str,
-    long: &'static str,
-    short: &'static str,
-    hold: &'static str,
-    severity: Severity,
-    labels: &'static [(&'static str, &'static str)],
-) -> Burn {
-    Burn { factor, long, short, hold, severity, labels }
-}
 
 pub fn alerts() -> Vec<Alert> {
     let burning = |promise: &Promise, factor: &str, long: &str, short: &str| {
