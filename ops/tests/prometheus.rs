@@ -64,7 +64,8 @@ fn alertmanager_loads_its_configuration_and_tells_the_right_ones() {
         let labels = [format!("severity={severity}"), format!("alertname={name}")];
         let arguments = ["config", "routes", "test", "--config.file=alertmanager.yml"];
         let arguments: Vec<&str> = arguments.into_iter().chain(labels.iter().map(String::as_str)).collect();
-        assert_eq!(run("amtool", &arguments).unwrap().trim(), receiver);
+        // A warning about amtool's own configuration may follow.
+        assert_eq!(run("amtool", &arguments).unwrap().lines().next(), Some(receiver));
     }
     let text =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/prometheus/alertmanager.yml")).unwrap();
