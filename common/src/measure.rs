@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -14,6 +14,7 @@ use crate::auth::Role;
 use crate::catalogue::metrics::{CALL_DURATION, CALLS, HTTP_CONNECTIONS, HTTP_DURATION, HTTP_REQUESTS};
 use crate::client::CallError;
 use crate::telemetry::MetricsRegistry;
+use crate::trace;
 
 /// Requests that no route takes.
 const UNKNOWN: &str = "unknown";
@@ -90,7 +91,8 @@ impl Drop for OpenConnection {
 /// Methods that get series of their own; a caller can invent others, as many as it likes.
 const METHODS: [Method; 5] = [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE];
 
-/// Axum middleware; to be layered on the finished router, so that it sees the route that matched.
+/// Axum middleware; to be layered on the finished router, so that it sees the route that matched, and within the trace of
+/// the request, which knows of long polls.
 pub async fn measure(State(requests): State<RequestMetrics>, request: Request, next: Next) -> Response {
     if cfg!(feature = "uninstrumented") {
         return next.run(request).await;
@@ -102,7 +104,8 @@ pub async fn measure(State(requests): State<RequestMetrics>, request: Request, n
         None => requests.route(&Method::GET, UNKNOWN),
     };
     let response = next.run(request).await;
-    route.duration.record(begin.elapsed());
+    let waited = trace::current().map_or(Duration::ZERO, |trace| trace.waited());
+    route.duration.record(begin.elapsed().saturating_sub(waited));
     requests.count(&route, response.status().as_u16());
     response
 }

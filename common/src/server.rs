@@ -276,8 +276,8 @@ impl Server {
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
-            .layer(axum::middleware::from_fn_with_state(requests, traced))
-            .layer(axum::middleware::from_fn_with_state(measured.clone(), measure));
+            .layer(axum::middleware::from_fn_with_state(measured.clone(), measure))
+            .layer(axum::middleware::from_fn_with_state(requests, traced));
         let http = tokio::spawn(serve(self.http, routes, self.stopping.clone(), Some(measured)));
         let stopping = Stopping { draining: self.workers_stop.clone(), ..Stopping::default() };
         let serving = serve(self.admin, admin::routes(told, admin_routes), stopping, None);

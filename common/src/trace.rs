@@ -182,6 +182,11 @@ impl Trace {
         Duration::from_nanos(self.0.stages[stage as usize].load(Ordering::Relaxed))
     }
 
+    /// How long it waited for news on the caller's wish.
+    pub fn waited(&self) -> Duration {
+        self.stage(Stage::Wait)
+    }
+
     fn note(&self, stage: Stage, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
         self.0.stages[stage as usize].fetch_add(nanos, Ordering::Relaxed);

@@ -137,7 +137,7 @@ metrics! {
         [any("route", "routes of the API"), any("code", STATUS)] EVERY Shown,
         "Requests answered on the service listener.";
     HTTP_DURATION: Histogram "dozo_http_request_duration_seconds" [any("route", "routes of the API")] EVERY Shown,
-        "From a request's head to the head of its answer; long polls count the time they wait.";
+        "From a request's head to the head of its answer, without what it waited for news on the caller's wish.";
     HTTP_CONNECTIONS: Gauge "dozo_http_connections" [] EVERY Shown,
         "Open connections of the service listener.";
     CALLS: Counter "dozo_rpc_client_requests_total"

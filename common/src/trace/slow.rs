@@ -96,7 +96,7 @@ impl SlowRequests {
         route: Option<&str>,
         status: StatusCode,
     ) {
-        let took = total.saturating_sub(trace.stage(Stage::Wait));
+        let took = total.saturating_sub(trace.waited());
         if self.bar.is_below(took, now) {
             return;
         }

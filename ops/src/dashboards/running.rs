@@ -411,10 +411,10 @@ pub fn objectives() -> Dashboard {
                     .width(6)
                     .limits(Limits::Above(1_296_000.0, 2_592_000.0)),
                     stat(
-                        "Booked within 60 s",
+                        "Booked within 5 min",
                         Unit::Ratio,
-                        "Share of the batches whose oldest delivery was booked within a minute of its end.",
-                        "sum(rate(dozo_billing_record_lag_seconds_bucket{le=\"60\"}[$__rate_interval])) \
+                        "Share of the batches whose oldest delivery was booked within five minutes of its end.",
+                        "sum(rate(dozo_billing_record_lag_seconds_bucket{le=\"300\"}[$__rate_interval])) \
                          / (sum(rate(dozo_billing_record_lag_seconds_count{}[$__rate_interval])) > 0)",
                     )
                     .width(6)
