@@ -12,7 +12,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -107,6 +107,11 @@ pub(crate) fn acceptor() -> Option<TlsAcceptor> {
 /// `https` once the process has a certificate.
 pub fn scheme() -> &'static str {
     if matches!(SHOWN.get(), Some(Some(_))) { "https" } else { "http" }
+}
+
+/// Whether it is a name or IP address that a certificate can be for.
+pub fn is_host(text: &str) -> bool {
+    ServerName::try_from(text).is_ok()
 }
 
 /// Connects to `http:` and `https:` addresses, with `TCP_NODELAY`, within the time.

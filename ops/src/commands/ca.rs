@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use common::tls;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
@@ -97,8 +98,10 @@ pub fn issue(dir: &Path, name: &str, hosts: &[String], days: i64) -> Result<(Pat
     };
     let authority = KeyPair::from_pem(&read(CA_KEY)?).map_err(failed)?;
     let issuer = Issuer::from_ca_cert_pem(&read(CA_CERT)?, authority).map_err(failed)?;
-    let params = CertificateParams::new(hosts.to_vec())
-        .map_err(|error| Failure::usage(format!("{hosts:?} are no host names or addresses: {error}")))?;
+    if let Some(host) = hosts.iter().find(|host| !tls::is_host(host.strip_prefix("*.").unwrap_or(host))) {
+        return Err(Failure::usage(format!("{host:?} is no host name and no IP address")));
+    }
+    let params = CertificateParams::new(hosts.to_vec()).map_err(failed)?;
     let mut params = valid_for(params, days);
     params.distinguished_name.push(DnType::CommonName, name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
