@@ -8,6 +8,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -18,8 +19,10 @@ use crate::auth::{ClusterSecret, Role};
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::CallMetrics;
 use crate::time::Clock;
+use crate::tls;
 use crate::trace;
 
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// Longest JSON answer that is read.
 const ANSWER_LEN_MAX: usize = 64 << 20;
 
@@ -71,7 +74,7 @@ impl CallError {
 /// A pooled HTTP/1.1 client. Cheap to clone.
 #[derive(Clone)]
 pub struct HttpClient {
-    pool: Client<HttpConnector, Full<Bytes>>,
+    pool: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 impl Default for HttpClient {
@@ -82,14 +85,11 @@ impl Default for HttpClient {
 
 impl HttpClient {
     pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(2)));
         let pool = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(256)
-            .build(connector);
+            .build(tls::connector(CONNECT_TIME_MAX));
         Self { pool }
     }
 

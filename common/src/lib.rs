@@ -16,7 +16,7 @@
 //! | what servers say to each other | [`api`] |
 //! | errors with a code of a closed list | [`error`] |
 //! | clients of S3-compatible stores | [`s3`] |
-//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`], [`measure`] |
+//! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`], [`measure`], [`tls`] |
 //! | what servers tell of themselves, in tables | [`catalogue`] |
 //! | a request's ids and times on its way through the servers | [`trace`] |
 //! | who may call whom | [`auth`] |
@@ -47,6 +47,7 @@ pub mod s3;
 pub mod server;
 pub mod telemetry;
 pub mod time;
+pub mod tls;
 pub mod trace;
 pub mod version;
 pub mod visit;

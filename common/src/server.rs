@@ -17,12 +17,15 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
 use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_TYPE};
+use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Layer;
@@ -33,6 +36,7 @@ use crate::config::LiveSettings;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::{CallMetrics, RequestMetrics, measure};
 use crate::telemetry::MetricsRegistry;
+use crate::tls;
 use crate::trace::slow::SlowRequests;
 use crate::trace::{REQUEST_ID, SERVER_TIMING, TRACE_ID, Trace, TracedBody};
 
@@ -193,7 +197,7 @@ impl Server {
         })
     }
 
-    /// Address of the service listener, `http://host:port`.
+    /// Address of the service listener, `http://host:port`, or `https:` with TLS.
     pub fn http_url(&self) -> String {
         url_of(&self.http)
     }
@@ -304,7 +308,7 @@ impl Server {
 }
 
 fn url_of(listener: &TcpListener) -> String {
-    listener.local_addr().map_or_else(|_| String::new(), |address| format!("http://{address}"))
+    listener.local_addr().map_or_else(|_| String::new(), |address| format!("{}://{address}", tls::scheme()))
 }
 
 /// A server at work.
@@ -365,22 +369,24 @@ pub async fn accept_loop(listener: TcpListener, routes: Router, stop: Cancellati
 
 async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metrics: Option<RequestMetrics>) {
     let graceful = GracefulShutdown::new();
-    let mut http = hyper::server::conn::http1::Builder::new();
+    let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_headers(HEADER_COUNT_MAX);
     let connections = TaskTracker::new();
+    let tls = tls::acceptor();
     let take = |stream: TcpStream, peer: SocketAddr| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "set_nodelay");
         }
-        let service = TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone()));
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        let cut = stopping.cut.clone();
+        let connection = Connection {
+            http: http.clone(),
+            service: TowerToHyperService::new(Extension(PeerAddress(peer)).layer(routes.clone())),
+            watcher: graceful.watcher(),
+        };
+        let (tls, cut) = (tls.clone(), stopping.cut.clone());
         let open = metrics.as_ref().map(RequestMetrics::connection);
         connections.spawn(async move {
             let _open = open;
-            if let Some(Err(error)) = cut.run_until_cancelled(connection).await {
-                tracing::debug!(%error, "connection ended");
-            }
+            let _cut_off = cut.run_until_cancelled(connection.serve(stream, tls)).await;
         });
     };
     loop {
@@ -409,6 +415,32 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
     graceful.shutdown().await;
     connections.close();
     connections.wait().await;
+}
+
+/// What a connection is served with.
+struct Connection {
+    http: http1::Builder,
+    service: TowerToHyperService<<Extension<PeerAddress> as Layer<Router>>::Service>,
+    watcher: Watcher,
+}
+
+impl Connection {
+    /// Serves until the client has had enough, or a stop was asked for and nothing is in flight.
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        let Some(tls) = tls else { return self.serve_stream(stream).await };
+        match tokio::time::timeout(HEADER_TIME_MAX, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.serve_stream(stream).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS connection came about"),
+            Err(_) => tracing::debug!("a client was too slow with its side of TLS"),
+        }
+    }
+
+    async fn serve_stream(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let connection = self.http.serve_connection(TokioIo::new(stream), self.service);
+        if let Err(error) = self.watcher.watch(connection).await {
+            tracing::debug!(%error, "connection ended");
+        }
+    }
 }
 
 /// Who is at the other end of the connection; an extension of every request.

@@ -1,13 +1,16 @@
 //! The command line: every command with its flags, and where it goes.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use common::error::chain;
 use common::telemetry;
+use common::tls::{self, TlsFiles};
 
 use crate::commands::{
-    billing, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search, site,
-    status, support_bundle, temporary, usage, who_holds,
+    billing, ca, card, catalogue, config, connect, content, directory, fsck, node, origin, scrub, search,
+    site, status, support_bundle, temporary, usage, who_holds,
 };
 use crate::error::Failure;
 use crate::log::LogArgs;
@@ -20,6 +23,10 @@ use crate::up::{self, UpOptions};
 pub struct Cli {
     #[command(flatten)]
     log: LogArgs,
+    /// Certificates of the authorities that vouch for the servers, as of `dozo ca`; for commands. Without it the one
+    /// that the endpoints file names, or those that the system believes
+    #[arg(long, global = true, value_name = "FILE", env = "DOZO_CA_FILE")]
+    ca_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -73,6 +80,9 @@ enum Command {
     /// Ask the billing servers
     #[command(subcommand)]
     Billing(billing::BillingCommand),
+    /// A small certificate authority, for TLS between the cluster's servers
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Check or show a server's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -104,6 +114,12 @@ impl Cli {
             tell(&failure);
             return ExitCode::from(failure.exit.code());
         }
+        if let Some(file) = self.ca_file.clone()
+            && let Err(failure) = believe(file)
+        {
+            tell(&failure);
+            return ExitCode::from(failure.exit.code());
+        }
         let done = self.command.run(self.log).await;
         #[cfg(feature = "otlp")]
         common::trace::otlp::flush().await;
@@ -115,6 +131,12 @@ impl Cli {
             }
         }
     }
+}
+
+/// Has the commands of this process believe servers that these authorities vouch for.
+fn believe(ca_file: PathBuf) -> Result<(), Failure> {
+    let files = TlsFiles { ca_file: Some(ca_file), ..TlsFiles::default() };
+    tls::install(&files).map_err(|error| Failure::new(chain(&error)))
 }
 
 /// Exports traces if the environment says where to.
@@ -163,6 +185,7 @@ impl Command {
             Self::Temporary(command) => temporary::temporary(command).await,
             Self::Usage(args) => usage::usage(args).await,
             Self::Billing(command) => billing::billing(command).await,
+            Self::Ca(command) => ca::ca(command),
             Self::Config(command) => config::config(command),
             Self::SupportBundle(args) => support_bundle::support_bundle(args).await,
             Self::Catalogue(command) => catalogue::catalogue(command),

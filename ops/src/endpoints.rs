@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use common::api::search::ClientKeys;
+use common::error::chain;
 use common::id::{ClientId, ServerName, SiteId};
+use common::tls::{self, TlsFiles};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
@@ -24,6 +26,9 @@ pub struct Endpoints {
     pub admin_token: String,
     pub sites: Vec<SiteEndpoints>,
     pub clients: Vec<ClientEndpoint>,
+    /// Certificates of the authorities that vouch for the servers, where those speak TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Addresses of one server, each `http://host:port`.
@@ -83,14 +88,20 @@ impl From<ClientKeys> for ClientEndpoint {
 }
 
 impl Endpoints {
+    /// Reads the file. From now on the process believes the authorities that it names, unless it was told of others.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let bytes = std::fs::read(path).map_err(|e| {
             Failure::file("reading", path, &e).with_next_step(
                 "start a system with `dozo up --demo`, or name its file: DOZO_ENDPOINTS=DIR/endpoints.json",
             )
         })?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::new(format!("{} is not an endpoints file: {e}", path.display())))
+        let endpoints: Self = serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::new(format!("{} is not an endpoints file: {e}", path.display())))?;
+        if let Some(ca_file) = &endpoints.ca_file {
+            let files = TlsFiles { ca_file: Some(ca_file.clone()), ..TlsFiles::default() };
+            tls::install(&files).map_err(|error| Failure::new(chain(&error)))?;
+        }
+        Ok(endpoints)
     }
 
     /// Replaces the file as a whole: readers see the old one or the new one.
@@ -198,6 +209,7 @@ mod tests {
                 }],
             }],
             clients: vec![client("alice")],
+            ca_file: None,
         };
         let expected = serde_json::json!({
             "search": {"http": "http://127.0.0.1:8000", "admin": "http://127.0.0.1:8050"},

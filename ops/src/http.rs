@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::client::{CallError, read_body, read_refusal};
+use common::tls;
 use futures_util::{StreamExt, stream};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, BodyStream, Empty, StreamBody};
 use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -24,6 +26,7 @@ use crate::visit::OpenVisit;
 
 /// Longest time between two pieces of an answer, and to its head when nothing is uploaded.
 pub const STALL_MAX: Duration = Duration::from_secs(60);
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// A server that knows nothing of `Expect: 100-continue` gets the body after this time.
 const CONTINUE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Longest JSON answer that is read.
@@ -39,7 +42,7 @@ pub fn empty() -> Body {
 
 /// A site's gateways as one client sees them.
 pub struct GatewayClient {
-    pool: Client<HttpConnector, Body>,
+    pool: Client<HttpsConnector<HttpConnector>, Body>,
     /// Base addresses, tried in order.
     bases: Vec<String>,
     credentials: Credentials,
@@ -73,9 +76,7 @@ impl GatewayClient {
     }
 
     fn with(bases: Vec<String>, credentials: Credentials) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(2)));
+        let connector = tls::connector(CONNECT_TIME_MAX);
         let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         Self { pool, bases, credentials }
     }

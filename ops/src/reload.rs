@@ -5,14 +5,15 @@ use std::convert::Infallible;
 
 use common::config::{LiveSettings, redact_value};
 use common::error::chain;
+use common::tls;
 use tokio::signal::unix::Signal;
 use toml::Value;
 
 use crate::log::LogArgs;
 use crate::roles::{RoleCommand, Settings, schema};
 
-/// The one setting of the process that is taken over.
-const LOG_FILTER: &str = "log.filter";
+/// The settings of the process that are taken over. The certificate is read anew also if its files are called as before.
+const TAKEN: [&str; 3] = ["log.filter", "tls.cert_file", "tls.key_file"];
 
 pub struct Reloader {
     command: RoleCommand,
@@ -44,7 +45,10 @@ impl Reloader {
 
     fn reload(&mut self) {
         let read = self.command.settings().map_err(|error| chain(&error));
-        let taken = read.and_then(|new| self.log.set_filter(&new.process.log).map(|()| new));
+        let taken = read.and_then(|new| {
+            tls::reload(&new.process.tls).map_err(|error| chain(&error))?;
+            self.log.set_filter(&new.process.log).map(|()| new)
+        });
         match taken {
             Ok(new) => {
                 self.take(new);
@@ -65,7 +69,7 @@ impl Reloader {
         for Change { key, old, new } in changes(&self.settings, &new) {
             let (old, new_shown) = (shown(old.as_ref()), shown(new.as_ref()));
             let number = new.as_ref().and_then(Value::as_integer).and_then(|n| u64::try_from(n).ok());
-            let is_taken = key == LOG_FILTER || number.is_some_and(|number| self.live.set(&key, number));
+            let is_taken = TAKEN.contains(&&*key) || number.is_some_and(|number| self.live.set(&key, number));
             if is_taken {
                 tracing::info!(key, old, new = new_shown, "a setting was changed");
             } else {

@@ -8,8 +8,10 @@ use std::time::Duration;
 use common::auth::ClusterSecret;
 use common::auth::Role;
 use common::config::{self, ConfigError, Flag, Schema};
+use common::error::chain;
 use common::server::{Running, StartError, Stop};
 use common::telemetry::LogFormat;
+use common::tls::{self, TlsFiles};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -388,6 +390,7 @@ impl RoleCommand {
             cluster: own.take_section("cluster")?,
             log: own.take_section("log")?,
             stop: own.take_section("stop")?,
+            tls: own.take_section("tls")?,
         };
         let settings = Settings { role, given, own, process };
         settings.check()?;
@@ -426,6 +429,8 @@ pub struct Process {
     pub log: LogSection,
     #[serde(default)]
     pub stop: StopSection,
+    #[serde(default)]
+    pub tls: TlsFiles,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
@@ -557,6 +562,7 @@ pub async fn run(command: RoleCommand, log: LogArgs) -> Result<(), Failure> {
     let settings = command.settings()?;
     log.init(&settings.process.log)?;
     let secret = command.secret(&settings)?;
+    tls::install(&settings.process.tls).map_err(|error| Failure::new(chain(&error)))?;
     let mut signals = Signals::install()?;
     let hangups = Signals::hangups()?;
     let mut notifier = Notifier::begin();

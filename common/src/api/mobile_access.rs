@@ -103,7 +103,8 @@ impl AccessAnswer {
 
     pub fn decode(bytes: &[u8]) -> Result<Self, MalformedDatagram> {
         let answer: Self = read_datagram(ANSWER_MAGIC, bytes)?;
-        let is_address = answer.http.starts_with("http://") && answer.http.len() <= ADDRESS_LEN_MAX;
+        let is_url = ["http://", "https://"].iter().any(|scheme| answer.http.starts_with(scheme));
+        let is_address = is_url && answer.http.len() <= ADDRESS_LEN_MAX;
         if is_address && bytes.len() <= REQUEST_LEN { Ok(answer) } else { Err(MalformedDatagram) }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod billing;
+pub mod ca;
 pub mod card;
 pub mod catalogue;
 pub mod config;

@@ -15,12 +15,15 @@ use common::auth::{ClusterSecret, OPERATOR, Role};
 use common::client::{HttpClient, ServerClient};
 use common::cluster::{ClusterMap, MapEpoch, NodeState, REPLICAS_MAX};
 use common::config;
+use common::error::chain;
 use common::id::{NodeId, ServerName, SiteId};
 use common::server::Running;
 use common::time::Clock;
+use common::tls::{self, TlsFiles};
 use futures_util::future::join_all;
 use toml::{Table, Value};
 
+use crate::commands::ca;
 use crate::demo;
 use crate::endpoints::{
     ENDPOINTS_FILE, Endpoint, Endpoints, GatewayEndpoint, Keyring, MobileAccessEndpoint, NodeEndpoint,
@@ -68,6 +71,9 @@ pub struct UpOptions {
     /// Capacity of each storage node; its file grows only as it fills
     #[arg(long, value_name = "BYTES", default_value = "20GiB", value_parser = node_size)]
     pub node_size: u64,
+    /// TLS on every listener, vouched for by an authority of its own in the data folder (`ca/ca.pem`)
+    #[arg(long)]
+    pub tls: bool,
 }
 
 fn port_base(text: &str) -> Result<u16, String> {
@@ -105,6 +111,7 @@ impl Up {
         std::fs::create_dir_all(&folders.root).map_err(|e| Failure::file("making", &folders.root, &e))?;
         let lock = lock(&folders)?;
         let secret = secret::make_or_read(&folders.root)?;
+        let ca_file = if options.tls { Some(own_authority(&folders.root)?) } else { None };
         let endpoints_file = folders.root.join(ENDPOINTS_FILE);
         // One that a killed process left behind is not true any more.
         forget(&endpoints_file)?;
@@ -115,6 +122,7 @@ impl Up {
             secret,
             folders,
             search_url: String::new(),
+            ca_file,
             started_nodes: Vec::new(),
             servers: Servers::default(),
         };
@@ -151,6 +159,21 @@ fn forget(endpoints_file: &Path) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Has this process speak TLS on this machine's own addresses; answers the certificate of the authority for it, which is
+/// made if the folder has none. The servers' certificate is a new one each time.
+fn own_authority(folder: &Path) -> Result<PathBuf, Failure> {
+    let folder = folder.join("ca");
+    let ca_file = folder.join(ca::CA_CERT);
+    if !ca_file.exists() {
+        ca::init(&folder, ca::AUTHORITY_DAYS)?;
+    }
+    let hosts = ["127.0.0.1", "localhost"].map(str::to_owned);
+    let (cert, key) = ca::issue(&folder, "servers", &hosts, ca::SERVER_DAYS)?;
+    let files = TlsFiles { cert_file: Some(cert), key_file: Some(key), ca_file: Some(ca_file.clone()) };
+    tls::install(&files).map_err(|error| Failure::new(chain(&error)))?;
+    Ok(ca_file)
 }
 
 fn lock(folders: &Folders) -> Result<File, Failure> {
@@ -198,6 +221,7 @@ struct Starter<'a> {
     secret: ClusterSecret,
     server: ServerClient,
     search_url: String,
+    ca_file: Option<PathBuf>,
     /// Site and name of each of the servers' nodes.
     started_nodes: Vec<(SiteId, ServerName)>,
     servers: Servers,
@@ -393,6 +417,7 @@ impl Starter<'_> {
             admin_token: self.secret.admin_token().to_owned(),
             sites: sites.iter().enumerate().map(site).collect::<Result<_, _>>()?,
             clients: ring.clients().to_vec(),
+            ca_file: self.ca_file.clone(),
         })
     }
 }

@@ -76,7 +76,7 @@ impl Hearing {
         {
             listen.set_ip(local.ip());
         }
-        format!("http://{listen}")
+        format!("{}://{listen}", common::tls::scheme())
     }
 }
 

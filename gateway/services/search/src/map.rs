@@ -59,6 +59,9 @@ pub struct Labels {
     pub instance: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
+    /// How Prometheus is to ask; `http` if it is not said.
+    #[serde(rename = "__scheme__", skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<&'static str>,
 }
 
 impl Target {
@@ -74,6 +77,7 @@ impl Target {
             job: role.as_str(),
             instance: if site.is_empty() { name.clone() } else { format!("{site}.{name}") },
             site: (!site.is_empty()).then(|| site.clone()),
+            scheme: admin.starts_with("https:").then_some("https"),
         };
         Self { targets: [address], labels, key }
     }

@@ -40,9 +40,9 @@ impl Icmp {
         Err(last.into())
     }
 
-    /// The round trip to the host of `http://host:port`; `None` if it has no IPv4 address or sends no reply.
+    /// The round trip to the host of a URL with a port; `None` if it has no IPv4 address or sends no reply.
     pub async fn round_trip(&self, address: &str) -> Option<Duration> {
-        let host = address.strip_prefix("http://").unwrap_or(address);
+        let host = address.split_once("://").map_or(address, |(_, host)| host);
         let found = tokio::net::lookup_host(host).await.ok()?;
         let ip = found.into_iter().find_map(|at| match at {
             SocketAddr::V4(v4) => Some(*v4.ip()),
