@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde::Serialize;
 
-use super::{Stage, Trace};
+use super::Trace;
 use crate::time::{Clock, UnixMillis};
 
 /// Requests that are kept.
@@ -178,7 +178,7 @@ mod tests {
         let slow = SlowRequests::default();
         let trace = Trace::of_request(&HeaderMap::new(), || "poll".into());
         let waited = Duration::from_secs(20);
-        trace.clone().run(async { super::super::note(Stage::Wait, waited) }).await;
+        trace.clone().run(async { super::super::note(crate::trace::Stage::Wait, waited) }).await;
         let total = waited + Duration::from_millis(3);
         slow.note(&trace, total, &Method::GET, None, StatusCode::OK);
         let listed = slow.list();
