@@ -1,8 +1,6 @@
 //! TLS as an operator meets it: a whole system whose every call is encrypted, its own authority, and a certificate that is
 //! replaced while a server runs. What listens is looked at with curl, which shares nothing with us.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
-
 mod process;
 
 use std::path::Path;
