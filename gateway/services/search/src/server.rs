@@ -181,6 +181,9 @@ async fn sweep(app: App) {
         if expired.is_empty() {
             continue;
         }
+        for key in &expired {
+            tracing::warn!(role = %key.role, site = key.site, name = key.name, "has fallen silent");
+        }
         if let Err(failure) = mark_down(&app, &expired).await {
             tracing::warn!(error = common::error::chain(&failure), "servers could not be marked as down");
             expired.into_iter().for_each(|key| app.leases.put_back(key, lease));
@@ -195,7 +198,7 @@ pub(crate) async fn mark_down(app: &App, silent: &[ServerKey]) -> Result<(), Fai
     // One that reported since is alive after all.
     for key in silent.iter().filter(|key| !app.leases.has(key)) {
         if servers::mark_down(&mut tx, key).await? {
-            tracing::warn!(role = %key.role, site = key.site, name = key.name, "marked as down");
+            tracing::info!(role = %key.role, site = key.site, name = key.name, "marked as down");
             lost.push(key);
         }
     }

@@ -50,9 +50,6 @@ fn client(bucket: &str, given: &BTreeMap<&str, String>) -> Result<AmazonS3, Stri
     let retry = RetryConfig { retry_timeout: RETRY_TIME_MAX, max_retries: 4, ..RetryConfig::default() };
     let region = given.get("region").map(String::as_str);
     let profile = given.get("profile").map_or("default", String::as_str);
-    let keys = given.get("credentials").map(|file| KeysFile { path: file.into(), profile: profile.into() });
-    let builder = s3::client(bucket, endpoint.map(String::as_str), region, keys.as_ref())?;
-    let mut builder = builder.with_retry(retry);
     let is_anonymous = match given.get("anonymous").map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
@@ -61,7 +58,9 @@ fn client(bucket: &str, given: &BTreeMap<&str, String>) -> Result<AmazonS3, Stri
     if is_anonymous && given.contains_key("credentials") {
         return Err("a bucket is read anonymously or with credentials, not both".into());
     }
-    builder = builder.with_skip_signature(is_anonymous);
+    let keys = given.get("credentials").map(|file| KeysFile { path: file.into(), profile: profile.into() });
+    let builder = s3::client(bucket, endpoint.map(String::as_str), region, keys.as_ref())?;
+    let mut builder = builder.with_retry(retry).with_skip_signature(is_anonymous);
     match given.get("style").map(String::as_str) {
         None | Some("path") => {}
         Some("virtual") => builder = builder.with_virtual_hosted_style_request(true),
