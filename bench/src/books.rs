@@ -9,7 +9,7 @@ use common::client::{CallError, HttpClient, read_body, read_refusal};
 use http::Request;
 use http::header::AUTHORIZATION;
 use http_body_util::Full;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::measure::Deliveries;
@@ -66,7 +66,7 @@ pub async fn settled(http: &HttpClient, books: &Books) -> Result<Booked, CallErr
 }
 
 /// What one server booked during the run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BookedInRun {
     pub complete: u64,
     /// Records of every status.
@@ -92,7 +92,7 @@ impl BookedInRun {
 }
 
 /// The comparison and its verdict.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reconciliation {
     /// Deliveries received whole, by distinct ids.
     pub delivered: u64,

@@ -17,7 +17,7 @@ use serde::Serialize;
 use storage_node::store::{self, ChunkStore, InvalidStoreUrl, OpenError, StoreError, StoreUrl};
 
 use crate::content::{Choices, Content};
-use crate::measure::Latency;
+use crate::latency::Latency;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceOp {

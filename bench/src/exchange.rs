@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::content::Content;
-use crate::measure::Tally;
+use crate::measure::{Source, Tally};
 use crate::plan::Verify;
 use crate::wire::{Connection, Outgoing, WireError, read_text};
 
@@ -24,8 +24,14 @@ pub async fn store(
     serde_json::from_slice(&text).map_err(|_| WireError::Answer)
 }
 
-/// Gets one content and checks it; answers with the bytes received. What is wrong is counted in `tally`, and so is
-/// the delivery.
+/// A content that was received.
+#[derive(Debug, Clone, Copy)]
+pub struct Fetched {
+    pub bytes: u64,
+    pub source: Source,
+}
+
+/// Gets one content and checks it. What is wrong is counted in `tally`, and so is the delivery.
 pub async fn fetch(
     connection: &mut Connection,
     path: &str,
@@ -33,9 +39,10 @@ pub async fn fetch(
     expected: Option<&ContentHash>,
     verify: Verify,
     tally: &mut Tally,
-) -> Result<u64, WireError> {
+) -> Result<Fetched, WireError> {
     let response = connection.send(Method::GET, path, Outgoing::EMPTY).await?;
     let headers = response.headers();
+    let source = Source::of(text(headers, &SOURCE));
     let delivery = text(headers, &DELIVERY).and_then(|id| id.parse::<DeliveryId>().ok());
     for (name, counts) in [(&SOURCE, &mut tally.deliveries.sources), (&CLASS, &mut tally.deliveries.classes)]
     {
@@ -65,7 +72,7 @@ pub async fn fetch(
                     Some(format!("{path}: {len} bytes received, {} expected, or bytes differ", content.len));
             }
             tally.deliveries.whole.extend(delivery);
-            Ok(len)
+            Ok(Fetched { bytes: len, source })
         }
         Err(error) => {
             tally.deliveries.broken.extend(delivery);

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
 //! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
-//! | what was measured | [`measure`], [`process`], [`slo`] |
+//! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
 //! | a load that checks everything while something happens to the system | [`mixed`] |
@@ -33,6 +33,7 @@ pub mod dedup;
 pub mod device;
 pub mod exchange;
 pub mod growth;
+pub mod latency;
 pub mod load;
 pub mod measure;
 pub mod mixed;
@@ -49,5 +50,6 @@ pub mod schedule;
 pub mod search;
 pub mod slo;
 pub mod target;
+pub mod timeline;
 pub mod traffic;
 pub mod wire;

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use crate::content::{Choices, Content};
 use crate::exchange::{fetch, store};
-use crate::measure::{Latency, Tally};
+use crate::latency::Latency;
+use crate::measure::{Kind, SizeClass, Source, Tally, Times};
 use crate::pacer::{Queue, Span, pace};
 use crate::plan::{Mix, Op, Pace, Plan, Verify};
 use crate::schedule::Schedule;
@@ -138,6 +139,15 @@ fn run_thread(workers: Vec<Worker>, queue: Arc<Queue>) -> std::io::Result<Vec<Wo
     }))
 }
 
+/// A request that succeeded.
+struct Answered {
+    /// Of the content, in bytes.
+    len: u64,
+    /// That went over the wire.
+    bytes: u64,
+    source: Source,
+}
+
 /// One connection's work and what it measured.
 struct Worker {
     index: u64,
@@ -217,17 +227,20 @@ impl Worker {
         self.check_put();
         let measured = intended >= self.span.measured_from;
         match answer {
-            Ok((size, bytes)) if measured => {
-                self.last_answer = now;
-                self.tally.record(op, size, bytes, now - intended, now - sent);
+            Ok(answered) => {
+                if measured {
+                    self.last_answer = now;
+                }
+                let kind = Kind { op, source: answered.source, size: SizeClass::of(answered.len) };
+                let times = Times { response: now - intended, service: now - sent };
+                self.tally.record(kind, answered.bytes, times, now - self.span.start, measured);
             }
-            Ok(_) => {}
             Err(error) => {
                 if error.is_unanswered() {
                     self.connection.close();
                     self.tally.deliveries.unanswered += u64::from(op == Op::Get);
                 }
-                self.tally.error(op, error.code());
+                self.tally.error(op, error.code(), now - self.span.start);
                 if matches!(error, WireError::Connect(_)) {
                     tokio::time::sleep(RECONNECT_AFTER).await;
                 }
@@ -235,17 +248,17 @@ impl Worker {
         }
     }
 
-    async fn get(&mut self) -> Result<(u64, u64), WireError> {
+    async fn get(&mut self) -> Result<Answered, WireError> {
         let object = self.choices.below(self.plan.objects);
         let content = self.plan.object(object);
         let path = object_path(&self.target, &self.plan, object);
         let expected = self.expected.get(object as usize);
-        let bytes =
+        let fetched =
             fetch(&mut self.connection, &path, content, expected, self.plan.verify, &mut self.tally).await?;
-        Ok((content.len, bytes))
+        Ok(Answered { len: content.len, bytes: fetched.bytes, source: fetched.source })
     }
 
-    async fn put(&mut self) -> Result<(u64, u64), WireError> {
+    async fn put(&mut self) -> Result<Answered, WireError> {
         let nth = self.puts;
         self.puts += 1;
         let content = self.plan.fresh(self.index, nth);
@@ -258,7 +271,7 @@ impl Worker {
         let published = store(&mut self.connection, &path, content).await?;
         self.written[slot] = Some((path, content));
         self.unchecked = Some((slot, published));
-        Ok((content.len, content.len))
+        Ok(Answered { len: content.len, bytes: content.len, source: Source::None })
     }
 
     /// Checks the answer to the last PUT, when its time has been taken: hashing is the harness's own work.

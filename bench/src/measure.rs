@@ -1,66 +1,25 @@
-//! What was measured: latency histograms, bytes, errors and deliveries, kept by each worker and merged at the end.
+//! What was measured: times, bytes, errors and deliveries, kept by each thread of the generator and merged at the end.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use common::id::DeliveryId;
-use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::latency::Latency;
 use crate::plan::Op;
+use crate::timeline::Timeline;
 
-/// Durations in nanoseconds, three digits.
-#[derive(Clone)]
-pub struct Latency(Histogram<u64>);
-
-impl Default for Latency {
-    fn default() -> Self {
-        Self(Histogram::new(3).expect("3 is a number of digits that histograms have"))
-    }
+/// How long one request took.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// From the intended start to the last byte.
+    pub response: Duration,
+    /// From sending to the last byte.
+    pub service: Duration,
 }
 
-impl Latency {
-    pub fn record(&mut self, duration: Duration) {
-        // `saturating_record` would clip at the present range instead of growing.
-        self.0.record(duration.as_nanos() as u64).expect("a histogram that grows takes every value");
-    }
-
-    pub fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("a histogram that grows takes every value");
-    }
-
-    /// `quantile` from 0 to 1.
-    pub fn at(&self, quantile: f64) -> Duration {
-        Duration::from_nanos(self.0.value_at_quantile(quantile))
-    }
-
-    pub fn summary(&self) -> LatencySummary {
-        let us = |ns: u64| ns as f64 / 1e3;
-        let at = |quantile| us(self.0.value_at_quantile(quantile));
-        LatencySummary {
-            mean_us: self.0.mean() / 1e3,
-            p50_us: at(0.5),
-            p90_us: at(0.9),
-            p99_us: at(0.99),
-            p999_us: at(0.999),
-            p9999_us: at(0.9999),
-            max_us: us(self.0.max()),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct LatencySummary {
-    pub mean_us: f64,
-    pub p50_us: f64,
-    pub p90_us: f64,
-    pub p99_us: f64,
-    pub p999_us: f64,
-    pub p9999_us: f64,
-    pub max_us: f64,
-}
-
-/// Requests of one operation and size that succeeded.
+/// Requests of one kind that succeeded.
 #[derive(Clone, Default)]
 pub struct Series {
     pub requests: u64,
@@ -72,11 +31,11 @@ pub struct Series {
 }
 
 impl Series {
-    pub fn record(&mut self, bytes: u64, response: Duration, service: Duration) {
+    pub fn record(&mut self, bytes: u64, times: Times) {
         self.requests += 1;
         self.bytes += bytes;
-        self.response.record(response);
-        self.service.record(service);
+        self.response.record(times.response);
+        self.service.record(times.service);
     }
 
     pub fn merge(&mut self, other: &Self) {
@@ -114,10 +73,72 @@ impl Deliveries {
     }
 }
 
-/// Everything one worker measured.
+/// Where the bytes of an answer came from, as its `Dozo-Source` header tells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Not a delivery, or a server that does not tell.
+    #[default]
+    None,
+    Hit,
+    Peer,
+    Origin,
+}
+
+impl Source {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Hit => "hit",
+            Self::Peer => "peer",
+            Self::Origin => "origin",
+        }
+    }
+
+    pub fn of(header: Option<&str>) -> Self {
+        match header {
+            Some("hit") => Self::Hit,
+            Some("peer") => Self::Peer,
+            Some("origin") => Self::Origin,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Lengths up to a power of four: 1 KiB, 4 KiB, 16 KiB and so on; 0 bytes are a class of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SizeClass(u8);
+
+impl SizeClass {
+    pub fn of(len_bytes: u64) -> Self {
+        match len_bytes {
+            0 => Self(0),
+            len => Self((u64::BITS - (len - 1).leading_zeros()).div_ceil(2) as u8 + 1),
+        }
+    }
+
+    /// The longest length of the class.
+    pub fn max_bytes(self) -> u64 {
+        match self.0 {
+            0 => 0,
+            class => 1u64.checked_shl(2 * (u32::from(class) - 1)).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// What requests are told apart by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind {
+    pub op: Op,
+    pub source: Source,
+    pub size: SizeClass,
+}
+
+/// Everything the workers of one thread measured.
 #[derive(Clone, Default)]
 pub struct Tally {
-    pub series: BTreeMap<(Op, u64), Series>,
+    pub series: BTreeMap<Kind, Series>,
+    pub timeline: Timeline,
     /// By operation and code: the server's own, or `connect`, `timeout`, `transport`.
     pub errors: BTreeMap<(Op, String), u64>,
     pub deliveries: Deliveries,
@@ -130,11 +151,16 @@ pub struct Tally {
 const EXAMPLES_MAX: usize = 5;
 
 impl Tally {
-    pub fn record(&mut self, op: Op, size: u64, bytes: u64, response: Duration, service: Duration) {
-        self.series.entry((op, size)).or_default().record(bytes, response, service);
+    /// A request that succeeded, answered `at` after the start of the load; `measured`: after the warm-up.
+    pub fn record(&mut self, kind: Kind, bytes: u64, times: Times, at: Duration, measured: bool) {
+        self.timeline.record(kind, bytes, times, at);
+        if measured {
+            self.series.entry(kind).or_default().record(bytes, times);
+        }
     }
 
-    pub fn error(&mut self, op: Op, code: &str) {
+    pub fn error(&mut self, op: Op, code: &str, at: Duration) {
+        self.timeline.error(op, at);
         *self.errors.entry((op, code.to_owned())).or_default() += 1;
     }
 
@@ -149,6 +175,7 @@ impl Tally {
         for (key, series) in &other.series {
             self.series.entry(*key).or_default().merge(series);
         }
+        self.timeline.merge(other.timeline);
         for (key, count) in other.errors {
             *self.errors.entry(key).or_default() += count;
         }
@@ -158,13 +185,15 @@ impl Tally {
         self.wrong_examples.extend(other.wrong_examples.into_iter().take(room));
     }
 
-    /// All sizes of one operation, or of all with `None`.
+    /// All sizes and sources of one operation, or of all with `None`.
     pub fn total(&self, op: Option<Op>) -> Series {
+        self.total_where(|kind| op.is_none_or(|op| op == kind.op))
+    }
+
+    pub fn total_where(&self, wanted: impl Fn(Kind) -> bool) -> Series {
         let mut total = Series::default();
-        for ((each, _), series) in &self.series {
-            if op.is_none_or(|op| op == *each) {
-                total.merge(series);
-            }
+        for series in self.series.iter().filter(|(kind, _)| wanted(**kind)).map(|(_, series)| series) {
+            total.merge(series);
         }
         total
     }
@@ -172,5 +201,18 @@ impl Tally {
     pub fn error_count(&self, op: Option<Op>) -> u64 {
         let of = |(key, _): &(&(Op, String), &u64)| op.is_none_or(|op| op == key.0);
         self.errors.iter().filter(of).map(|(_, count)| count).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_classes_are_powers_of_four() {
+        for (len, max) in [(0, 0), (1, 1), (2, 4), (4096, 4096), (4097, 16384), (1 << 20, 1 << 20)] {
+            assert_eq!(SizeClass::of(len).max_bytes(), max, "{len}");
+        }
+        assert_eq!(SizeClass::of(u64::MAX).max_bytes(), u64::MAX);
     }
 }

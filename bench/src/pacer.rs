@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-use crate::measure::Latency;
+use crate::latency::Latency;
 use crate::schedule::Schedule;
 
 /// Times of a run.

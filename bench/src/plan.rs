@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use common::config::parse_bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 use crate::schedule::Arrivals;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Op {
     Get,
@@ -25,7 +25,7 @@ impl Op {
 }
 
 /// What clients do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mix {
     Get,
@@ -35,7 +35,7 @@ pub enum Mix {
 }
 
 /// How answers are checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
     /// Every byte against the generator, and the ETag against the BLAKE3 of the generator's bytes.
@@ -47,7 +47,7 @@ pub enum Verify {
 }
 
 /// What makes the next request start.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "loop")]
 pub enum Pace {
     /// The answer to the one before, on each connection.
@@ -56,7 +56,7 @@ pub enum Pace {
     Open { rate: f64, arrivals: Arrivals },
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     pub mix: Mix,
     /// Share of GETs when mixed, 0 to 1.
@@ -71,19 +71,29 @@ pub struct Plan {
     pub pace: Pace,
     /// Open loop: most requests waiting or being served; those beyond are counted as dropped.
     pub in_flight_max: u64,
-    #[serde(rename = "warmup_s", serialize_with = "as_seconds")]
+    #[serde(rename = "warmup_s", with = "seconds")]
     pub warmup: Duration,
-    #[serde(rename = "duration_s", serialize_with = "as_seconds")]
+    #[serde(rename = "duration_s", with = "seconds")]
     pub duration: Duration,
     /// Longest time that one request may take.
-    #[serde(rename = "request_time_max_s", serialize_with = "as_seconds")]
+    #[serde(rename = "request_time_max_s", with = "seconds")]
     pub request_time_max: Duration,
     pub verify: Verify,
     pub seed: u64,
 }
 
-fn as_seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
+/// Durations as numbers of seconds.
+mod seconds {
+    use super::{Deserialize, Duration};
+
+    pub fn serialize<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(duration.as_secs_f64())
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+    }
 }
 
 /// Ids of contents that PUTs make lie above those of prepared objects.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::target::Watched;
 
@@ -86,7 +86,7 @@ fn listener(line: &str) -> Option<(String, u16)> {
 }
 
 /// What one process cost during the measured part of a run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProcessCost {
     pub pid: u32,
     pub servers: Vec<String>,

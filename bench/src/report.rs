@@ -1,33 +1,37 @@
 //! How a run is told: a table for people, one JSON object for programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use common::config::show_bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::books::Reconciliation;
-use crate::measure::{LatencySummary, Series};
-use crate::plan::{Pace, Plan};
+use crate::latency::{Buckets, LatencySummary};
+use crate::measure::{Kind, Series, Source};
+use crate::plan::{Op, Pace, Plan};
 use crate::process::ProcessCost;
 use crate::run::{Outcome, ReadBack};
 use crate::slo::SloResult;
+use crate::timeline::Second;
 
 /// Name and version of the JSON form. A change that a reader can notice raises the version.
-pub const SCHEMA: &str = "dozo.bench.run/1";
+pub const SCHEMA: &str = "dozo.bench.run/2";
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    pub schema: &'static str,
-    pub version: &'static str,
+    pub schema: String,
+    pub version: String,
     pub host: Host,
     pub client: String,
     pub plan: Plan,
     pub prepared_bytes: u64,
     pub elapsed_s: f64,
-    /// One row for each operation and size, then one for each operation over all sizes if there are several.
+    /// One row for each operation, source and size class, then one for each operation over all if there are several.
     pub results: Vec<Row>,
+    /// By second of the load, warm-up included; seconds without answers and errors are left out.
+    pub timeline: Vec<TimelineRow>,
     pub errors: Vec<Errors>,
     /// Open loop: arrivals never sent.
     pub dropped: u64,
@@ -45,18 +49,20 @@ pub struct Report {
     pub passed: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Host {
     pub cores: usize,
     pub cpu: String,
     pub kernel: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
-    pub op: &'static str,
-    /// `None`: all sizes.
-    pub size_bytes: Option<u64>,
+    pub op: Op,
+    /// `None`: of all kinds. Two rows of one operation tell all sizes, or all sources, only together.
+    pub source: Option<Source>,
+    /// Longest length of the size class; `None`: all sizes.
+    pub size_max_bytes: Option<u64>,
     pub requests: u64,
     pub bytes: u64,
     pub requests_per_s: f64,
@@ -67,19 +73,36 @@ pub struct Row {
     pub service: LatencySummary,
 }
 
-#[derive(Debug, Serialize)]
+/// One operation and source in one second.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TimelineRow {
+    /// Since the start of the load.
+    pub second: u64,
+    pub op: Op,
+    pub source: Source,
+    pub requests: u64,
+    pub bytes: u64,
+    pub errors: u64,
+    /// From the intended start.
+    pub response: Buckets,
+    /// From sending.
+    pub service: Buckets,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Errors {
-    pub op: &'static str,
+    pub op: Op,
     pub code: String,
     pub count: u64,
 }
 
 impl Row {
-    fn of(op: &'static str, size_bytes: Option<u64>, series: &Series, elapsed: Duration) -> Self {
+    fn of(op: Op, kind: Option<Kind>, series: &Series, elapsed: Duration) -> Self {
         let seconds = elapsed.as_secs_f64();
         Self {
             op,
-            size_bytes,
+            source: kind.map(|kind| kind.source),
+            size_max_bytes: kind.map(|kind| kind.size.max_bytes()),
             requests: series.requests,
             bytes: series.bytes,
             requests_per_s: series.requests as f64 / seconds,
@@ -109,26 +132,29 @@ impl Report {
         let Outcome { plan, client, load, processes, read_back, reconciliation, slos, .. } = outcome;
         let tally = load.tally;
         let mut results: Vec<Row> = Vec::new();
-        for ((op, size), series) in &tally.series {
-            results.push(Row::of(op.as_str(), Some(*size), series, load.elapsed));
+        for (kind, series) in &tally.series {
+            results.push(Row::of(kind.op, Some(*kind), series, load.elapsed));
         }
-        for op in [crate::plan::Op::Get, crate::plan::Op::Put] {
-            if tally.series.keys().filter(|(each, _)| *each == op).count() > 1 {
-                results.push(Row::of(op.as_str(), None, &tally.total(Some(op)), load.elapsed));
+        let ops: BTreeSet<Op> = tally.series.keys().map(|kind| kind.op).collect();
+        for op in ops {
+            if tally.series.keys().filter(|kind| kind.op == op).count() > 1 {
+                results.push(Row::of(op, None, &tally.total(Some(op)), load.elapsed));
             }
         }
-        let errors = |((op, code), count): (_, _)| {
-            let op: crate::plan::Op = op;
-            Errors { op: op.as_str(), code, count }
-        };
+        let timeline = tally.timeline.finish().into_iter().map(|((second, (op, source)), row)| {
+            let Second { requests, bytes, errors, response, service } = row;
+            TimelineRow { second, op, source, requests, bytes, errors, response, service }
+        });
+        let errors = |((op, code), count)| Errors { op, code, count };
         Self {
-            schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION"),
+            schema: SCHEMA.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
             host: Host::here(),
             client,
             prepared_bytes: outcome.prepared_bytes,
             elapsed_s: load.elapsed.as_secs_f64(),
             results,
+            timeline: timeline.collect(),
             errors: tally.errors.into_iter().map(errors).collect(),
             dropped: load.dropped,
             pacer_lag: (plan.pace != Pace::Closed).then(|| load.lag.summary()),
@@ -167,7 +193,7 @@ impl Report {
             writeln!(out, "pacer late by p99 {p99}, at most {max}; {} arrivals dropped", self.dropped)?;
         }
         for error in &self.errors {
-            writeln!(out, "errors: {} {} {}", error.op, error.code, error.count)?;
+            writeln!(out, "errors: {} {} {}", error.op.as_str(), error.code, error.count)?;
         }
         writeln!(out, "\n{:>8} {:>9} {:>12} {:>12}  servers", "pid", "cpu", "cpu/request", "peak memory")?;
         for process in &self.processes {
@@ -187,14 +213,27 @@ impl Report {
     fn write_rows(&self, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,
-            "\n{:<4} {:>9} {:>9} {:>10} {:>9}  {:<8} {:>9} {:>9} {:>9} {:>9} {:>9}",
-            "op", "size", "requests", "per s", "MiB/s", "time", "p50", "p90", "p99", "p99.9", "max"
+            "\n{:<9} {:<6} {:>9} {:>9} {:>10} {:>9}  {:<8} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "op",
+            "source",
+            "up to",
+            "requests",
+            "per s",
+            "MiB/s",
+            "time",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max"
         )?;
         for row in &self.results {
-            let size = row.size_bytes.map_or_else(|| "all".to_owned(), show_bytes);
+            let size = row.size_max_bytes.map_or_else(|| "all".to_owned(), show_bytes);
+            let source = row.source.map_or("all", Source::as_str);
+            let op = row.op.as_str();
             let head = format!(
-                "{:<4} {:>9} {:>9} {:>10.1} {:>9.1}",
-                row.op, size, row.requests, row.requests_per_s, row.mib_per_s
+                "{op:<9} {source:<6} {size:>9} {:>9} {:>10.1} {:>9.1}",
+                row.requests, row.requests_per_s, row.mib_per_s
             );
             for (head, kind, times) in
                 [(head.as_str(), "response", &row.response), ("", "service", &row.service)]
@@ -202,7 +241,7 @@ impl Report {
                 let shown =
                     [times.p50_us, times.p90_us, times.p99_us, times.p999_us, times.max_us].map(show_us);
                 let shown: String = shown.iter().map(|time| format!(" {time:>9}")).collect();
-                writeln!(out, "{head:<45}  {kind:<8}{shown}")?;
+                writeln!(out, "{head:<57}  {kind:<8}{shown}")?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use common::client::{CallError, HttpClient};
 use common::hash::ContentHash;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use http::Method;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::books::{self, Booked, Reconciliation};
 use crate::content::{Choices, Content};
@@ -45,7 +45,7 @@ pub struct Options {
 }
 
 /// Contents that were put in the run and read again after it.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct ReadBack {
     pub read: u64,
     pub wrong: u64,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::content::Choices;
 
 /// How arrivals are spread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arrivals {
     /// Independent of each other, as from many users.

@@ -19,7 +19,7 @@ use common::version::{HybridTime, Version};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 
-use crate::measure::Latency;
+use crate::latency::Latency;
 use crate::process;
 
 const START_TIME_MAX: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::measure::Tally;
 use crate::plan::{Op, parse_duration};
@@ -30,7 +30,7 @@ pub struct Slo {
 }
 
 /// How a promise was kept.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SloResult {
     pub slo: String,
     /// Seconds, requests a second, or a count.
@@ -95,15 +95,17 @@ impl Slo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::{Kind, SizeClass, Source, Times};
 
     #[test]
     fn a_promise_is_judged_on_response_time() {
         let mut tally = Tally::default();
         for ms in 1..=100 {
-            let response = Duration::from_millis(ms);
-            tally.record(Op::Get, 4096, 4096, response, Duration::from_millis(1));
+            let times = Times { response: Duration::from_millis(ms), service: Duration::from_millis(1) };
+            let kind = Kind { op: Op::Get, source: Source::Hit, size: SizeClass::of(4096) };
+            tally.record(kind, 4096, times, Duration::from_millis(ms), true);
         }
-        tally.error(Op::Put, "node_full");
+        tally.error(Op::Put, "node_full", Duration::ZERO);
         let kept = |text: &str| text.parse::<Slo>().unwrap().judge(&tally, Duration::from_secs(10)).kept;
         assert!(kept("get.p50<60ms") && !kept("get.p99<50ms") && kept("get.p99>50ms"));
         assert!(kept("get.rate>9.5") && !kept("get.rate>11"));

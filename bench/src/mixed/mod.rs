@@ -30,7 +30,7 @@ use http::Method;
 use serde::Serialize;
 
 use crate::content::Content;
-use crate::measure::Latency;
+use crate::latency::Latency;
 use crate::pacer::{Queue, Span, pace};
 use crate::schedule::{Arrivals, Schedule};
 use crate::target::{Client, Endpoints, ServerAddress, TargetError};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::measure::{Latency, LatencySummary};
+use crate::latency::{Latency, LatencySummary};
 
 /// Failures that are kept in full; more are only counted.
 const FAILURES_MAX: usize = 1000;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::MixedPlan;
 use super::bookings::Comparison;
 use super::recorder::{Failure, Phase, Second};
-use crate::measure::LatencySummary;
+use crate::latency::LatencySummary;
 use crate::report::{Host, show_us};
 
 /// Name and version of the JSON form. A change that a reader can notice raises the version.

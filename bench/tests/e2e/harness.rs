@@ -30,7 +30,7 @@ fn bench_verifies_bytes_and_bookings_and_holds_promises() {
     let run = bench(&cluster, &mixed);
     assert_eq!(run.exit, 0, "{}", run.text);
     let report = &run.report;
-    assert_eq!(report["schema"], "dozo.bench.run/1");
+    assert_eq!(report["schema"], "dozo.bench.run/2");
     assert_eq!((report["wrong_answers"].as_u64(), report["left_behind"].as_u64()), (Some(0), Some(0)));
     assert!(report["read_back"]["read"].as_u64().is_some_and(|read| read > 0), "{}", run.text);
     let delivered = report["billing"]["delivered"].as_u64().expect("it was compared");
@@ -39,8 +39,8 @@ fn bench_verifies_bytes_and_bookings_and_holds_promises() {
         assert_eq!(report["billing"][fee]["complete"].as_u64(), Some(delivered), "{}", run.text);
     }
     let rows = report["results"].as_array().expect("rows");
-    for (op, size) in [("get", 4096), ("get", 300 << 10), ("put", 4096), ("put", 300 << 10)] {
-        let row = rows.iter().find(|row| row["op"] == op && row["size_bytes"] == size);
+    for (op, size) in [("get", 4096), ("get", 1 << 20), ("put", 4096), ("put", 1 << 20)] {
+        let row = rows.iter().find(|row| row["op"] == op && row["size_max_bytes"] == size);
         assert!(row.is_some_and(|row| row["requests"].as_u64() > Some(0)), "{op} {size}: {}", run.text);
     }
     let processes = report["processes"].as_array().expect("processes");
