@@ -8,25 +8,45 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::id::InvalidId;
 
 pub(crate) fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [0u8; 64];
-    for (i, byte) in bytes.iter().enumerate() {
-        text[2 * i] = DIGITS[usize::from(byte >> 4)];
-        text[2 * i + 1] = DIGITS[usize::from(byte & 15)];
-    }
-    f.write_str(std::str::from_utf8(&text[..2 * bytes.len()]).map_err(|_| fmt::Error)?)
+    f.write_str(hex_digits(bytes, &mut [0; 64]))
 }
+
+/// At most 32 bytes as hexadecimal digits.
+fn hex_digits<'a>(bytes: &[u8], text: &'a mut [u8; 64]) -> &'a str {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (digits, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        digits[0] = DIGITS[usize::from(byte >> 4)];
+        digits[1] = DIGITS[usize::from(byte & 15)];
+    }
+    // Cannot fail: they are digits.
+    std::str::from_utf8(&text[..2 * bytes.len()]).unwrap_or_default()
+}
+
+/// The value of each byte as a hexadecimal digit; those that are none have [`NO_DIGIT`].
+const DIGIT_VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+const NO_DIGIT: u8 = 0xFF;
 
 pub(crate) fn parse_hex(text: &str, out: &mut [u8]) -> Result<(), ()> {
     let text = text.as_bytes();
     if text.len() != 2 * out.len() {
         return Err(());
     }
-    let digit = |b: u8| (b as char).to_digit(16).map(|d| d as u8).ok_or(());
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = digit(text[2 * i])? << 4 | digit(text[2 * i + 1])?;
+    let mut seen = 0;
+    for (digits, byte) in text.chunks_exact(2).zip(out) {
+        let [high, low] = [0, 1].map(|place| DIGIT_VALUES[usize::from(digits[place])]);
+        seen |= high | low;
+        *byte = high << 4 | (low & 0xF);
     }
-    Ok(())
+    if seen == NO_DIGIT { Err(()) } else { Ok(()) }
 }
 
 macro_rules! hash_type {
@@ -87,7 +107,12 @@ macro_rules! hash_type {
         // Text in JSON, 32 raw bytes in binary formats (the log on disk).
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+                if serializer.is_human_readable() {
+                    // Not through a formatter: records and chunk lists have many.
+                    serializer.serialize_str(hex_digits(&self.0, &mut [0; 64]))
+                } else {
+                    self.0.serialize(serializer)
+                }
             }
         }
 
@@ -139,5 +164,10 @@ mod tests {
         assert_eq!(serde_json::to_string(&empty).unwrap(), format!("\"{text}\""));
         assert_eq!(postcard::to_stdvec(&empty).unwrap().len(), 32);
         assert!("abc".parse::<ChunkHash>().is_err());
+        for wrong in ["g", "/", ":", "@", "G", "`", "\u{e9}", " "] {
+            let text = format!("{wrong}{}", &text[wrong.len()..]);
+            assert!(text.parse::<ContentHash>().is_err(), "{text}");
+        }
+        assert_eq!(text.to_uppercase().parse::<ContentHash>().unwrap(), empty);
     }
 }
