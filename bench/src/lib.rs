@@ -44,6 +44,7 @@ pub mod pacer;
 pub mod placement;
 pub mod plan;
 pub mod process;
+pub mod progress;
 pub mod report;
 pub mod run;
 pub mod schedule;
