@@ -9,8 +9,10 @@
 //!
 //! | looking for | module |
 //! |---|---|
-//! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
-//! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
+//! | what is asked for, and when | [`plan`], [`workload`], [`schedule`], [`content`] |
+//! | what can be driven, and how it is spoken to | [`target`], [`protocol`] |
+//! | sending it | [`pacer`], [`load`]; [`wire`] and [`exchange`] where every header matters |
+//! | what is put before a run, read back and removed after it | [`prepare`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
@@ -44,8 +46,10 @@ pub mod orphans;
 pub mod pacer;
 pub mod placement;
 pub mod plan;
+pub mod prepare;
 pub mod process;
 pub mod progress;
+pub mod protocol;
 pub mod report;
 pub mod run;
 pub mod schedule;
@@ -56,3 +60,4 @@ pub mod target;
 pub mod timeline;
 pub mod traffic;
 pub mod wire;
+pub mod workload;

@@ -152,10 +152,11 @@ impl Report {
         let verify = serde_json::to_value(self.plan.verify).unwrap_or_default();
         writeln!(
             out,
-            "{} contents: {} wrong answers (verify {}), {} put and read back",
+            "{} contents: {} wrong answers (verify {}), {} of them stale, {} put and read back",
             mark(self.wrong_answers == 0),
             self.wrong_answers,
             verify.as_str().unwrap_or(""),
+            self.stale_reads,
             self.read_back.read
         )?;
         for example in &self.wrong_examples {
