@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bench::billing::BillingPlan;
@@ -13,6 +14,7 @@ use bench::growth::{self, GrowthPlan, Step};
 use bench::mixed::{MixedLoad, MixedPlan, MixedTarget};
 use bench::placement::{self, PlacementPlan};
 use bench::plan::{Mix, Pace, Plan, Verify, parse_duration, parse_sizes};
+use bench::progress::Progress;
 use bench::report::Report;
 use bench::run::{Options, run};
 use bench::schedule::Arrivals;
@@ -423,14 +425,17 @@ async fn run_load(args: RunArgs) -> Result<bool, Failure> {
         _ => Target::of(&Endpoints::read(&args.endpoints)?, &args.client)?,
     };
     let plan = plan_of(&args)?;
+    let progress = Arc::new(Progress::default());
     let options = Options {
         slos: args.slos.clone(),
         pids: args.pids.clone(),
         keep: args.keep,
         events: args.observe.events()?,
-        progress: None,
+        progress: Some(progress.clone()),
     };
+    let live = args.observe.show(&plan, &progress)?;
     let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
+    drop(live);
     let report = Report::of(outcome);
     args.observe.write(&report)?;
     tell(&report, &report.to_text(), args.json.as_deref())?;

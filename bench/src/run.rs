@@ -116,7 +116,7 @@ pub async fn run(
     let stage = Stage { start: Some(start), progress: options.progress.clone(), ..Stage::default() };
     let sampler = Sampler::start(target, &options.pids, start, plan.warmup, plan.duration);
     let sampler = sampler.map_err(RunError::Sampler)?;
-    let crew = crew.start(start + plan.warmup)?;
+    let crew = crew.start(start + plan.warmup, options.progress.clone())?;
     let load = drive(&plan, target, expected, &stage).await;
     let events = crew.dismiss(start);
     let samples = sampler.finish();

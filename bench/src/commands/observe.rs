@@ -1,7 +1,12 @@
 //! Arguments of a run that say what is done to the system meanwhile, and where the result goes.
 
+use std::sync::Arc;
+
 use bench::events::Planned;
-use bench::plan::parse_duration;
+use bench::exporter;
+use bench::live::Live;
+use bench::plan::{Plan, parse_duration};
+use bench::progress::Progress;
 use bench::report::Report;
 use bench::report::output::{Output, OutputError};
 
@@ -14,6 +19,12 @@ pub struct ObserveArgs {
     /// A file for the result, more than one if wanted; its ending, .json, .csv, .md or .html, says how.
     #[arg(short, long = "output", value_name = "FILE")]
     outputs: Vec<Output>,
+    /// Tell one line a second, also on a terminal.
+    #[arg(long)]
+    plain: bool,
+    /// Show the load's own metrics to Prometheus while it runs, at http://HOST:PORT/metrics.
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
 }
 
 impl ObserveArgs {
@@ -27,6 +38,15 @@ impl ObserveArgs {
         let mut events = self.events.chunks(2).map(planned).collect::<Result<Vec<_>, _>>()?;
         events.sort_by_key(|event| event.at);
         Ok(events)
+    }
+
+    /// Begins to show the load to who looks on; what is answered ends it when dropped.
+    pub fn show(&self, plan: &Plan, progress: &Arc<Progress>) -> std::io::Result<Live> {
+        if let Some(listen) = &self.metrics_listen {
+            let address = exporter::serve(listen, plan, progress.clone())?;
+            eprintln!("bench: metrics at http://{address}/metrics");
+        }
+        Live::start(progress.clone(), self.plain)
     }
 
     pub fn write(&self, report: &Report) -> Result<(), OutputError> {

@@ -31,6 +31,16 @@ pub struct Axis<'a> {
     pub to: f64,
     /// How values are shown.
     pub show: &'a dyn Fn(f64) -> String,
+    pub ticks: Ticks,
+}
+
+/// Where an axis has its marks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Ticks {
+    /// At round numbers of this unit, as 1024.
+    Of(f64),
+    /// At the median and each further nine; the axis is of 1/(1-p).
+    Nines,
 }
 
 #[derive(Debug, Clone)]
@@ -59,8 +69,8 @@ pub struct Chart<'a> {
     pub y: Axis<'a>,
     pub lines: Vec<Line>,
     pub bands: &'a [Band],
-    /// Until when the load warmed up.
-    pub warmup: Option<f64>,
+    /// What is not measured, at the beginning and at the end.
+    pub unmeasured: &'a [(f64, f64, &'static str)],
     pub unit_of_x: &'a str,
 }
 
@@ -76,9 +86,16 @@ impl Axis<'_> {
     }
 
     fn ticks(&self, wanted: f64) -> Vec<f64> {
-        match self.scale {
-            Scale::Linear => linear_ticks(self.from, self.to, wanted),
-            Scale::Log => log_ticks(self.from, self.to, wanted),
+        match (self.ticks, self.scale) {
+            (Ticks::Nines, _) => {
+                let nines = (1..).map(|power| 10f64.powi(power)).take_while(|tick| *tick <= self.to * 1.001);
+                [1.0, 2.0].into_iter().chain(nines).collect()
+            }
+            (Ticks::Of(unit), Scale::Linear) => {
+                let ticks = linear_ticks(self.from / unit, self.to / unit, wanted);
+                ticks.into_iter().map(|tick| tick * unit).collect()
+            }
+            (Ticks::Of(_), Scale::Log) => log_ticks(self.from, self.to, wanted),
         }
     }
 }
@@ -222,12 +239,12 @@ impl Chart<'_> {
 
     fn draw_bands(&self, out: &mut String) {
         let (top, bottom) = (TOP, HEIGHT - BOTTOM);
-        if let Some(warmup) = self.warmup.filter(|warmup| *warmup > self.x.from) {
-            let right = x_of(&self.x, warmup);
+        for (from, to, what) in self.unmeasured.iter().filter(|(from, to, _)| to > from) {
+            let (left, right) = (x_of(&self.x, *from), x_of(&self.x, to.min(self.x.to)));
             let _infallible = write!(
                 out,
-                "<rect class=\"warmup\" x=\"{LEFT}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\"><title>warm-up</title></rect>",
-                right - LEFT,
+                "<rect class=\"unmeasured\" x=\"{left:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\"><title>{what}</title></rect>",
+                right - left,
                 bottom - top
             );
         }
@@ -351,7 +368,14 @@ mod tests {
     #[test]
     fn lines_break_where_there_is_nothing_and_names_are_escaped() {
         let show = |value: f64| format!("{value}");
-        let axis = |label| Axis { label, scale: Scale::Linear, from: 0.0, to: 4.0, show: &show };
+        let axis = |label| Axis {
+            label,
+            scale: Scale::Linear,
+            from: 0.0,
+            to: 4.0,
+            show: &show,
+            ticks: Ticks::Of(1.0),
+        };
         let points =
             vec![(0.0, Some(1.0)), (1.0, Some(2.0)), (2.0, None), (3.0, Some(4.0)), (4.0, Some(f64::NAN))];
         let chart = Chart {
@@ -361,7 +385,7 @@ mod tests {
             y: axis("y"),
             lines: vec![Line { name: "\"><script>".into(), colour: 9, is_dashed: true, points }],
             bands: &[Band { letter: "A".into(), what: "run <x>".into(), from: 1.0, to: 9.0 }],
-            warmup: Some(0.5),
+            unmeasured: &[(0.0, 0.5, "warm-up")],
             unit_of_x: "s",
         };
         let html = chart.to_html();

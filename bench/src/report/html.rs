@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use common::config::show_bytes;
 
 use super::Report;
-use super::chart::{Axis, Band, Chart, Line, Scale, linear_bounds, log_bounds};
+use super::chart::{Axis, Band, Chart, Line, Scale, Ticks, linear_bounds, log_bounds};
 use super::escape::{escape, json_in_script};
 use super::overview::{Overview, Piece, Quantiles, spectrum, totals};
-use super::text::{show_bytes_short, show_number, show_us};
+use super::text::{shortened, show_bytes_short, show_number, show_us};
 use crate::measure::Source;
 use crate::plan::Pace;
 use crate::servers::{CPU, HARNESS, MEMORY, ServerSeries, Unit};
@@ -22,7 +22,13 @@ const LINES_MAX: usize = 16;
 
 impl Report {
     pub fn to_html(&self) -> String {
-        let page = Page { report: self, overview: Overview::of(self), bands: bands(self) };
+        let overview = Overview::of(self);
+        let unmeasured = [
+            (0.0, overview.warmup_s, "warm-up"),
+            // The rest of a second is nothing to look at.
+            (overview.arrivals_end_s, overview.end_s, "nothing new, only answers to what had waited"),
+        ];
+        let page = Page { report: self, overview, bands: bands(self), unmeasured };
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _infallible = page.write(&mut out);
@@ -34,6 +40,7 @@ struct Page<'a> {
     report: &'a Report,
     overview: Overview,
     bands: Vec<Band>,
+    unmeasured: [(f64, f64, &'static str); 2],
 }
 
 /// Events, shaded until the load had recovered.
@@ -65,8 +72,15 @@ fn dashed(line: Line) -> Line {
     Line { is_dashed: true, ..line }
 }
 
+/// Without the zeros that line up in a table.
 fn show_seconds(value: f64) -> String {
-    show_us(value * 1e6)
+    let shown = show_us(value * 1e6);
+    match shown.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => shown,
+    }
 }
 
 /// A time on the axis of seconds.
@@ -80,7 +94,7 @@ fn axis<'a>(
     (from, to): (f64, f64),
     show: &'a dyn Fn(f64) -> String,
 ) -> Axis<'a> {
-    Axis { label, scale, from, to, show }
+    Axis { label, scale, from, to, show, ticks: Ticks::Of(1.0) }
 }
 
 impl Page<'_> {
@@ -173,7 +187,7 @@ impl Page<'_> {
             y,
             lines,
             bands: &self.bands,
-            warmup: Some(self.overview.warmup_s),
+            unmeasured: &self.unmeasured,
             unit_of_x: "s",
         }
     }
@@ -192,7 +206,7 @@ impl Page<'_> {
         if self.overview.piece_s > 1 {
             note = format!("Means of {} s", self.overview.piece_s);
         }
-        write!(out, "<h2>Over time</h2><p class=\"faint\">{note}. Grey: warm-up.",)?;
+        write!(out, "<h2>Over time</h2><p class=\"faint\">{note}. Grey: not measured.",)?;
         if !self.bands.is_empty() {
             out.push_str(" Letters are the events below; what is shaded is the time until recovery.");
         }
@@ -231,7 +245,6 @@ impl Page<'_> {
         let y = axis("time, logarithmic", Scale::Log, bounds_of(&lines), &show_seconds);
         let note = "Response time from the intended start, service time from sending.";
         out.push_str(&self.over_time("Latency", note, y, lines).to_html());
-        self.write_heat_map(out);
         self.write_waiting(out);
         let bytes = self.overview.pieces.iter().map(|piece| piece.bytes_per_s).fold(0.0, f64::max);
         let lines = vec![line("content bytes", 2, self.points(|piece| Some(piece.bytes_per_s)))];
@@ -239,6 +252,7 @@ impl Page<'_> {
         let mib = f64::from(1 << 20);
         let (from, to) = linear_bounds(bytes / mib);
         let y = axis("bytes a second", Scale::Linear, (from * mib, to * mib), &show);
+        let y = Axis { ticks: Ticks::Of(mib), ..y };
         out.push_str(&self.over_time("Bytes", "Of contents, both ways.", y, lines).to_html());
         out.push_str("</div>");
         Ok(())
@@ -268,7 +282,7 @@ impl Page<'_> {
         let cells: Vec<(f64, f64, f64, f64, f64)> = cells
             .into_iter()
             .map(|(at, row, count)| {
-                let width = (self.overview.piece_s as f64).min(end - at);
+                let width = (self.overview.piece_s as f64).min(end - at).max(0.0);
                 (at, edge(row), width, edge(row + 1), (count as f64).ln() / most.ln())
             })
             .collect();
@@ -313,14 +327,20 @@ impl Page<'_> {
         let chart = Chart {
             title: "Spectrum of percentiles",
             note: "After the warm-up. Each step to the right is ten times rarer.",
-            x: axis("percentile, by 1/(1-p)", Scale::Log, (1.0, highest), &show_percentile),
+            x: Axis {
+                ticks: Ticks::Nines,
+                ..axis("percentile, by 1/(1-p)", Scale::Log, (1.0, highest), &show_percentile)
+            },
             y,
             lines,
             bands: &[],
-            warmup: None,
+            unmeasured: &[],
             unit_of_x: "th percentile",
         };
-        write!(out, "<h2>Distribution</h2><div class=\"charts\">{}</div>", chart.to_html())
+        write!(out, "<h2>Distribution</h2><div class=\"charts\">{}", chart.to_html())?;
+        self.write_heat_map(out);
+        out.push_str("</div>");
+        Ok(())
     }
 
     fn write_results(&self, out: &mut String) -> std::fmt::Result {
@@ -470,6 +490,7 @@ impl Page<'_> {
         let show = |value: f64| unit.show(value);
         let title = title_of(name);
         let y = axis(unit.name(), Scale::Linear, (from * steps, to * steps), &show);
+        let y = Axis { ticks: Ticks::Of(steps), ..y };
         let note = if series.len() > LINES_MAX { "The first sixteen of them." } else { "" };
         out.push_str(&self.over_time(&title, note, y, lines).to_html());
     }
@@ -622,14 +643,5 @@ fn title_of(name: &str) -> String {
             let mut letters = words.chars();
             letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
         }
-    }
-}
-
-/// A process that runs many servers has a long name.
-fn shortened(server: &str) -> String {
-    let names: Vec<&str> = server.split(' ').collect();
-    match names[..] {
-        [first, _, _, _, ..] => format!("{first} and {} more", names.len() - 1),
-        _ => server.to_owned(),
     }
 }

@@ -77,7 +77,7 @@ impl Report {
         writeln!(out, "\n| check | result | |\n|---|---|---|")?;
         for check in self.checks() {
             let mark = check.held.map_or("–", |held| if held { "ok" } else { "**FAIL**" });
-            writeln!(out, "| {} | {mark} | {} |", check.name, markdown(&check.text))?;
+            writeln!(out, "| {} | {mark} | {} |", markdown(&check.name), markdown(&check.text))?;
         }
         let host = &self.host;
         writeln!(

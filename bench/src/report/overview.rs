@@ -23,7 +23,7 @@ pub struct Quantiles {
 impl Quantiles {
     pub fn of(latency: &Latency) -> Option<Self> {
         let at = |quantile| latency.at(quantile).as_secs_f64();
-        let mean = latency.summary().mean_us / 1e6;
+        let mean = latency.mean_s();
         (latency.count() > 0).then(|| Self {
             mean,
             p50: at(0.5),
@@ -53,14 +53,17 @@ pub struct Overview {
     /// Length of a piece.
     pub piece_s: u64,
     pub warmup_s: f64,
-    /// When the measured part ended.
+    /// When arrivals ended.
+    pub arrivals_end_s: f64,
+    /// When the last answer was there.
     pub end_s: f64,
 }
 
 impl Overview {
     pub fn of(report: &Report) -> Self {
         let warmup_s = report.plan.warmup.as_secs_f64();
-        let end_s = warmup_s + report.plan.duration.as_secs_f64();
+        let arrivals_end_s = warmup_s + report.plan.duration.as_secs_f64();
+        let end_s = arrivals_end_s.max(warmup_s + report.elapsed_s);
         // What came after the last full second is a piece of a second only.
         let seconds = (end_s.floor() as u64).max(1);
         let piece_s = seconds.div_ceil(PIECES_MAX);
@@ -68,7 +71,7 @@ impl Overview {
             let (from, to) = (piece * piece_s, ((piece + 1) * piece_s).min(seconds));
             Piece::of(report.timeline.iter().filter(|row| (from..to).contains(&row.second)), from, to - from)
         });
-        Self { pieces: pieces.collect(), piece_s, warmup_s, end_s }
+        Self { pieces: pieces.collect(), piece_s, warmup_s, arrivals_end_s, end_s }
     }
 
     pub fn ops(&self) -> Vec<Op> {

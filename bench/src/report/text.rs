@@ -89,13 +89,15 @@ impl Report {
     /// What their processes use is in the table of processes; here is what they say themselves.
     fn write_servers(&self, out: &mut String) -> std::fmt::Result {
         let servers = &self.servers;
-        let is_shown = |series: &&ServerSeries| series.name != CPU && series.name != MEMORY;
+        let is_shown =
+            |series: &&ServerSeries| series.peak > 0.0 && series.name != CPU && series.name != MEMORY;
         if servers.series.iter().any(|series| is_shown(&series)) {
             writeln!(out, "\n{:>12} {:>12}  servers over time", "mean", "peak")?;
         }
         for series in servers.series.iter().filter(is_shown) {
             let (mean, peak) = (series.unit.show(series.mean), series.unit.show(series.peak));
-            writeln!(out, "{mean:>12} {peak:>12}  {} {}", series.server, series.title())?;
+            let server = shortened(&series.server);
+            writeln!(out, "{mean:>12} {peak:>12}  {server}: {}", series.title())?;
         }
         if servers.scrapes > 0 {
             writeln!(
@@ -203,6 +205,15 @@ impl Unit {
             Self::Seconds => show_us(value * 1e6),
             Self::Count => show_number(value),
         }
+    }
+}
+
+/// A process that runs many servers has a long name.
+pub fn shortened(server: &str) -> String {
+    let names: Vec<&str> = server.split(' ').collect();
+    match names[..] {
+        [first, _, _, _, ..] => format!("{first} and {} more", names.len() - 1),
+        _ => server.to_owned(),
     }
 }
 
