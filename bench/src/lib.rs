@@ -11,9 +11,13 @@
 //! |---|---|
 //! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
 //! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
-//! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
+//! | what was measured | [`measure`], [`latency`], [`timeline`], [`slo`] |
 //! | deliveries against bookings | [`books`] |
-//! | a whole run, and how it is told | [`run`], [`report`] |
+//! | the servers meanwhile: processes, metrics | [`servers`], [`process`] |
+//! | what is done to the system in mid-run, and its recovery | [`events`] |
+//! | a whole run, and how it is told: tables, a page, CSV | [`run`], [`report`] |
+//! | the load as it goes: on the terminal, for Prometheus | [`progress`], [`live`], [`exporter`] |
+//! | load from several machines | [`agents`] |
 //! | a load that checks everything while something happens to the system | [`mixed`] |
 //! | a site that grows, shrinks and loses a node under it | [`growth`], [`operator`] |
 //! | a node's chunk store without the network | [`device`] |
@@ -25,6 +29,7 @@
 //! | sites that are really apart, on one machine | [`netns`] |
 //! | that nothing of a run stays behind | [`orphans`] |
 
+pub mod agents;
 pub mod billing;
 pub mod books;
 pub mod collect;

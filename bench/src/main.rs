@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use common::auth::ClusterSecret;
 use common::config::parse_bytes;
 
+use commands::agent::AgentArgs;
 use commands::observe::ObserveArgs;
 use commands::report::ReportArgs;
 
@@ -70,6 +71,8 @@ enum Command {
     Collect(CollectArgs),
     /// Announces many contents to search and looks them up: rates, times, and what they cost.
     Search(SearchArgs),
+    /// Sends load for a `bench run` that names this machine with --agent.
+    Agent(AgentArgs),
     /// Writes a kept report in other forms: a page with pictures, Markdown, CSV.
     Report(ReportArgs),
     /// The ledger alone: deliveries booked a second, what comes twice, the close of a month
@@ -404,6 +407,7 @@ fn main() -> ExitCode {
         Command::Traffic(args) => run_traffic(&args),
         Command::Collect(args) => runtime.block_on(run_collect(args)),
         Command::Search(args) => runtime.block_on(run_search(args)),
+        Command::Agent(args) => runtime.block_on(commands::agent::run(args)),
         Command::Report(args) => commands::report::run(&args),
         Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
@@ -432,6 +436,7 @@ async fn run_load(args: RunArgs) -> Result<bool, Failure> {
         keep: args.keep,
         events: args.observe.events()?,
         progress: Some(progress.clone()),
+        agents: args.observe.agents()?,
     };
     let live = args.observe.show(&plan, &progress)?;
     let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agents::AgentResult;
 use crate::books::Reconciliation;
 use crate::events::Happened;
 use crate::events::recovery::{Recovery, Seconds};
@@ -71,6 +72,9 @@ pub struct Report {
     /// What was done to the system meanwhile.
     #[serde(default)]
     pub events: Vec<Event>,
+    /// Who sent the load in place of the harness; empty if it did so itself.
+    #[serde(default)]
+    pub agents: Vec<AgentResult>,
     pub wrong_answers: u64,
     pub wrong_examples: Vec<String>,
     pub read_back: ReadBack,
@@ -167,7 +171,17 @@ impl Report {
     pub fn of(outcome: Outcome) -> Self {
         let passed = outcome.passed();
         let Outcome {
-            plan, client, load, processes, samples, events, read_back, reconciliation, slos, ..
+            plan,
+            client,
+            load,
+            processes,
+            samples,
+            events,
+            agents,
+            read_back,
+            reconciliation,
+            slos,
+            ..
         } = outcome;
         let tally = load.tally;
         let mut results: Vec<Row> = Vec::new();
@@ -206,6 +220,7 @@ impl Report {
             processes,
             servers: samples.to_servers(),
             events: Event::all(events, &seconds),
+            agents,
             wrong_answers: tally.wrong,
             wrong_examples: tally.wrong_examples,
             read_back,

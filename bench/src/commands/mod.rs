@@ -1,4 +1,5 @@
 //! The arguments of sub-commands, and what each does with them.
 
+pub mod agent;
 pub mod observe;
 pub mod report;

@@ -1,7 +1,10 @@
 //! Arguments of a run that say what is done to the system meanwhile, and where the result goes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use bench::agents::AgentError;
+use bench::agents::link::AgentToken;
 use bench::events::Planned;
 use bench::exporter;
 use bench::live::Live;
@@ -25,6 +28,12 @@ pub struct ObserveArgs {
     /// Show the load's own metrics to Prometheus while it runs, at http://HOST:PORT/metrics.
     #[arg(long, value_name = "HOST:PORT")]
     metrics_listen: Option<String>,
+    /// Where `bench agent` waits: agents send the load in place of this process, each its share of it.
+    #[arg(long = "agent", value_name = "HOST:PORT", value_delimiter = ',', requires = "agent_token_file")]
+    agents: Vec<String>,
+    /// File with the token that the agents have too.
+    #[arg(long, value_name = "FILE")]
+    agent_token_file: Option<PathBuf>,
 }
 
 impl ObserveArgs {
@@ -38,6 +47,14 @@ impl ObserveArgs {
         let mut events = self.events.chunks(2).map(planned).collect::<Result<Vec<_>, _>>()?;
         events.sort_by_key(|event| event.at);
         Ok(events)
+    }
+
+    /// Agents and the token that they have too; none if we send the load ourselves.
+    pub fn agents(&self) -> Result<Option<(Vec<String>, AgentToken)>, AgentError> {
+        match &self.agent_token_file {
+            Some(file) if !self.agents.is_empty() => Ok(Some((self.agents.clone(), AgentToken::read(file)?))),
+            _ => Ok(None),
+        }
     }
 
     /// Begins to show the load to who looks on; what is answered ends it when dropped.

@@ -78,12 +78,28 @@ impl Report {
             None => Check {
                 name: "billing".into(),
                 held: None,
-                text: "not compared, the billing servers are not known".into(),
+                text: if self.agents.iter().any(|agent| agent.lost.is_some()) {
+                    "not compared, what the lost agents received is not known".into()
+                } else {
+                    "not compared, the billing servers are not known".into()
+                },
             },
         });
         for slo in &self.slos {
             let text = format!("measured {:.6}", slo.measured);
             checks.push(Check { name: slo.slo.clone(), held: Some(slo.kept), text });
+        }
+        if !self.agents.is_empty() {
+            let lost: Vec<String> = self
+                .agents
+                .iter()
+                .filter_map(|agent| Some(format!("{}: {}", agent.address, agent.lost.as_ref()?)))
+                .collect();
+            let text = match lost.len() {
+                0 => format!("{} agents brought their results", self.agents.len()),
+                count => format!("{count} of {} lost: {}", self.agents.len(), lost.join("; ")),
+            };
+            checks.push(Check { name: "agents".into(), held: Some(lost.is_empty()), text });
         }
         for event in &self.events {
             if let Some(error) = &event.happened.error {

@@ -566,6 +566,22 @@ impl Page<'_> {
             let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             planned.push((name.replace('_', " "), shown));
         }
+        if !report.agents.is_empty() {
+            out.push_str("<h2>Agents</h2>");
+            let rows = report.agents.iter().map(|agent| {
+                vec![
+                    agent.address.clone(),
+                    agent.lost.clone().unwrap_or_else(|| "stayed".to_owned()),
+                    agent.connections.to_string(),
+                    agent.requests.to_string(),
+                    format!("{:.2} s", agent.cpu_s),
+                    format!("{:.3} ms", agent.clock_offset_ms),
+                    format!("{:.3} ms", agent.round_trip_ms),
+                ]
+            });
+            let heads = ["agent", "", "connections", "requests", "CPU", "clock ahead by", "round trip"];
+            table(out, &heads, 2, rows)?;
+        }
         out.push_str("<h2>Setup</h2><div class=\"two\"><div><h3>Machine</h3><dl class=\"setup\">");
         for (name, value) in machine {
             let value = if value.is_empty() { "not known" } else { &value };

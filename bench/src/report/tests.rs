@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::output::{self, Output, OutputError};
 use super::{Event, Host, Report, SCHEMA};
+use crate::agents::AgentResult;
 use crate::events::Happened;
 use crate::events::recovery::Seconds;
 use crate::latency::{Buckets, Latency};
@@ -118,6 +119,15 @@ fn sample() -> Report {
             ..Servers::default()
         },
         events: Event::all(vec![happened], &seconds),
+        agents: vec![AgentResult {
+            address: HOSTILE.into(),
+            connections: 4,
+            requests: 1600,
+            clock_offset_ms: 1.5,
+            round_trip_ms: 0.2,
+            cpu_s: 1.0,
+            lost: Some(HOSTILE.into()),
+        }],
         wrong_answers: 1,
         wrong_examples: vec![HOSTILE.into()],
         read_back: ReadBack::default(),
@@ -186,7 +196,7 @@ fn tables_have_the_numbers() {
     assert_eq!(lines[2][..7], ["0", "0", "get", "hit", "100", "409600", "0"]);
     assert_eq!((lines.last().unwrap()[0], lines.last().unwrap()[1]), ("19", "1"));
     let markdown = report.to_markdown();
-    assert!(markdown.contains("| get | hit | 4 KiB | 1600 |"), "{markdown}");
+    assert!(markdown.contains("| get | hit | 4.0 KiB | 1600 |"), "{markdown}");
     assert!(
         !markdown.contains("<script>") && markdown.contains("100 %") && markdown.contains("| 2 s |"),
         "{markdown}"

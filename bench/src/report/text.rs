@@ -44,6 +44,7 @@ impl Report {
                 process.servers.join(" ")
             )?;
         }
+        self.write_agents(out)?;
         self.write_servers(out)?;
         self.write_events(out)?;
         self.write_checks(out)
@@ -82,6 +83,30 @@ impl Report {
                 let shown: String = shown.iter().map(|time| format!(" {time:>9}")).collect();
                 writeln!(out, "{head:<57}  {kind:<8}{shown}")?;
             }
+        }
+        Ok(())
+    }
+
+    fn write_agents(&self, out: &mut String) -> std::fmt::Result {
+        if self.agents.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "\n{:>11} {:>9} {:>9} {:>12} {:>11}  agent",
+            "connections", "requests", "cpu", "clock ahead", "round trip"
+        )?;
+        for agent in &self.agents {
+            writeln!(
+                out,
+                "{:>11} {:>9} {:>7.2} s {:>9.3} ms {:>8.3} ms  {}",
+                agent.connections,
+                agent.requests,
+                agent.cpu_s,
+                agent.clock_offset_ms,
+                agent.round_trip_ms,
+                agent.address
+            )?;
         }
         Ok(())
     }
