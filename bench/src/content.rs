@@ -6,6 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use common::hash::ContentHash;
+use serde::{Deserialize, Serialize};
 
 /// The finaliser of SplitMix64: spreads every input bit over all output bits.
 pub fn mix(mut z: u64) -> u64 {
@@ -41,7 +42,7 @@ impl Choices {
 }
 
 /// One content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     key: u64,
     gamma: u64,

@@ -49,6 +49,10 @@ impl Latency {
         self.0.len()
     }
 
+    pub fn mean_s(&self) -> f64 {
+        self.0.mean() / 1e9
+    }
+
     /// The counts so far, which begin anew.
     pub fn take_buckets(&mut self) -> Buckets {
         let counts = self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value()));

@@ -13,9 +13,13 @@
 //! | what can be driven, and how it is spoken to | [`target`], [`protocol`] |
 //! | sending it | [`pacer`], [`load`]; [`wire`] and [`exchange`] where every header matters |
 //! | what is put before a run, read back and removed after it | [`prepare`] |
-//! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
+//! | what was measured | [`measure`], [`latency`], [`timeline`], [`slo`] |
 //! | deliveries against bookings | [`books`] |
-//! | a whole run, and how it is told | [`run`], [`report`] |
+//! | the servers meanwhile: processes, metrics | [`servers`], [`process`] |
+//! | what is done to the system in mid-run, and its recovery | [`events`] |
+//! | a whole run, and how it is told: tables, a page, CSV | [`run`], [`report`] |
+//! | the load as it goes: on the terminal, for Prometheus | [`progress`], [`live`], [`exporter`] |
+//! | load from several machines | [`agents`] |
 //! | a load that checks everything while something happens to the system | [`mixed`] |
 //! | a site that grows, shrinks and loses a node under it | [`growth`], [`operator`] |
 //! | a node's chunk store without the network | [`device`] |
@@ -27,6 +31,7 @@
 //! | sites that are really apart, on one machine | [`netns`] |
 //! | that nothing of a run stays behind | [`orphans`] |
 
+pub mod agents;
 pub mod billing;
 pub mod books;
 pub mod collect;
@@ -35,8 +40,10 @@ pub mod dedup;
 pub mod device;
 pub mod events;
 pub mod exchange;
+pub mod exporter;
 pub mod growth;
 pub mod latency;
+pub mod live;
 pub mod load;
 pub mod measure;
 pub mod mixed;

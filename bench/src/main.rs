@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bench::billing::BillingPlan;
@@ -20,6 +21,8 @@ use clap::{Parser, Subcommand};
 use common::auth::ClusterSecret;
 use common::config::parse_bytes;
 
+use commands::agent::AgentArgs;
+use commands::report::ReportArgs;
 use commands::run::RunArgs;
 use commands::{Failure, half_the_cores, parse_sizes, random_seed, tell};
 
@@ -62,6 +65,10 @@ enum Command {
     Collect(CollectArgs),
     /// Announces many contents to search and looks them up: rates, times, and what they cost.
     Search(SearchArgs),
+    /// Sends load for a `bench run` that names this machine with --agent.
+    Agent(AgentArgs),
+    /// Writes a kept report in other forms: a page with pictures, Markdown, CSV.
+    Report(ReportArgs),
     /// The ledger alone: deliveries booked a second, what comes twice, the close of a month
     Billing(BillingArgs),
 }
@@ -282,6 +289,8 @@ fn main() -> ExitCode {
         Command::Traffic(args) => run_traffic(&args),
         Command::Collect(args) => runtime.block_on(run_collect(args)),
         Command::Search(args) => runtime.block_on(run_search(args)),
+        Command::Agent(args) => runtime.block_on(commands::agent::run(args)),
+        Command::Report(args) => commands::report::run(&args),
         Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
     match done {

@@ -109,7 +109,7 @@ impl Source {
 }
 
 /// Lengths up to a power of four: 1 KiB, 4 KiB, 16 KiB and so on; 0 bytes are a class of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SizeClass(u8);
 
 impl SizeClass {
@@ -130,7 +130,7 @@ impl SizeClass {
 }
 
 /// What requests are told apart by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Kind {
     pub op: Op,
     pub source: Source,

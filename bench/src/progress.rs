@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub total: BTreeMap<Lane, Done>,
     /// The last seconds in which something was answered, of all kinds together, by their number since the start.
     pub recent: BTreeMap<u64, Done>,
+    /// What was done to the system, as it happened.
+    pub notes: Vec<String>,
 }
 
 /// Shared by the generator's threads and by who looks on.
@@ -57,6 +59,10 @@ impl Progress {
         while snapshot.recent.len() > RECENT_MAX {
             snapshot.recent.pop_first();
         }
+    }
+
+    pub fn note(&self, what: String) {
+        self.lock().notes.push(what);
     }
 
     /// Lets `look` see what is there; the generator's threads wait meanwhile, so it is to be quick.

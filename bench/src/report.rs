@@ -2,13 +2,18 @@
 //!
 //! | looking for | module |
 //! |---|---|
-//! | the tables for a terminal | [`text`] |
+//! | files, by the ending of their names | [`output`] |
+//! | what each check says, in a sentence | `checks` |
+//! | the tables for a terminal, for an issue, for a spreadsheet | [`text`], `markdown`, `csv` |
+//! | the page, its pictures, and that nothing in it becomes markup | `html`, `chart`, `overview`, `escape` |
+//! | the machine | `host` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agents::AgentResult;
 use crate::books::Reconciliation;
 use crate::events::Happened;
 use crate::events::recovery::{Recovery, Seconds};
@@ -21,8 +26,20 @@ use crate::servers::Servers;
 use crate::slo::SloResult;
 use crate::timeline::Second;
 
+mod chart;
+mod checks;
+mod csv;
+mod escape;
+mod host;
+mod html;
+mod markdown;
+pub mod output;
+mod overview;
+#[cfg(test)]
+mod tests;
 pub mod text;
 
+pub use host::Host;
 pub use text::show_us;
 
 /// Name and version of the JSON form. A change that a reader can notice raises the version.
@@ -55,6 +72,9 @@ pub struct Report {
     /// What was done to the system meanwhile.
     #[serde(default)]
     pub events: Vec<Event>,
+    /// Who sent the load in place of the harness; empty if it did so itself.
+    #[serde(default)]
+    pub agents: Vec<AgentResult>,
     pub wrong_answers: u64,
     /// Those of them that showed another version than the last acknowledged one.
     #[serde(default)]
@@ -65,13 +85,6 @@ pub struct Report {
     pub slos: Vec<SloResult>,
     pub left_behind: u64,
     pub passed: bool,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Host {
-    pub cores: usize,
-    pub cpu: String,
-    pub kernel: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -157,24 +170,21 @@ impl Row {
     }
 }
 
-impl Host {
-    pub fn here() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let cpuinfo = read("/proc/cpuinfo");
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        Self {
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            cpu: model.map_or_else(String::new, |(_, name)| name.trim().to_owned()),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        }
-    }
-}
-
 impl Report {
     pub fn of(outcome: Outcome) -> Self {
         let passed = outcome.passed();
         let Outcome {
-            plan, client, load, processes, samples, events, read_back, reconciliation, slos, ..
+            plan,
+            client,
+            load,
+            processes,
+            samples,
+            events,
+            agents,
+            read_back,
+            reconciliation,
+            slos,
+            ..
         } = outcome;
         let tally = load.tally;
         let mut results: Vec<Row> = Vec::new();
@@ -213,6 +223,7 @@ impl Report {
             processes,
             servers: samples.to_servers(),
             events: Event::all(events, &seconds),
+            agents,
             wrong_answers: tally.wrong,
             stale_reads: tally.stale,
             wrong_examples: tally.wrong_examples,

@@ -6,6 +6,8 @@ use std::time::Instant;
 use common::client::{CallError, HttpClient};
 use serde::{Deserialize, Serialize};
 
+use crate::agents::link::AgentToken;
+use crate::agents::{AgentError, AgentResult, Agents};
 use crate::books::{self, Booked, Reconciliation};
 use crate::events::{Crew, EventError, Happened, Planned};
 use crate::load::{Load, LoadError, Stage, drive};
@@ -28,6 +30,8 @@ pub enum RunError {
     Sampler(#[source] std::io::Error),
     #[error(transparent)]
     Event(#[from] EventError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
 }
 
 /// What a run is made of beside its plan.
@@ -42,6 +46,8 @@ pub struct Options {
     pub events: Vec<Planned>,
     /// Is told each second what was done in it.
     pub progress: Option<Arc<Progress>>,
+    /// Addresses of the agents that send the load in our place, and what we prove ourselves to them with.
+    pub agents: Option<(Vec<String>, AgentToken)>,
 }
 
 /// Contents that were put in the run and read again after it.
@@ -59,6 +65,7 @@ pub struct Outcome {
     pub processes: Vec<ProcessCost>,
     pub samples: Samples,
     pub events: Vec<Happened>,
+    pub agents: Vec<AgentResult>,
     pub read_back: ReadBack,
     /// `None` when the target's billing servers are not known.
     pub reconciliation: Option<Reconciliation>,
@@ -70,12 +77,13 @@ pub struct Outcome {
 
 impl Outcome {
     /// Whether every check held: bytes, bookings, promises, events that could be carried out,
-    /// and that there was an answer at all.
+    /// agents that stayed, and that there was an answer at all.
     pub fn passed(&self) -> bool {
         self.load.tally.wrong == 0
             && self.read_back.wrong == 0
             && self.load.tally.total(None).requests > 0
             && self.reconciliation.as_ref().is_none_or(|r| r.agrees)
+            && self.agents.iter().all(|agent| agent.lost.is_none())
             && self.events.iter().all(|event| event.error.is_none())
             && self.slos.iter().all(|slo| slo.kept)
     }
@@ -90,21 +98,32 @@ pub async fn run(
 ) -> Result<Outcome, RunError> {
     let http = HttpClient::new();
     let crew = Crew::assemble(&options.events, target, plan.duration)?;
+    let agents = match &options.agents {
+        Some((addresses, token)) => Some(Agents::connect(addresses, token).await?),
+        None => None,
+    };
+    agents.iter().try_for_each(|agents| agents.check(&plan))?;
     let prepared_bytes = prepare(&plan, target, &say).await?;
     let before = match &target.books {
         Some(books) => Some(books::settled(&http, books).await.map_err(RunError::Books)?),
         None => None,
     };
     say(&format!("running for {:?} after {:?} of warm-up", plan.duration, plan.warmup));
-    let start = Instant::now();
+    let start = if agents.is_some() { Agents::start_time() } else { Instant::now() };
     let stage = Stage { start: Some(start), progress: options.progress.clone(), ..Stage::default() };
     let sampler = Sampler::start(target, &options.pids, start, plan.warmup, plan.duration);
     let sampler = sampler.map_err(RunError::Sampler)?;
-    let crew = crew.start(start + plan.warmup)?;
-    let load = drive(&plan, target, &stage).await;
+    let crew = crew.start(start + plan.warmup, options.progress.clone())?;
+    let load = match agents {
+        Some(agents) => {
+            let driven = agents.drive(&plan, target, start, options.progress.as_ref()).await;
+            driven.map_err(RunError::Agent)
+        }
+        None => drive(&plan, target, &stage).await.map(|load| (load, Vec::new())).map_err(RunError::Load),
+    };
     let events = crew.dismiss(start);
     let samples = sampler.finish();
-    let mut load = load?;
+    let (mut load, agents) = load?;
     if load.one_hits_missing > 0 {
         let missing = load.one_hits_missing;
         say(&format!(
@@ -113,8 +132,10 @@ pub async fn run(
         ));
     }
     let read_back = read_back(&plan, target, &mut load).await?;
+    // What a lost agent received is not known.
+    let is_known = agents.iter().all(|agent| agent.lost.is_none());
     let reconciliation = match (&target.books, &before) {
-        (Some(books), Some(before)) => {
+        (Some(books), Some(before)) if is_known => {
             say("comparing deliveries with bookings");
             Some(reconcile(&http, books, before, &load.tally.deliveries).await?)
         }
@@ -131,6 +152,7 @@ pub async fn run(
         processes,
         samples,
         events,
+        agents,
         read_back,
         reconciliation,
         slos,

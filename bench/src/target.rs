@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::protocol::Protocol;
 use crate::protocol::signature::Credentials;
@@ -32,7 +32,7 @@ pub enum TargetError {
 }
 
 /// The part of `endpoints.json` that matters here.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Endpoints {
     pub search: ServerAddress,
     #[serde(default)]
@@ -48,7 +48,7 @@ pub struct Endpoints {
     pub clients: Vec<Client>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerAddress {
     #[serde(default)]
     pub name: String,
@@ -56,14 +56,14 @@ pub struct ServerAddress {
     pub admin: String,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Site {
     pub name: String,
     pub gateways: Vec<ServerAddress>,
     pub nodes: Vec<ServerAddress>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Client {
     pub name: String,
     pub site: String,
@@ -79,7 +79,7 @@ impl Endpoints {
 }
 
 /// The two billing servers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Books {
     pub service: String,
     pub content: String,
@@ -87,7 +87,7 @@ pub struct Books {
 }
 
 /// A server whose process and metrics are watched.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Watched {
     /// As in `tokyo.g1`.
     pub server: String,
@@ -99,7 +99,7 @@ pub struct Watched {
 }
 
 /// What an operator may do to the system.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Control {
     /// The client's home.
     pub site: String,
@@ -107,7 +107,7 @@ pub struct Control {
     pub admin_token: String,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
     /// Addresses of the gateways, `http://host:port`; connections are spread over them.
     pub gateways: Vec<String>,

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::latency::{Buckets, Latency};
 use crate::measure::{Kind, Source, Times};
 use crate::plan::Op;
@@ -17,7 +19,7 @@ use crate::progress::Progress;
 pub type Lane = (Op, Source);
 
 /// One operation and source in one second.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Second {
     pub requests: u64,
     pub bytes: u64,
@@ -57,6 +59,11 @@ pub struct Timeline {
 }
 
 impl Timeline {
+    /// Seconds that were measured elsewhere.
+    pub fn of(closed: BTreeMap<(u64, Lane), Second>) -> Self {
+        Self { closed, ..Self::default() }
+    }
+
     /// Has each second told when it is over.
     pub fn tell(&mut self, progress: Option<Arc<Progress>>) {
         self.progress = progress;

@@ -1,6 +1,8 @@
 //! The arguments of sub-commands, and what each does with them.
 
+pub mod agent;
 pub mod observe;
+pub mod report;
 pub mod run;
 
 use std::path::Path;

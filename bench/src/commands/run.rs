@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bench::plan::{Op, Pace, Plan, Verify, parse_duration};
+use bench::progress::Progress;
 use bench::report::Report;
 use bench::run::{Options, run};
 use bench::schedule::Arrivals;
@@ -205,15 +206,20 @@ impl RunArgs {
     pub async fn run(&self) -> Result<bool, Failure> {
         let target = self.target.target()?;
         let plan = self.plan()?;
+        let progress = Arc::new(Progress::default());
         let options = Options {
             slos: self.slos.clone(),
             pids: self.pids.clone(),
             keep: self.keep,
             events: self.observe.events()?,
-            progress: None,
+            progress: Some(progress.clone()),
+            agents: self.observe.agents()?,
         };
+        let live = self.observe.show(&plan, &progress)?;
         let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
+        drop(live);
         let report = Report::of(outcome);
+        self.observe.write(&report)?;
         tell(&report, &report.to_text(), self.json.as_deref())?;
         Ok(report.passed)
     }

@@ -15,6 +15,7 @@ use super::subject::{CommandLine, has_ended, signal};
 use super::{Action, Deed, EventError, Happened, Planned};
 use crate::operator::Operator;
 use crate::process::listening;
+use crate::progress::Progress;
 use crate::target::{Control, Target, Watched};
 
 const POLL_EVERY: Duration = Duration::from_millis(20);
@@ -93,17 +94,18 @@ impl Crew {
         Ok(Self { planned: planned.to_vec(), place })
     }
 
-    /// Goes to work; `zero` is what the events' times count from.
+    /// Goes to work; `zero` is what the events' times count from. `progress` is told of each.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(self, zero: Instant) -> Result<AtWork, EventError> {
+    pub fn start(self, zero: Instant, progress: Option<Arc<Progress>>) -> Result<AtWork, EventError> {
         let (stop, stopped) = watch::channel(false);
         let (planned, place) = (self.planned, self.place.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(EventError::Thread)?;
         let work = move || {
-            let events = planned.iter().map(|event| place.carry_out(event, zero, stopped.clone()));
+            let progress = progress.as_deref();
+            let events = planned.iter().map(|event| place.carry_out(event, zero, progress, stopped.clone()));
             runtime.block_on(join_all(events)).into_iter().flatten().collect()
         };
         let thread = std::thread::Builder::new().name("events".into()).spawn(work);
@@ -153,6 +155,7 @@ impl Place {
         &self,
         event: &Planned,
         zero: Instant,
+        progress: Option<&Progress>,
         mut stopped: watch::Receiver<bool>,
     ) -> Option<(Instant, Happened)> {
         let is_over = async |stopped: &mut watch::Receiver<bool>| {
@@ -164,12 +167,17 @@ impl Place {
             () = is_over(&mut stopped) => return None,
         }
         let begin = Instant::now();
+        let tell = |what: String| progress.iter().for_each(|progress| progress.note(what.clone()));
+        tell(event.text.clone());
         let done = tokio::select! {
             done = self.act(&event.action) => Some(done),
             () = is_over(&mut stopped) => None,
         };
         let done_after_s = done.as_ref().is_some_and(Result::is_ok).then(|| begin.elapsed().as_secs_f64());
         let error = done.and_then(Result::err);
+        if let Some(error) = &error {
+            tell(format!("{} failed: {error}", event.text));
+        }
         Some((begin, Happened { at_s: 0.0, what: event.text.clone(), done_after_s, error }))
     }
 
@@ -300,7 +308,7 @@ mod tests {
             [planned(60, "run echo broken >&2; exit 3"), planned(0, "run true"), planned(60_000, "run true")];
         let crew = Crew::assemble(&events, &target, Duration::from_secs(3600)).unwrap();
         let start = Instant::now();
-        let at_work = crew.start(start).unwrap();
+        let at_work = crew.start(start, None).unwrap();
         std::thread::sleep(Duration::from_millis(400));
         let happened = at_work.dismiss(start);
         let told: Vec<(&str, bool)> = happened.iter().map(|h| (h.what.as_str(), h.error.is_some())).collect();
@@ -342,7 +350,7 @@ mod tests {
         place.state().pids.insert("gateway".into(), pid);
         let crew = Crew { planned: vec![planned(0, "gateway pause gateway")], place };
         let start = Instant::now();
-        let at_work = crew.start(start).unwrap();
+        let at_work = crew.start(start, None).unwrap();
         while state_of(pid) != "T" {
             assert!(start.elapsed() < Duration::from_secs(10), "it is not stopped");
             std::thread::sleep(Duration::from_millis(5));

@@ -44,6 +44,7 @@ impl Report {
                 process.servers.join(" ")
             )?;
         }
+        self.write_agents(out)?;
         self.write_servers(out)?;
         self.write_events(out)?;
         self.write_checks(out)
@@ -86,16 +87,42 @@ impl Report {
         Ok(())
     }
 
+    fn write_agents(&self, out: &mut String) -> std::fmt::Result {
+        if self.agents.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "\n{:>11} {:>9} {:>9} {:>12} {:>11}  agent",
+            "connections", "requests", "cpu", "clock ahead", "round trip"
+        )?;
+        for agent in &self.agents {
+            writeln!(
+                out,
+                "{:>11} {:>9} {:>7.2} s {:>9.3} ms {:>8.3} ms  {}",
+                agent.connections,
+                agent.requests,
+                agent.cpu_s,
+                agent.clock_offset_ms,
+                agent.round_trip_ms,
+                agent.address
+            )?;
+        }
+        Ok(())
+    }
+
     /// What their processes use is in the table of processes; here is what they say themselves.
     fn write_servers(&self, out: &mut String) -> std::fmt::Result {
         let servers = &self.servers;
-        let is_shown = |series: &&ServerSeries| series.name != CPU && series.name != MEMORY;
+        let is_shown =
+            |series: &&ServerSeries| series.peak > 0.0 && series.name != CPU && series.name != MEMORY;
         if servers.series.iter().any(|series| is_shown(&series)) {
             writeln!(out, "\n{:>12} {:>12}  servers over time", "mean", "peak")?;
         }
         for series in servers.series.iter().filter(is_shown) {
             let (mean, peak) = (series.unit.show(series.mean), series.unit.show(series.peak));
-            writeln!(out, "{mean:>12} {peak:>12}  {} {}", series.server, series.title())?;
+            let server = shortened(&series.server);
+            writeln!(out, "{mean:>12} {peak:>12}  {server}: {}", series.title())?;
         }
         if servers.scrapes > 0 {
             writeln!(
@@ -147,27 +174,13 @@ impl Report {
     }
 
     fn write_checks(&self, out: &mut String) -> std::fmt::Result {
-        let mark = |good| if good { "ok  " } else { "FAIL" };
         writeln!(out)?;
-        let verify = serde_json::to_value(self.plan.verify).unwrap_or_default();
-        writeln!(
-            out,
-            "{} contents: {} wrong answers (verify {}), {} of them stale, {} put and read back",
-            mark(self.wrong_answers == 0),
-            self.wrong_answers,
-            verify.as_str().unwrap_or(""),
-            self.stale_reads,
-            self.read_back.read
-        )?;
+        for check in self.checks() {
+            let mark = check.held.map_or("--  ", |held| if held { "ok  " } else { "FAIL" });
+            writeln!(out, "{mark} {}: {}", check.name, check.text)?;
+        }
         for example in &self.wrong_examples {
             writeln!(out, "       {example}")?;
-        }
-        match &self.billing {
-            Some(billing) => writeln!(out, "{} billing: {}", mark(billing.agrees), billing.verdict)?,
-            None => writeln!(out, "--   billing: not compared, the billing servers are not known")?,
-        }
-        for slo in &self.slos {
-            writeln!(out, "{} {}: measured {:.6}", mark(slo.kept), slo.slo, slo.measured)?;
         }
         if self.left_behind > 0 {
             writeln!(out, "note: {} contents of this run could not be removed", self.left_behind)?;
@@ -195,6 +208,18 @@ impl ServerSeries {
 }
 
 impl Unit {
+    /// For an axis.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cores => "processors",
+            Self::Bytes => "bytes",
+            Self::BytesPerSecond => "bytes a second",
+            Self::PerSecond => "a second",
+            Self::Seconds => "time",
+            Self::Count => "number",
+        }
+    }
+
     /// A figure with its unit, short.
     pub fn show(self, value: f64) -> String {
         match self {
@@ -205,6 +230,15 @@ impl Unit {
             Self::Seconds => show_us(value * 1e6),
             Self::Count => show_number(value),
         }
+    }
+}
+
+/// A process that runs many servers has a long name.
+pub fn shortened(server: &str) -> String {
+    let names: Vec<&str> = server.split(' ').collect();
+    match names[..] {
+        [first, _, _, _, ..] => format!("{first} and {} more", names.len() - 1),
+        _ => server.to_owned(),
     }
 }
 

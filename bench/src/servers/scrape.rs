@@ -51,7 +51,6 @@ pub const WANTED: &[Wanted] = &[
     wanted(&catalogue::SEARCH_LOOKUPS, None, Figure::PerSecond, Unit::PerSecond),
     wanted(&catalogue::BILLING_RECORDS, Some("result"), Figure::PerSecond, Unit::PerSecond),
     wanted(&catalogue::BILLING_RECORD_LAG, None, Figure::Mean, Unit::Seconds),
-    wanted(&catalogue::RUNTIME_BUSY, None, Figure::PerSecond, Unit::Cores),
     wanted(&catalogue::RUNTIME_QUEUE, None, Figure::Level, Unit::Count),
 ];
 
