@@ -439,7 +439,11 @@ async fn run_load(args: RunArgs) -> Result<bool, Failure> {
         agents: args.observe.agents()?,
     };
     let live = args.observe.show(&plan, &progress)?;
-    let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
+    let outcome = tokio::select! {
+        outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")) => outcome?,
+        // What was paused goes on; contents of the run stay.
+        _ = tokio::signal::ctrl_c() => return Err("interrupted: there is no result".into()),
+    };
     drop(live);
     let report = Report::of(outcome);
     args.observe.write(&report)?;

@@ -132,7 +132,7 @@ pub async fn run(
     let crew = crew.start(start + plan.warmup, options.progress.clone())?;
     let load = match agents {
         Some(agents) => {
-            let driven = agents.drive(&plan, target, start, options.progress.as_ref()).await;
+            let driven = agents.drive(&plan, target, start, options.progress.as_deref()).await;
             driven.map_err(RunError::Agent)
         }
         None => drive(&plan, target, expected, &stage)

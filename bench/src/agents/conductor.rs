@@ -1,6 +1,5 @@
 //! The side that gives orders: greets the agents, reads their clocks, has them begin at one time, adds up their results.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -81,7 +80,7 @@ impl Agents {
         Instant::now() + LEAD
     }
 
-    /// Has all of them drive the target from `start` on. `progress` is told whom we lose.
+    /// Has all of them drive the target from `start` on. `progress` is told what they do, and whom we lose.
     ///
     /// # Errors
     /// None of them brought a result.
@@ -90,7 +89,7 @@ impl Agents {
         plan: &Plan,
         target: &Target,
         start: Instant,
-        progress: Option<&Arc<Progress>>,
+        progress: Option<&Progress>,
     ) -> Result<(Load, Vec<AgentResult>), AgentError> {
         let shares = shares(plan, self.0.len());
         // What belongs to the operator stays here.
@@ -98,7 +97,7 @@ impl Agents {
         let work = self.0.into_iter().zip(shares).map(async |(mut agent, share)| {
             let connections = share.plan.connections;
             let mut clock = Clock { offset_ns: 0, round_trip_ns: 0 };
-            let parts = agent.work(share, target.clone(), start, &mut clock).await;
+            let parts = agent.work(share, target.clone(), start, &mut clock, progress).await;
             if let (Err(error), Some(progress)) = (&parts, progress) {
                 progress.note(format!("agent {} is lost: {}", agent.address, common::error::chain(error)));
             }
@@ -148,6 +147,7 @@ impl Agent {
         target: Target,
         start: Instant,
         clock: &mut Clock,
+        progress: Option<&Progress>,
     ) -> Result<Parts, AgentError> {
         *clock = self.clock().await?;
         let until_start = start.saturating_duration_since(Instant::now()).as_nanos() as i128;
@@ -160,7 +160,11 @@ impl Agent {
         }
         loop {
             match self.link.receive(ALIVE_TIME_MAX).await? {
-                Tell::Alive => {}
+                Tell::Alive { seconds } => {
+                    for (second, lane, part) in &seconds {
+                        progress.iter().for_each(|progress| progress.add(*second, *lane, part));
+                    }
+                }
                 Tell::Done(parts) => return Ok(*parts),
                 other => return Err(self.unexpected(other)),
             }

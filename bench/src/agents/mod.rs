@@ -6,6 +6,9 @@
 //! Distributions are merged as histograms, and seconds of the timeline by their number, so the sum is exact. An agent
 //! that is lost takes its results with it; the others go on, and the report says what is missing.
 //!
+//! Both sides prove that they have the same token, but nothing is encrypted: the client's own token travels to the agents,
+//! so this is for networks that one trusts.
+//!
 //! | looking for | module |
 //! |---|---|
 //! | messages, and how both sides prove that they have the token | [`link`] |
