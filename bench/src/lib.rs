@@ -12,6 +12,7 @@
 //! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
 //! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
+//! | how surely it was measured, and whether two runs differ | [`statistics`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
 //! | a load that checks everything while something happens to the system | [`mixed`] |
@@ -49,6 +50,7 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod slo;
+pub mod statistics;
 pub mod target;
 pub mod timeline;
 pub mod traffic;
