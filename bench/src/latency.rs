@@ -29,6 +29,17 @@ impl Latency {
         self.0.add(&other.0).expect("a histogram that grows takes every value");
     }
 
+    pub fn add(&mut self, buckets: &Buckets) {
+        for (ns, count) in &buckets.0 {
+            self.0.record_n(*ns, *count).expect("a histogram that grows takes every value");
+        }
+    }
+
+    /// Values up to `duration`.
+    pub fn count_up_to(&self, duration: Duration) -> u64 {
+        self.0.count_between(0, duration.as_nanos() as u64)
+    }
+
     /// `quantile` from 0 to 1.
     pub fn at(&self, quantile: f64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(quantile))
@@ -85,9 +96,7 @@ impl Buckets {
 
     pub fn to_latency(&self) -> Latency {
         let mut latency = Latency::default();
-        for (ns, count) in &self.0 {
-            latency.0.record_n(*ns, *count).expect("a histogram that grows takes every value");
-        }
+        latency.add(self);
         latency
     }
 }

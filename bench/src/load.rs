@@ -16,6 +16,7 @@ use crate::latency::Latency;
 use crate::measure::{Kind, SizeClass, Source, Tally, Times};
 use crate::pacer::{Queue, Span, pace};
 use crate::plan::{Mix, Op, Pace, Plan, Verify};
+use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::target::{Target, TargetError, resolve};
 use crate::wire::{Connection, WireError};
@@ -52,6 +53,17 @@ pub struct Load {
     pub written: Vec<(String, Content)>,
 }
 
+/// Where a load stands among others, and who looks on.
+#[derive(Clone, Default)]
+pub struct Stage {
+    /// The zero of all times; the load begins at once without it.
+    pub start: Option<Instant>,
+    /// Number of the first worker: what workers put depends on it, and no two of a run may have the same.
+    pub first_worker: u64,
+    /// Is told each second what was done in it.
+    pub progress: Option<Arc<Progress>>,
+}
+
 /// The path of a prepared object. The seed is part of it, so runs never meet.
 pub fn object_path(target: &Target, plan: &Plan, object: u64) -> String {
     format!("/v1/contents/{}/{:016x}/o{object}", target.bucket, plan.seed)
@@ -62,12 +74,17 @@ fn written_path(target: &Target, plan: &Plan, worker: u64, nth: u64) -> String {
 }
 
 /// Drives `target` as planned. `expected` are the hashes of the prepared objects.
-pub async fn drive(plan: &Plan, target: &Target, expected: Arc<Vec<ContentHash>>) -> Result<Load, LoadError> {
+pub async fn drive(
+    plan: &Plan,
+    target: &Target,
+    expected: Arc<Vec<ContentHash>>,
+    stage: &Stage,
+) -> Result<Load, LoadError> {
     let mut gateways = Vec::new();
     for url in &target.gateways {
         gateways.push(resolve(url).await?);
     }
-    let start = Instant::now();
+    let start = stage.start.unwrap_or_else(Instant::now);
     let measured_from = start + plan.warmup;
     let span = Span { start, measured_from, end: measured_from + plan.duration };
     let queue = Arc::new(Queue::default());
@@ -80,7 +97,10 @@ pub async fn drive(plan: &Plan, target: &Target, expected: Arc<Vec<ContentHash>>
             let connection = Connection::new(*address, host, &target.token).map_err(|error| {
                 LoadError::Request { what: "making a connection".into(), source: error.into() }
             })?;
-            workers.push(Worker::new(index as u64, connection, plan, target, expected.clone(), span));
+            let number = stage.first_worker + index as u64;
+            let mut worker = Worker::new(number, connection, plan, target, expected.clone(), span);
+            worker.tally.timeline.tell(stage.progress.clone());
+            workers.push(worker);
         }
         let (sender, receiver) = oneshot::channel();
         let queue = queue.clone();
@@ -93,7 +113,7 @@ pub async fn drive(plan: &Plan, target: &Target, expected: Arc<Vec<ContentHash>>
     let (lag_sender, lag) = oneshot::channel();
     if let Pace::Open { rate, arrivals } = plan.pace {
         let (queue, in_flight_max) = (queue.clone(), plan.in_flight_max);
-        let schedule = Schedule::new(arrivals, rate, plan.seed);
+        let schedule = Schedule::new(arrivals, rate, plan.seed ^ stage.first_worker);
         std::thread::Builder::new()
             .name("pacer".into())
             .spawn(move || drop(lag_sender.send(pace(&queue, schedule, in_flight_max, span))))
@@ -193,6 +213,7 @@ impl Worker {
 
     async fn run(mut self, queue: Arc<Queue>) -> Self {
         let give_up = self.span.end + self.plan.request_time_max;
+        tokio::time::sleep_until(self.span.start.into()).await;
         loop {
             let intended = match self.plan.pace {
                 Pace::Closed => Some(Instant::now()).filter(|now| *now < self.span.end),
@@ -346,7 +367,7 @@ mod tests {
 
     async fn measure(plan: &Plan) -> Load {
         let target = stalling_server(Duration::from_millis(500), Duration::from_millis(2500)).await;
-        drive(plan, &target, Arc::default()).await.unwrap()
+        drive(plan, &target, Arc::default(), &Stage::default()).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -389,7 +410,7 @@ mod tests {
             Plan { duration: Duration::from_millis(300), verify: Verify::Full, ..plan(Pace::Closed, 1) };
         let target = stalling_server(Duration::ZERO, Duration::ZERO).await;
         let expected = (0..10).map(|object| plan.object(object).hash()).collect();
-        let load = drive(&plan, &target, Arc::new(expected)).await.unwrap();
+        let load = drive(&plan, &target, Arc::new(expected), &Stage::default()).await.unwrap();
         assert!(load.tally.wrong > 0);
         assert!(!load.tally.wrong_examples.is_empty());
     }

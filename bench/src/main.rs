@@ -24,6 +24,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use common::auth::ClusterSecret;
 use common::config::parse_bytes;
 
+use commands::observe::ObserveArgs;
+
+mod commands;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -172,6 +176,8 @@ struct RunArgs {
     /// Leave the contents of the run in the bucket.
     #[arg(long)]
     keep: bool,
+    #[command(flatten)]
+    observe: ObserveArgs,
     /// Write the result as one JSON object to a file, or to standard output with -.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -413,7 +419,13 @@ async fn run_load(args: RunArgs) -> Result<bool, Failure> {
         _ => Target::of(&Endpoints::read(&args.endpoints)?, &args.client)?,
     };
     let plan = plan_of(&args)?;
-    let options = Options { slos: args.slos.clone(), pids: args.pids.clone(), keep: args.keep };
+    let options = Options {
+        slos: args.slos.clone(),
+        pids: args.pids.clone(),
+        keep: args.keep,
+        events: args.observe.events()?,
+        progress: None,
+    };
     let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
     let report = Report::of(outcome);
     tell(&report, &report.to_text(), args.json.as_deref())?;

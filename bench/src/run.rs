@@ -1,7 +1,7 @@
 //! A whole run: prepare, drive, read back, reconcile, judge.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use common::client::{CallError, HttpClient};
 use common::hash::ContentHash;
@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::books::{self, Booked, Reconciliation};
 use crate::content::{Choices, Content};
+use crate::events::{Crew, EventError, Happened, Planned};
 use crate::exchange::{fetch, store};
-use crate::load::{Load, LoadError, drive, object_path};
+use crate::load::{Load, LoadError, Stage, drive, object_path};
 use crate::measure::{Deliveries, Tally};
 use crate::plan::{Plan, Verify};
-use crate::process::{ProcessCost, Watch};
+use crate::process::ProcessCost;
+use crate::progress::Progress;
+use crate::servers::{Sampler, Samples};
 use crate::slo::{Slo, SloResult};
 use crate::target::{Target, resolve};
 use crate::wire::{Connection, Outgoing, WireError, read_text};
@@ -24,7 +27,6 @@ use crate::wire::{Connection, Outgoing, WireError, read_text};
 const SIDE_CONNECTIONS: usize = 8;
 /// Most contents that are read back after PUTs.
 const READ_BACK_MAX: usize = 256;
-const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -32,16 +34,24 @@ pub enum RunError {
     Load(#[from] LoadError),
     #[error("the billing servers cannot be asked")]
     Books(#[source] CallError),
+    #[error("the servers cannot be sampled: no thread can be started")]
+    Sampler(#[source] std::io::Error),
+    #[error(transparent)]
+    Event(#[from] EventError),
 }
 
 /// What a run is made of beside its plan.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     pub slos: Vec<Slo>,
     /// Processes to watch in place of those that listen on the target's ports.
     pub pids: Vec<u32>,
     /// Leave the run's contents where they are.
     pub keep: bool,
+    /// What is done to the system in mid-run.
+    pub events: Vec<Planned>,
+    /// Is told each second what was done in it.
+    pub progress: Option<Arc<Progress>>,
 }
 
 /// Contents that were put in the run and read again after it.
@@ -57,6 +67,8 @@ pub struct Outcome {
     pub client: String,
     pub load: Load,
     pub processes: Vec<ProcessCost>,
+    pub samples: Samples,
+    pub events: Vec<Happened>,
     pub read_back: ReadBack,
     /// `None` when the target's billing servers are not known.
     pub reconciliation: Option<Reconciliation>,
@@ -67,12 +79,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether every check held: bytes, bookings, promises, and that there was an answer at all.
+    /// Whether every check held: bytes, bookings, promises, events that could be carried out,
+    /// and that there was an answer at all.
     pub fn passed(&self) -> bool {
         self.load.tally.wrong == 0
             && self.read_back.wrong == 0
             && self.load.tally.total(None).requests > 0
             && self.reconciliation.as_ref().is_none_or(|r| r.agrees)
+            && self.events.iter().all(|event| event.error.is_none())
             && self.slos.iter().all(|slo| slo.kept)
     }
 }
@@ -85,6 +99,7 @@ pub async fn run(
     say: impl Fn(&str),
 ) -> Result<Outcome, RunError> {
     let http = HttpClient::new();
+    let crew = Crew::assemble(&options.events, target, plan.duration)?;
     make_bucket(target).await?;
     let objects: Vec<u64> = if plan.gets() { (0..plan.objects).collect() } else { Vec::new() };
     let prepared_bytes = objects.iter().map(|object| plan.size_of(*object)).sum();
@@ -97,13 +112,14 @@ pub async fn run(
         None => None,
     };
     say(&format!("running for {:?} after {:?} of warm-up", plan.duration, plan.warmup));
-    let mut watch = Watch::new(&target.watched, &options.pids);
-    let watching = async {
-        let measured_from = tokio::time::Instant::now() + plan.warmup;
-        tokio::time::sleep_until(measured_from).await;
-        watch.sample(SAMPLE_EVERY, measured_from + plan.duration).await;
-    };
-    let (load, ()) = tokio::join!(drive(&plan, target, expected), watching);
+    let start = Instant::now();
+    let stage = Stage { start: Some(start), progress: options.progress.clone(), ..Stage::default() };
+    let sampler = Sampler::start(target, &options.pids, start, plan.warmup, plan.duration);
+    let sampler = sampler.map_err(RunError::Sampler)?;
+    let crew = crew.start(start + plan.warmup)?;
+    let load = drive(&plan, target, expected, &stage).await;
+    let events = crew.dismiss(start);
+    let samples = sampler.finish();
     let mut load = load?;
     let read_back = read_back(&plan, target, &mut load).await?;
     let reconciliation = match (&target.books, &before) {
@@ -115,13 +131,15 @@ pub async fn run(
     };
     let left_behind = if options.keep { 0 } else { clean(&plan, target, &objects, &load.written).await? };
     let slos = options.slos.iter().map(|slo| slo.judge(&load.tally, load.elapsed)).collect();
-    let processes = watch.costs(load.tally.total(None).requests);
+    let processes = samples.costs(load.tally.total(None).requests);
     let client = target.client.clone();
     Ok(Outcome {
         plan,
         client,
         load,
         processes,
+        samples,
+        events,
         read_back,
         reconciliation,
         slos,

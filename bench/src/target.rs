@@ -78,12 +78,25 @@ pub struct Books {
     pub admin_token: String,
 }
 
-/// A server whose process is watched.
+/// A server whose process and metrics are watched.
 #[derive(Debug, Clone)]
 pub struct Watched {
     /// As in `tokyo.g1`.
     pub server: String,
+    /// Of its service, `http://host:port`.
+    pub http: String,
     pub port: u16,
+    /// Address of its admin listener.
+    pub admin: Option<String>,
+}
+
+/// What an operator may do to the system.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// The client's home.
+    pub site: String,
+    pub search: String,
+    pub admin_token: String,
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +108,8 @@ pub struct Target {
     pub bucket: String,
     pub books: Option<Books>,
     pub watched: Vec<Watched>,
+    /// `None`: nothing but its gateways is known of the system.
+    pub control: Option<Control>,
 }
 
 impl Target {
@@ -122,25 +137,38 @@ impl Target {
             bucket: format!("bench-{client}"),
             books,
             watched: watched(endpoints),
+            control: Some(Control {
+                site: site.name.clone(),
+                search: endpoints.search.http.clone(),
+                admin_token: endpoints.admin_token.clone(),
+            }),
         })
     }
 
     /// A gateway alone: nothing is known of billing, and of processes only the gateway's.
     pub fn at(url: &str, client: &str, token: &str) -> Self {
-        let watched = authority(url).ok().and_then(|(_, port)| port.parse().ok());
+        let url = url.trim_end_matches('/');
         Self {
-            gateways: vec![url.trim_end_matches('/').to_owned()],
+            gateways: vec![url.to_owned()],
             client: client.to_owned(),
             token: token.to_owned(),
             bucket: format!("bench-{client}"),
             books: None,
-            watched: watched.map(|port| Watched { server: "gateway".into(), port }).into_iter().collect(),
+            watched: Watched::at("gateway".into(), url, None).into_iter().collect(),
+            control: None,
         }
     }
 }
 
+impl Watched {
+    fn at(server: String, http: &str, admin: Option<String>) -> Option<Self> {
+        let port = authority(http).ok().and_then(|(_, port)| port.parse().ok())?;
+        Some(Self { server, http: http.to_owned(), port, admin })
+    }
+}
+
 fn watched(endpoints: &Endpoints) -> Vec<Watched> {
-    let mut servers: Vec<(String, &str)> = vec![("search".into(), &endpoints.search.http)];
+    let mut servers: Vec<(String, &ServerAddress)> = vec![("search".into(), &endpoints.search)];
     let single = [
         ("origin", &endpoints.origin),
         ("service-billing", &endpoints.service_billing),
@@ -148,15 +176,15 @@ fn watched(endpoints: &Endpoints) -> Vec<Watched> {
         ("mobile-access", &endpoints.mobile_access),
     ];
     for (name, address) in single {
-        servers.extend(address.as_ref().map(|a| (name.to_owned(), a.http.as_str())));
+        servers.extend(address.as_ref().map(|address| (name.to_owned(), address)));
     }
     for site in &endpoints.sites {
         let members = site.gateways.iter().chain(&site.nodes);
-        servers
-            .extend(members.map(|server| (format!("{}.{}", site.name, server.name), server.http.as_str())));
+        servers.extend(members.map(|server| (format!("{}.{}", site.name, server.name), server)));
     }
-    let port = |url: &str| authority(url).ok().and_then(|(_, port)| port.parse().ok());
-    servers.into_iter().filter_map(|(server, url)| port(url).map(|port| Watched { server, port })).collect()
+    let watched =
+        |(server, at): (String, &ServerAddress)| Watched::at(server, &at.http, Some(at.admin.clone()));
+    servers.into_iter().filter_map(watched).collect()
 }
 
 /// Host and port of `http://host:port`.

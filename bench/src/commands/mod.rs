@@ -1,0 +1,3 @@
+//! The arguments of sub-commands, and what each does with them.
+
+pub mod observe;
