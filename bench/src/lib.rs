@@ -12,7 +12,7 @@
 //! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
 //! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
-//! | how surely it was measured, and whether two runs differ | [`statistics`] |
+//! | how surely it was measured, and whether two runs differ | [`statistics`], [`diff`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
 //! | a load that checks everything while something happens to the system | [`mixed`] |
@@ -32,6 +32,7 @@ pub mod collect;
 pub mod content;
 pub mod dedup;
 pub mod device;
+pub mod diff;
 pub mod events;
 pub mod exchange;
 pub mod growth;
@@ -55,6 +56,8 @@ pub mod servers;
 pub mod slo;
 pub mod statistics;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod timeline;
 pub mod traffic;
 pub mod wire;

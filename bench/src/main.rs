@@ -48,6 +48,8 @@ struct Cli {
 enum Command {
     /// Drives PUT and GET over HTTP/1.1.
     Run(Box<RunArgs>),
+    /// Tells of two reports of `run` what became better or worse, with intervals; exit 2 if anything is worse.
+    Diff(commands::diff::DiffArgs),
     /// Drives PUT, GET, ranges, HEAD, LIST and DELETE and checks every answer, while something else happens to the
     /// system: exit 2 if one request fails, one byte or listing is wrong, or one delivery is not booked once.
     Mixed(MixedArgs),
@@ -391,6 +393,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => runtime.block_on(run_load(*args)),
+        Command::Diff(args) => commands::diff::run(&args),
         Command::Mixed(args) => run_mixed(args),
         Command::Growth(args) => run_growth(args),
         Command::Dedup(args) => run_dedup(&args),

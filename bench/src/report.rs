@@ -2,6 +2,7 @@
 //!
 //! | looking for | module |
 //! |---|---|
+//! | a report that was written before | [`read`] |
 //! | the tables for a terminal | [`text`] |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::servers::Servers;
 use crate::slo::SloResult;
 use crate::timeline::Second;
 
+pub mod read;
 pub mod text;
 
 pub use text::show_us;

@@ -108,6 +108,7 @@ struct Process {
 }
 
 /// Everything that was sampled.
+#[derive(Default)]
 pub struct Samples {
     measured: (f64, f64),
     processes: Vec<Process>,

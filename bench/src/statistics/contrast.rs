@@ -83,7 +83,7 @@ pub struct Contrast {
     pub verdict: Verdict,
 }
 
-/// Compares pairs of (before, after), for each metric of [`Metric::ALL`] that both sides have.
+/// Compares pairs of (before, after), for each metric of [`Metric::ALL`] that every run has requests enough for.
 pub fn contrast(pairs: &[(Sample, Sample)], method: Method) -> Result<Vec<Contrast>, StatisticsError> {
     let mut choices = Choices::new(method.seed, 0x7061_6972);
     let mut counts = Vec::new();
@@ -134,7 +134,18 @@ pub fn contrast(pairs: &[(Sample, Sample)], method: Method) -> Result<Vec<Contra
             verdict: judge(metric, log, (low, high), method.margin, spread_known),
         }
     };
-    Ok(Metric::ALL.into_iter().map(one).collect())
+    let fewest =
+        pairs.iter().map(|(before, after)| before.requests().min(after.requests())).min().unwrap_or(0);
+    Ok(Metric::ALL.into_iter().filter(|metric| fewest >= requests_min(*metric)).map(one).collect())
+}
+
+/// Fewer requests leave fewer than ten beyond the quantile, and these are chance.
+fn requests_min(metric: Metric) -> u64 {
+    match metric {
+        Metric::Throughput | Metric::Mean | Metric::P50 => 1,
+        Metric::P99 => 1_000,
+        Metric::P999 => 10_000,
+    }
 }
 
 fn judge(metric: Metric, log: f64, (low, high): (f64, f64), margin: f64, spread_known: bool) -> Verdict {
@@ -188,7 +199,13 @@ fn block_values(pairs: &[(Sample, Sample)], metric: Metric) -> (Vec<f64>, Vec<f6
 mod tests {
     use super::super::simulation::Machine;
     use super::*;
+    use crate::latency::Buckets;
+    use crate::load::{Stage, drive};
+    use crate::plan::Plan;
+    use crate::testing::{Server, Work, closed_loop};
     use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
 
     const RUN_SECONDS: usize = 30;
     const PAIRS: usize = 15;
@@ -268,6 +285,34 @@ mod tests {
         };
         let (few, many) = (detectable(4), detectable(16));
         assert!(many < few && (MARGIN..0.05).contains(&many), "{few} with few, {many} with many");
+    }
+
+    /// A server of which each answer takes so long, under a closed loop of a few connections.
+    async fn measured(answer_time: Duration) -> Sample {
+        let plan = Plan { warmup: Duration::from_secs(1), ..closed_loop(4, Duration::from_secs(6)) };
+        let target = Server::start(Work { answer_time, at_once: usize::MAX }).await;
+        let load = drive(&plan, &target, Arc::default(), &Stage::default()).await.unwrap();
+        let seconds = load.tally.timeline.finish();
+        let of = |second| seconds.iter().filter(move |((at, _), _)| *at == second).map(|(_, s)| &s.response);
+        let merged = |second| {
+            of(second).fold(Buckets::default(), |mut sum, part| {
+                sum.merge(part);
+                sum
+            })
+        };
+        Sample::from_seconds((1..7).map(merged)).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_that_was_made_slower_is_called_worse() {
+        let (quick, slow) =
+            (measured(Duration::from_millis(1)).await, measured(Duration::from_millis(60)).await);
+        let found = contrast(&[(quick.clone(), slow.clone())], Method::default()).unwrap();
+        let back = contrast(&[(slow, quick)], Method::default()).unwrap();
+        for metric in [Metric::Throughput, Metric::Mean, Metric::P50] {
+            let verdict = |found: &[Contrast]| found[metric as usize].verdict;
+            assert_eq!((verdict(&found), verdict(&back)), (Verdict::Worse, Verdict::Better), "{found:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! | intervals, by blocks of seconds | [`bootstrap`] |
 //! | two runs, or pairs of runs, against each other, and a verdict | [`contrast`] |
 //! | whether one set of values lies above another, by ranks | [`rank`] |
-//! | runs of a machine whose noise is known | [`simulation`] |
+//! | reports against each other, told as tables | [`table`] |
+//! | runs of a machine whose noise is known | `simulation` |
 //!
 //! Sources:
 //! - H. R. Künsch, The jackknife and the bootstrap for general stationary observations, Annals of Statistics 17 (1989):
@@ -30,6 +31,7 @@ pub mod rank;
 pub mod sample;
 #[cfg(test)]
 mod simulation;
+pub mod table;
 
 use serde::{Deserialize, Serialize};
 

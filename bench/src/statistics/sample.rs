@@ -75,6 +75,10 @@ impl Sample {
         self.seconds.is_empty()
     }
 
+    pub fn requests(&self) -> u64 {
+        self.seconds.iter().map(|second| second.requests).sum()
+    }
+
     pub fn figures(&self) -> Figures {
         self.figures_of(0..self.seconds.len(), &mut Vec::new())
     }
