@@ -102,6 +102,7 @@ impl Diff {
 mod tests {
     use super::*;
     use crate::load::{Stage, drive};
+    use crate::report::output;
     use crate::run::{Outcome, ReadBack};
     use crate::testing::{Server, Work, closed_loop};
     use std::sync::Arc;
@@ -132,7 +133,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("before.json");
         std::fs::write(&path, serde_json::to_vec(&quick).unwrap()).unwrap();
-        let before = Report::read(&path).unwrap();
+        let before = output::read(&path).unwrap();
         let found = diff(&before, &slow, Method::default(), false).unwrap();
         assert!(found.worse, "{}", found.to_text());
         assert!(found.to_text().contains("worse: get throughput"), "{}", found.to_text());
@@ -152,6 +153,6 @@ mod tests {
         wrong.wrong_answers = 1;
         assert_eq!(diff(&before, &wrong, Method::default(), false).unwrap().broken, ["every byte is right"]);
         std::fs::write(&path, r#"{"schema": "dozo.bench.run/1"}"#).unwrap();
-        assert!(Report::read(&path).unwrap_err().to_string().contains("dozo.bench.run/1"));
+        assert!(output::read(&path).unwrap_err().to_string().contains("dozo.bench.run/1"));
     }
 }

@@ -25,6 +25,7 @@ use common::auth::ClusterSecret;
 use common::config::parse_bytes;
 
 use commands::observe::ObserveArgs;
+use commands::report::ReportArgs;
 
 mod commands;
 
@@ -69,6 +70,8 @@ enum Command {
     Collect(CollectArgs),
     /// Announces many contents to search and looks them up: rates, times, and what they cost.
     Search(SearchArgs),
+    /// Writes a kept report in other forms: a page with pictures, Markdown, CSV.
+    Report(ReportArgs),
     /// The ledger alone: deliveries booked a second, what comes twice, the close of a month
     Billing(BillingArgs),
 }
@@ -402,6 +405,7 @@ fn main() -> ExitCode {
         Command::Traffic(args) => run_traffic(&args),
         Command::Collect(args) => runtime.block_on(run_collect(args)),
         Command::Search(args) => runtime.block_on(run_search(args)),
+        Command::Report(args) => commands::report::run(&args),
         Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
     match done {
@@ -431,6 +435,7 @@ async fn run_load(args: RunArgs) -> Result<bool, Failure> {
     };
     let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
     let report = Report::of(outcome);
+    args.observe.write(&report)?;
     tell(&report, &report.to_text(), args.json.as_deref())?;
     Ok(report.passed)
 }

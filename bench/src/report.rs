@@ -2,8 +2,11 @@
 //!
 //! | looking for | module |
 //! |---|---|
-//! | a report that was written before | [`read`] |
-//! | the tables for a terminal | [`text`] |
+//! | files, by the ending of their names | [`output`] |
+//! | what each check says, in a sentence | `checks` |
+//! | the tables for a terminal, for an issue, for a spreadsheet | [`text`], `markdown`, `csv` |
+//! | the page, its pictures, and that nothing in it becomes markup | `html`, `chart`, `overview`, `escape` |
+//! | the machine | `host` |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,9 +25,20 @@ use crate::servers::Servers;
 use crate::slo::SloResult;
 use crate::timeline::Second;
 
-pub mod read;
+mod chart;
+mod checks;
+mod csv;
+mod escape;
+mod host;
+mod html;
+mod markdown;
+pub mod output;
+mod overview;
+#[cfg(test)]
+mod tests;
 pub mod text;
 
+pub use host::Host;
 pub use text::show_us;
 
 /// Name and version of the JSON form. A change that a reader can notice raises the version.
@@ -64,13 +78,6 @@ pub struct Report {
     pub slos: Vec<SloResult>,
     pub left_behind: u64,
     pub passed: bool,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Host {
-    pub cores: usize,
-    pub cpu: String,
-    pub kernel: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -152,19 +159,6 @@ impl Row {
             mib_per_s: series.bytes as f64 / f64::from(1 << 20) / seconds,
             response: series.response.summary(),
             service: series.service.summary(),
-        }
-    }
-}
-
-impl Host {
-    pub fn here() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let cpuinfo = read("/proc/cpuinfo");
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        Self {
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            cpu: model.map_or_else(String::new, |(_, name)| name.trim().to_owned()),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         }
     }
 }

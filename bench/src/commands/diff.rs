@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use bench::diff::diff;
-use bench::report::Report;
+use bench::report::output;
 use bench::statistics::contrast::{MARGIN, Method};
 
 use crate::{Failure, tell};
 
 #[derive(clap::Args)]
 pub struct DiffArgs {
-    /// Written by `bench run --json`.
+    /// A report that was kept with -o FILE.json or --json FILE.
     before: PathBuf,
     after: PathBuf,
     #[command(flatten)]
@@ -45,7 +45,7 @@ fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: &DiffArgs) -> Result<bool, Failure> {
-    let (before, after) = (Report::read(&args.before)?, Report::read(&args.after)?);
+    let (before, after) = (output::read(&args.before)?, output::read(&args.after)?);
     let found = diff(&before, &after, args.method.method(), args.force)?;
     tell(&found, &found.to_text(), args.json.as_deref())?;
     Ok(!found.worse)

@@ -2,3 +2,4 @@
 
 pub mod diff;
 pub mod observe;
+pub mod report;

@@ -2,6 +2,8 @@
 
 use bench::events::Planned;
 use bench::plan::parse_duration;
+use bench::report::Report;
+use bench::report::output::{Output, OutputError};
 
 #[derive(clap::Args)]
 pub struct ObserveArgs {
@@ -9,6 +11,9 @@ pub struct ObserveArgs {
     /// g1', 'gateway resume g1', 'server stop search', 'drain n3', 'undrain n3' or 'run COMMAND'.
     #[arg(long = "at", num_args = 2, value_names = ["TIME", "EVENT"], action = clap::ArgAction::Append)]
     events: Vec<String>,
+    /// A file for the result, more than one if wanted; its ending, .json, .csv, .md or .html, says how.
+    #[arg(short, long = "output", value_name = "FILE")]
+    outputs: Vec<Output>,
 }
 
 impl ObserveArgs {
@@ -22,5 +27,9 @@ impl ObserveArgs {
         let mut events = self.events.chunks(2).map(planned).collect::<Result<Vec<_>, _>>()?;
         events.sort_by_key(|event| event.at);
         Ok(events)
+    }
+
+    pub fn write(&self, report: &Report) -> Result<(), OutputError> {
+        self.outputs.iter().try_for_each(|output| output.write(report))
     }
 }

@@ -147,26 +147,13 @@ impl Report {
     }
 
     fn write_checks(&self, out: &mut String) -> std::fmt::Result {
-        let mark = |good| if good { "ok  " } else { "FAIL" };
         writeln!(out)?;
-        let verify = serde_json::to_value(self.plan.verify).unwrap_or_default();
-        writeln!(
-            out,
-            "{} contents: {} wrong answers (verify {}), {} put and read back",
-            mark(self.wrong_answers == 0),
-            self.wrong_answers,
-            verify.as_str().unwrap_or(""),
-            self.read_back.read
-        )?;
+        for check in self.checks() {
+            let mark = check.held.map_or("--  ", |held| if held { "ok  " } else { "FAIL" });
+            writeln!(out, "{mark} {}: {}", check.name, check.text)?;
+        }
         for example in &self.wrong_examples {
             writeln!(out, "       {example}")?;
-        }
-        match &self.billing {
-            Some(billing) => writeln!(out, "{} billing: {}", mark(billing.agrees), billing.verdict)?,
-            None => writeln!(out, "--   billing: not compared, the billing servers are not known")?,
-        }
-        for slo in &self.slos {
-            writeln!(out, "{} {}: measured {:.6}", mark(slo.kept), slo.slo, slo.measured)?;
         }
         if self.left_behind > 0 {
             writeln!(out, "note: {} contents of this run could not be removed", self.left_behind)?;
@@ -194,6 +181,18 @@ impl ServerSeries {
 }
 
 impl Unit {
+    /// For an axis.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cores => "processors",
+            Self::Bytes => "bytes",
+            Self::BytesPerSecond => "bytes a second",
+            Self::PerSecond => "a second",
+            Self::Seconds => "time",
+            Self::Count => "number",
+        }
+    }
+
     /// A figure with its unit, short.
     pub fn show(self, value: f64) -> String {
         match self {
