@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::generator::Generator;
 use crate::report::Report;
 use crate::statistics::contrast::{Method, Verdict};
 use crate::statistics::table::{Table, TableError};
@@ -27,6 +28,8 @@ pub struct Diff {
     pub table: Table,
     /// What differs between the runs although it should not, with --force; what should be known in any case.
     pub notes: Vec<String>,
+    /// Why no verdict can be given: the load generator held a run back.
+    pub refused: Vec<String>,
     /// Checks of bytes, bookings and promises that held before and hold no more.
     pub broken: Vec<String>,
     pub worse: bool,
@@ -81,10 +84,20 @@ pub fn diff(before: &Report, after: &Report, method: Method, force: bool) -> Res
         .map(|(what, _)| what)
         .collect();
     let worse = table.verdict == Verdict::Worse || !broken.is_empty();
-    Ok(Diff { schema: SCHEMA.into(), table, notes, broken, worse })
+    let refusal = |(name, report): (&str, &Report)| {
+        let why = report.generator.as_ref().and_then(Generator::refusal)?;
+        Some(format!("{name}: {why}"))
+    };
+    let refused = [("before", before), ("after", after)].into_iter().filter_map(refusal).collect();
+    Ok(Diff { schema: SCHEMA.into(), table, notes, refused, broken, worse })
 }
 
 impl Diff {
+    /// Whether a verdict can be given, and it is not worse.
+    pub fn passed(&self) -> bool {
+        !self.worse && self.refused.is_empty()
+    }
+
     pub fn to_text(&self) -> String {
         let mut text = self.table.to_text("before", "after");
         for note in &self.notes {
@@ -93,7 +106,11 @@ impl Diff {
         for check in &self.broken {
             text.push_str(&format!("FAIL it held before: {check}\n"));
         }
-        text.push_str(&self.table.sentence());
+        if self.refused.is_empty() {
+            text.push_str(&self.table.sentence());
+        } else {
+            text.push_str(&format!("no verdict: {}", self.refused.join("; ")));
+        }
         text
     }
 }
@@ -101,30 +118,12 @@ impl Diff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::{Stage, drive};
     use crate::report::output;
-    use crate::run::{Outcome, ReadBack};
-    use crate::testing::{Server, Work, closed_loop};
-    use std::sync::Arc;
+    use crate::testing::Work;
     use std::time::Duration;
 
     async fn report(answer_time: Duration) -> Report {
-        let plan = closed_loop(2, Duration::from_secs(6));
-        let target = Server::start(Work { answer_time, at_once: usize::MAX }).await;
-        let load = drive(&plan, &target, Arc::default(), &Stage::default()).await.unwrap();
-        Report::of(Outcome {
-            plan,
-            client: "bob".into(),
-            load,
-            processes: Vec::new(),
-            samples: Default::default(),
-            events: Vec::new(),
-            read_back: ReadBack::default(),
-            reconciliation: None,
-            slos: Vec::new(),
-            prepared_bytes: 0,
-            left_behind: 0,
-        })
+        crate::testing::report(Work { answer_time, at_once: usize::MAX }, 2, Duration::from_secs(6)).await
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,6 +147,11 @@ mod tests {
         let refused = diff(&before, &other, Method::default(), false).unwrap_err().to_string();
         assert!(refused.contains("connections (2 and 7)") && refused.contains("the machine"), "{refused}");
         assert!(diff(&before, &other, Method::default(), true).unwrap().notes.len() == 2);
+
+        let mut held_back = quick.clone();
+        held_back.generator.as_mut().unwrap().faults.push("the pacer was late".into());
+        let refused = diff(&before, &held_back, Method::default(), false).unwrap();
+        assert!(!refused.passed() && refused.to_text().contains("no verdict: after: the pacer was late"));
 
         let mut wrong = quick.clone();
         wrong.wrong_answers = 1;

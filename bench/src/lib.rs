@@ -13,6 +13,11 @@
 //! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
 //! | how surely it was measured, and whether two runs differ | [`statistics`], [`diff`] |
+//! | whether the harness itself was the limit | [`generator`] |
+//! | warming up until it makes no difference | [`steady`] |
+//! | several targets in turns | [`compare`] |
+//! | the highest rate at which promises are kept | [`saturate`] |
+//! | what the limit of a run was, in words | [`explain`] |
 //! | deliveries against bookings | [`books`] |
 //! | a whole run, and how it is told | [`run`], [`report`] |
 //! | a load that checks everything while something happens to the system | [`mixed`] |
@@ -29,12 +34,15 @@
 pub mod billing;
 pub mod books;
 pub mod collect;
+pub mod compare;
 pub mod content;
 pub mod dedup;
 pub mod device;
 pub mod diff;
 pub mod events;
 pub mod exchange;
+pub mod explain;
+pub mod generator;
 pub mod growth;
 pub mod latency;
 pub mod load;
@@ -50,11 +58,13 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod run;
+pub mod saturate;
 pub mod schedule;
 pub mod search;
 pub mod servers;
 pub mod slo;
 pub mod statistics;
+pub mod steady;
 pub mod target;
 #[cfg(test)]
 mod testing;

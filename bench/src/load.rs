@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::content::{Choices, Content};
 use crate::exchange::{fetch, store};
+use crate::generator::{Evidence, Generator, ThreadClock, ThreadTime};
 use crate::latency::Latency;
 use crate::measure::{Kind, SizeClass, Source, Tally, Times};
 use crate::pacer::{Queue, Span, pace};
@@ -49,6 +50,8 @@ pub struct Load {
     pub dropped: u64,
     /// How late the pacer itself was: the harness's own error.
     pub lag: Latency,
+    /// What the generator's threads did, warm-up included.
+    pub threads: Vec<ThreadTime>,
     /// Last acknowledged content of each key that was put.
     pub written: Vec<(String, Content)>,
 }
@@ -106,7 +109,11 @@ pub async fn drive(
         let queue = queue.clone();
         std::thread::Builder::new()
             .name(format!("load-{thread}"))
-            .spawn(move || drop(sender.send(run_thread(workers, queue))))
+            .spawn(move || {
+                let clock = ThreadClock::start();
+                let done = run_thread(workers, queue);
+                drop(sender.send((done, clock.read())));
+            })
             .map_err(LoadError::Threads)?;
         answers.push(receiver);
     }
@@ -126,10 +133,13 @@ pub async fn drive(
         elapsed: plan.duration,
         dropped: 0,
         lag: Latency::default(),
+        threads: Vec::new(),
         written: Vec::new(),
     };
     for answer in answers {
-        for worker in answer.await.map_err(|_| LoadError::Died)?.map_err(LoadError::Threads)? {
+        let (done, time) = answer.await.map_err(|_| LoadError::Died)?;
+        load.threads.push(time);
+        for worker in done.map_err(LoadError::Threads)? {
             load.elapsed = load.elapsed.max(worker.last_answer.saturating_duration_since(measured_from));
             load.tally.merge(worker.tally);
             load.written.extend(worker.written.into_iter().flatten());
@@ -184,6 +194,20 @@ struct Worker {
     written: Vec<Option<(String, Content)>>,
     /// Answer to the last PUT and the key's place in `written`.
     unchecked: Option<(usize, Published)>,
+}
+
+impl Load {
+    /// Whether the load generator itself was the limit.
+    pub fn generator(&self) -> Generator {
+        let total = self.tally.total(None);
+        Generator::judge(Evidence {
+            threads: self.threads.clone(),
+            requests: total.requests,
+            dropped: self.dropped,
+            lag_p99_us: self.lag.summary().p99_us,
+            response_p99_us: total.response.summary().p99_us,
+        })
+    }
 }
 
 impl Worker {

@@ -26,6 +26,7 @@ use common::config::parse_bytes;
 
 use commands::observe::ObserveArgs;
 use commands::report::ReportArgs;
+use commands::warmup::Warmup;
 
 mod commands;
 
@@ -37,12 +38,13 @@ type Failure = Box<dyn std::error::Error>;
 /// How long a closed loop runs to find out what its rate is.
 const CALIBRATION: Duration = Duration::from_secs(10);
 
-/// Loads a running Dozo, checks every byte and every booking, and says how fast it was.
+/// Loads a running Dozo, checks every byte and every booking, and says how fast it was. Without a sub-command: the
+/// canonical run of a minute.
 #[derive(Parser)]
 #[command(name = "bench", version)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -51,6 +53,12 @@ enum Command {
     Run(Box<RunArgs>),
     /// Tells of two reports of `run` what became better or worse, with intervals; exit 2 if anything is worse.
     Diff(commands::diff::DiffArgs),
+    /// Runs one workload against several targets in turns and tells how they differ, with intervals.
+    Compare(Box<commands::compare::CompareArgs>),
+    /// Finds the highest rate at which promises are kept, and how sure that is.
+    Saturate(Box<commands::saturate::SaturateArgs>),
+    /// Tells in words what the limit of a run was, from its report.
+    Explain(commands::explain::ExplainArgs),
     /// Drives PUT, GET, ranges, HEAD, LIST and DELETE and checks every answer, while something else happens to the
     /// system: exit 2 if one request fails, one byte or listing is wrong, or one delivery is not booked once.
     Mixed(MixedArgs),
@@ -117,7 +125,20 @@ impl Preset {
 
 #[derive(clap::Args)]
 struct RunArgs {
-    preset: Option<Preset>,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    observe: ObserveArgs,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What is driven.
+#[derive(clap::Args)]
+struct TargetArgs {
     /// The `endpoints.json` of the system to load.
     #[arg(
         long,
@@ -135,6 +156,21 @@ struct RunArgs {
     /// The client to act as, at its home site.
     #[arg(long = "as", value_name = "CLIENT", default_value = "bob")]
     client: String,
+}
+
+impl TargetArgs {
+    fn target(&self) -> Result<Target, Failure> {
+        Ok(match (&self.endpoint, &self.token) {
+            (Some(url), Some(token)) => Target::at(url, &self.client, token),
+            _ => Target::of(&Endpoints::read(&self.endpoints)?, &self.client)?,
+        })
+    }
+}
+
+/// What is asked for, how fast, and what has to hold.
+#[derive(clap::Args)]
+struct LoadArgs {
+    preset: Option<Preset>,
     #[arg(long = "op")]
     mix: Option<Mix>,
     /// One size, or a list that objects take in turn: 4KiB,1MiB.
@@ -149,7 +185,7 @@ struct RunArgs {
     /// request when it has its answer.
     #[arg(long)]
     rate: Option<f64>,
-    #[arg(long, default_value = "poisson", requires = "rate")]
+    #[arg(long, default_value = "poisson")]
     arrivals: Arrivals,
     /// Open loop: most requests waiting or being served; more are dropped and counted.
     #[arg(long, default_value_t = 10_000)]
@@ -159,8 +195,9 @@ struct RunArgs {
     get_share: f64,
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     duration: Duration,
-    #[arg(long, value_parser = parse_duration, default_value = "2s")]
-    warmup: Duration,
+    /// A time, or auto: until the share of hits and the median have stopped moving, for a minute at most.
+    #[arg(long, default_value = "2s")]
+    warmup: Warmup,
     /// Longest time for one request.
     #[arg(long, value_parser = parse_duration, default_value = "60s")]
     request_time: Duration,
@@ -181,11 +218,6 @@ struct RunArgs {
     /// Leave the contents of the run in the bucket.
     #[arg(long)]
     keep: bool,
-    #[command(flatten)]
-    observe: ObserveArgs,
-    /// Write the result as one JSON object to a file, or to standard output with -.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
 }
 
 /// An alias, so that clap takes the whole list as one value.
@@ -394,9 +426,15 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let done = match cli.command {
+    let Some(command) = cli.command else {
+        return done(runtime.block_on(commands::canonical::run()));
+    };
+    let result = match command {
         Command::Run(args) => runtime.block_on(run_load(*args)),
         Command::Diff(args) => commands::diff::run(&args),
+        Command::Compare(args) => runtime.block_on(commands::compare::run(&args)),
+        Command::Saturate(args) => runtime.block_on(commands::saturate::run(&args)),
+        Command::Explain(args) => commands::explain::run(&args),
         Command::Mixed(args) => run_mixed(args),
         Command::Growth(args) => run_growth(args),
         Command::Dedup(args) => run_dedup(&args),
@@ -408,7 +446,11 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(&args),
         Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
-    match done {
+    done(result)
+}
+
+fn done(result: Result<bool, Failure>) -> ExitCode {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(2),
         Err(error) => fail(&*error),
@@ -421,18 +463,9 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
 }
 
 async fn run_load(args: RunArgs) -> Result<bool, Failure> {
-    let target = match (&args.endpoint, &args.token) {
-        (Some(url), Some(token)) => Target::at(url, &args.client, token),
-        _ => Target::of(&Endpoints::read(&args.endpoints)?, &args.client)?,
-    };
-    let plan = plan_of(&args)?;
-    let options = Options {
-        slos: args.slos.clone(),
-        pids: args.pids.clone(),
-        keep: args.keep,
-        events: args.observe.events()?,
-        progress: None,
-    };
+    let target = args.target.target()?;
+    let plan = args.load.plan()?;
+    let options = Options { events: args.observe.events()?, ..args.load.options() };
     let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
     let report = Report::of(outcome);
     args.observe.write(&report)?;
@@ -494,34 +527,50 @@ fn run_mixed(args: MixedArgs) -> Result<bool, Failure> {
     Ok(report.passed)
 }
 
-fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
-    let defaults = args.preset.unwrap_or(Preset::Get4k).defaults();
-    let plan = Plan {
-        mix: args.mix.unwrap_or(defaults.mix),
-        get_share: args.get_share,
-        sizes_bytes: args.sizes.clone().unwrap_or(defaults.sizes_bytes),
-        objects: args.objects.unwrap_or(defaults.objects),
-        connections: args.connections.unwrap_or(defaults.connections),
-        threads: args.threads.unwrap_or_else(half_the_cores),
-        pace: match args.rate {
-            Some(rate) => Pace::Open { rate, arrivals: args.arrivals },
-            None => Pace::Closed,
-        },
-        in_flight_max: args.in_flight,
-        warmup: args.warmup,
-        duration: args.duration,
-        request_time_max: args.request_time,
-        verify: args.verify,
-        seed: args.seed.unwrap_or_else(random_seed),
-    };
-    let positive = |what: &str, good: bool| {
-        if good { Ok(()) } else { Err(format!("{what} must be above 0")) }
-    };
-    positive("--objects", plan.objects > 0)?;
-    positive("--connections", plan.connections > 0)?;
-    positive("--duration", !plan.duration.is_zero())?;
-    positive("--rate", args.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()))?;
-    Ok(plan)
+impl LoadArgs {
+    fn arrivals(&self) -> Arrivals {
+        self.arrivals
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            slos: self.slos.clone(),
+            pids: self.pids.clone(),
+            keep: self.keep,
+            warm_up_seconds_max: self.warmup.seconds_max(),
+            ..Options::default()
+        }
+    }
+
+    fn plan(&self) -> Result<Plan, Failure> {
+        let defaults = self.preset.unwrap_or(Preset::Get4k).defaults();
+        let plan = Plan {
+            mix: self.mix.unwrap_or(defaults.mix),
+            get_share: self.get_share,
+            sizes_bytes: self.sizes.clone().unwrap_or(defaults.sizes_bytes),
+            objects: self.objects.unwrap_or(defaults.objects),
+            connections: self.connections.unwrap_or(defaults.connections),
+            threads: self.threads.unwrap_or_else(half_the_cores),
+            pace: match self.rate {
+                Some(rate) => Pace::Open { rate, arrivals: self.arrivals },
+                None => Pace::Closed,
+            },
+            in_flight_max: self.in_flight,
+            warmup: self.warmup.plan(),
+            duration: self.duration,
+            request_time_max: self.request_time,
+            verify: self.verify,
+            seed: self.seed.unwrap_or_else(random_seed),
+        };
+        let positive = |what: &str, good: bool| {
+            if good { Ok(()) } else { Err(format!("{what} must be above 0")) }
+        };
+        positive("--objects", plan.objects > 0)?;
+        positive("--connections", plan.connections > 0)?;
+        positive("--duration", !plan.duration.is_zero())?;
+        positive("--rate", self.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()))?;
+        Ok(plan)
+    }
 }
 
 fn run_growth(args: GrowthArgs) -> Result<bool, Failure> {

@@ -7,7 +7,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::load::{Stage, drive};
 use crate::plan::{Mix, Pace, Plan, Verify};
+use crate::report::Report;
+use crate::run::{Outcome, ReadBack};
+use crate::servers::Samples;
 use crate::target::Target;
 
 const BODY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ndozo-source: hit\r\n\r\nok";
@@ -49,6 +53,27 @@ impl Server {
         });
         Target::at(&url, "bob", "token")
     }
+}
+
+/// What a closed loop measures at a server.
+pub async fn report(work: Work, connections: usize, duration: Duration) -> Report {
+    let plan = closed_loop(connections, duration);
+    let target = Server::start(work).await;
+    let load = drive(&plan, &target, Arc::default(), &Stage::default()).await.unwrap();
+    Report::of(Outcome {
+        plan,
+        client: target.client,
+        load,
+        processes: Vec::new(),
+        samples: Samples::default(),
+        events: Vec::new(),
+        warm_up: None,
+        read_back: ReadBack::default(),
+        reconciliation: None,
+        slos: Vec::new(),
+        prepared_bytes: 0,
+        left_behind: 0,
+    })
 }
 
 /// Small GETs, of which only the status is checked.

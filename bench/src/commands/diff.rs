@@ -48,5 +48,5 @@ pub fn run(args: &DiffArgs) -> Result<bool, Failure> {
     let (before, after) = (output::read(&args.before)?, output::read(&args.after)?);
     let found = diff(&before, &after, args.method.method(), args.force)?;
     tell(&found, &found.to_text(), args.json.as_deref())?;
-    Ok(!found.worse)
+    Ok(found.passed())
 }

@@ -96,6 +96,8 @@ fn sample() -> Report {
         errors: vec![Errors { op: Op::Put, code: HOSTILE.into(), count: 18 }],
         dropped: 3,
         pacer_lag: Some(summary),
+        warm_up: None,
+        generator: None,
         sources: [("hit".to_owned(), 1600)].into(),
         classes: [(HOSTILE.to_owned(), 1600)].into(),
         processes: vec![ProcessCost {

@@ -10,6 +10,7 @@ use super::contrast::{Contrast, Method, Verdict, contrast};
 use super::sample::Sample;
 use crate::plan::Op;
 use crate::report::Report;
+use crate::report::escape::escape;
 
 /// Requests that fail more often by this share of all are worse.
 const FAILED_MARGIN: f64 = 0.001;
@@ -108,6 +109,21 @@ impl Table {
             let _infallible = writeln!(text, "| {} |", row.join(" | "));
         }
         text
+    }
+
+    /// A table in HTML.
+    pub fn to_html(&self, before: &str, after: &str) -> String {
+        let head = ["op", "metric", before, after, "ratio", "95 % interval", "finds", "U test", "verdict"];
+        let cells = |tag: &str, cells: &[&str]| -> String {
+            cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+        };
+        let mut text = format!("<table><thead><tr>{}</tr></thead>\n", cells("th", &head));
+        for row in self.rows() {
+            let verdict = row[8].clone();
+            let row: Vec<&str> = row.iter().map(String::as_str).collect();
+            let _infallible = writeln!(text, "<tr class=\"{}\">{}</tr>", escape(&verdict), cells("td", &row));
+        }
+        text + "</table>\n"
     }
 
     fn rows(&self) -> impl Iterator<Item = [String; 9]> + '_ {
