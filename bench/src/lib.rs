@@ -9,8 +9,10 @@
 //!
 //! | looking for | module |
 //! |---|---|
-//! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
-//! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
+//! | what is asked for, and when | [`plan`], [`workload`], [`schedule`], [`content`] |
+//! | what can be driven, and how it is spoken to | [`target`], [`protocol`] |
+//! | sending it | [`pacer`], [`load`]; [`wire`] and [`exchange`] where every header matters |
+//! | what is put before a run, read back and removed after it | [`prepare`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`process`], [`slo`] |
 //! | how surely it was measured, and whether two runs differ | [`statistics`], [`diff`] |
 //! | whether the harness itself was the limit | [`generator`] |
@@ -54,8 +56,10 @@ pub mod orphans;
 pub mod pacer;
 pub mod placement;
 pub mod plan;
+pub mod prepare;
 pub mod process;
 pub mod progress;
+pub mod protocol;
 pub mod report;
 pub mod run;
 pub mod saturate;
@@ -71,3 +75,4 @@ mod testing;
 pub mod timeline;
 pub mod traffic;
 pub mod wire;
+pub mod workload;

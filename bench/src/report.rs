@@ -80,6 +80,9 @@ pub struct Report {
     #[serde(default)]
     pub events: Vec<Event>,
     pub wrong_answers: u64,
+    /// Those of them that showed another version than the last acknowledged one.
+    #[serde(default)]
+    pub stale_reads: u64,
     pub wrong_examples: Vec<String>,
     pub read_back: ReadBack,
     pub billing: Option<Reconciliation>,
@@ -218,6 +221,7 @@ impl Report {
             servers: samples.to_servers(),
             events: Event::all(events, &seconds),
             wrong_answers: tally.wrong,
+            stale_reads: tally.stale,
             wrong_examples: tally.wrong_examples,
             read_back,
             billing: reconciliation,

@@ -318,7 +318,6 @@ mod tests {
     use crate::testing::{Server, Work, closed_loop};
     use std::cell::Cell;
     use std::convert::Infallible;
-    use std::sync::Arc;
 
     const SEARCH: Search = Search { from: 100.0, to: 100_000.0, resolution: 0.05, repeats: 3 };
 
@@ -410,7 +409,7 @@ mod tests {
         let measure = async |phase, rate| {
             let pace = Pace::Open { rate, arrivals: Arrivals::Constant };
             let plan = Plan { pace, ..closed_loop(32, step) };
-            let load = drive(&plan, &target, Arc::default(), &Stage::default()).await?;
+            let load = drive(&plan, &target, &Stage::default()).await?;
             Ok::<Step, crate::load::LoadError>(Step::of(phase, rate, &plan, &load, &slos))
         };
         let found = saturate(search, step, &slos, measure).await.unwrap();

@@ -8,11 +8,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::load::{Stage, drive};
-use crate::plan::{Mix, Pace, Plan, Verify};
+use crate::plan::{Pace, Plan, Verify};
 use crate::report::Report;
 use crate::run::{Outcome, ReadBack};
 use crate::servers::Samples;
 use crate::target::Target;
+use crate::workload::Workload;
+use crate::workload::size::Size;
 
 const BODY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ndozo-source: hit\r\n\r\nok";
 
@@ -59,7 +61,7 @@ impl Server {
 pub async fn report(work: Work, connections: usize, duration: Duration) -> Report {
     let plan = closed_loop(connections, duration);
     let target = Server::start(work).await;
-    let load = drive(&plan, &target, Arc::default(), &Stage::default()).await.unwrap();
+    let load = drive(&plan, &target, &Stage::default()).await.unwrap();
     Report::of(Outcome {
         plan,
         client: target.client,
@@ -79,10 +81,8 @@ pub async fn report(work: Work, connections: usize, duration: Duration) -> Repor
 /// Small GETs, of which only the status is checked.
 pub fn closed_loop(connections: usize, duration: Duration) -> Plan {
     Plan {
-        mix: Mix::Get,
-        get_share: 1.0,
-        sizes_bytes: vec![2],
-        objects: 10,
+        workload: Workload::gets(Size::list(&[2]), 10),
+        trace: None,
         connections,
         threads: 1,
         pace: Pace::Closed,

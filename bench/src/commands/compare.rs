@@ -7,14 +7,16 @@ use bench::report::Report;
 use bench::target::{Endpoints, Target};
 
 use super::diff::MethodArgs;
-use crate::{Failure, LoadArgs, tell};
+use super::{Failure, tell};
+use super::run::{LoadArgs};
 
 #[derive(clap::Args)]
 pub struct CompareArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// A target and what it is called, twice or more; the others are compared with the first. NAME=FILE takes the
-    /// `endpoints.json` of a system, NAME=http://HOST:PORT a gateway, for which --token is needed.
+    /// `endpoints.json` of a system, NAME=s3://KEY:SECRET@HOST:PORT/BUCKET an S3 endpoint, NAME=http://HOST:PORT/PREFIX
+    /// any HTTP server, or a gateway if --token is given and no --root of that name.
     #[arg(long = "target", value_name = "NAME=TARGET", required = true)]
     targets: Vec<String>,
     /// The client to act as.
@@ -23,6 +25,9 @@ pub struct CompareArgs {
     /// The client's bearer token at gateways that are given by address.
     #[arg(long)]
     token: Option<String>,
+    /// The folder that a plain HTTP server serves at its prefix: objects are written to it as files.
+    #[arg(long = "root", value_name = "NAME=DIR")]
+    roots: Vec<String>,
     /// Rounds in which each target runs once. From four on it is known how much runs differ by themselves.
     #[arg(long, default_value_t = 5)]
     pairs: usize,
@@ -52,13 +57,14 @@ fn parse_output(text: &str) -> Result<PathBuf, String> {
 
 impl CompareArgs {
     fn contender(&self, text: &str) -> Result<Contender, Failure> {
-        let form = || format!("{text:?} is not a target: write NAME=http://HOST:PORT or NAME=FILE");
+        let form = || format!("{text:?} is not a target: write NAME=FILE, NAME=s3://… or NAME=http://HOST:PORT/PREFIX");
         let (name, target) = text.split_once('=').filter(|(name, _)| is_name(name)).ok_or_else(form)?;
-        let target = if target.starts_with("http://") {
-            let token = self.token.as_ref().ok_or_else(|| format!("{name} is a gateway: give --token"))?;
-            Target::at(target, &self.client, token)
-        } else {
-            Target::of(&Endpoints::read(target.as_ref())?, &self.client)?
+        let roots = self.roots.iter().filter_map(|root| root.split_once('='));
+        let root = roots.filter(|(of, _)| *of == name).map(|(_, folder)| folder.into()).next();
+        let target = match (target.split_once("://"), &self.token) {
+            (Some(("http", _)), Some(token)) if root.is_none() => Target::at(target, &self.client, token),
+            (Some(_), _) => Target::parse(target, root)?,
+            (None, _) => Target::of(&Endpoints::read(target.as_ref())?, &self.client)?,
         };
         Ok(Contender { name: name.to_owned(), target })
     }

@@ -6,7 +6,7 @@ use bench::diff::diff;
 use bench::report::output;
 use bench::statistics::contrast::{MARGIN, Method};
 
-use crate::{Failure, tell};
+use super::{Failure, tell};
 
 #[derive(clap::Args)]
 pub struct DiffArgs {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bench::explain::explain;
 use bench::report::output;
 
-use crate::{Failure, tell};
+use super::{Failure, tell};
 
 #[derive(clap::Args)]
 pub struct ExplainArgs {

@@ -6,7 +6,8 @@ use bench::plan::{Pace, Plan};
 use bench::run::{Options, run as run_once};
 use bench::saturate::{Search, Step, saturate};
 
-use crate::{Failure, LoadArgs, TargetArgs, tell};
+use super::{Failure, tell};
+use super::run::{LoadArgs, TargetArgs};
 
 /// The first rate is this share of what a closed loop reaches.
 const FIRST_SHARE: f64 = 0.25;

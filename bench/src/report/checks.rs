@@ -65,9 +65,10 @@ impl Report {
             name: "contents".into(),
             held: Some(self.wrong_answers == 0 && self.read_back.wrong == 0),
             text: format!(
-                "{} wrong answers (verify {}), {} put and read back",
+                "{} wrong answers (verify {}), {} of them stale, {} put and read back",
                 self.wrong_answers,
                 verify.as_str().unwrap_or_default(),
+                self.stale_reads,
                 self.read_back.read
             ),
         }];

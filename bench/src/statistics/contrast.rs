@@ -204,7 +204,6 @@ mod tests {
     use crate::plan::Plan;
     use crate::testing::{Server, Work, closed_loop};
     use std::collections::BTreeMap;
-    use std::sync::Arc;
     use std::time::Duration;
 
     const RUN_SECONDS: usize = 30;
@@ -291,7 +290,7 @@ mod tests {
     async fn measured(answer_time: Duration) -> Sample {
         let plan = Plan { warmup: Duration::from_secs(1), ..closed_loop(4, Duration::from_secs(6)) };
         let target = Server::start(Work { answer_time, at_once: usize::MAX }).await;
-        let load = drive(&plan, &target, Arc::default(), &Stage::default()).await.unwrap();
+        let load = drive(&plan, &target, &Stage::default()).await.unwrap();
         let seconds = load.tally.timeline.finish();
         let of = |second| seconds.iter().filter(move |((at, _), _)| *at == second).map(|(_, s)| &s.response);
         let merged = |second| {
