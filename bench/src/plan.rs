@@ -266,7 +266,11 @@ mod tests {
         let once = Workload { one_hit_ratio: 0.5, ..gets.clone() };
         assert_eq!(prepared(&once, Pace::Closed), (50, 50, 100));
         let open = Pace::Open { rate: 20.0, arrivals: Arrivals::Poisson };
-        assert_eq!(prepared(&once, open), (50, 111, 161), "half of 200 arrivals, and a tenth more, rounded up");
+        assert_eq!(
+            prepared(&once, open),
+            (50, 111, 161),
+            "half of 200 arrivals, and a tenth more, rounded up"
+        );
         let puts = Workload { mix: Mix::of([(Op::Put, 1.0)]), ..gets };
         assert_eq!(prepared(&puts, open), (0, 0, 0));
         assert_eq!(prepared(&Workload { dup_ratio: 0.5, ..puts }, open), (50, 0, 50));

@@ -183,11 +183,7 @@ impl Warmed {
     }
 }
 
-async fn warm_up(
-    plan: &Plan,
-    target: &Target,
-    seconds_max: usize,
-) -> Result<Warmed, LoadError> {
+async fn warm_up(plan: &Plan, target: &Target, seconds_max: usize) -> Result<Warmed, LoadError> {
     let plan = Plan { warmup: Duration::ZERO, duration: WARM_UP_LOAD, ..plan.clone() };
     let mut warmed = Warmed::default();
     let warm_up = steady::warm_up(seconds_max, async |nth| {

@@ -10,8 +10,8 @@ use bench::schedule::Arrivals;
 use bench::target::{Endpoints, Target};
 use clap::Parser;
 
-use super::{Failure};
-use super::run::{LoadArgs};
+use super::Failure;
+use super::run::LoadArgs;
 
 /// Length of each part, after two seconds of warm-up: four parts and what is prepared for them make a minute.
 const PART: &str = "10s";

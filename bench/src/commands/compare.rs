@@ -7,8 +7,8 @@ use bench::report::Report;
 use bench::target::{Endpoints, Target};
 
 use super::diff::MethodArgs;
+use super::run::LoadArgs;
 use super::{Failure, tell};
-use super::run::{LoadArgs};
 
 #[derive(clap::Args)]
 pub struct CompareArgs {
@@ -57,7 +57,9 @@ fn parse_output(text: &str) -> Result<PathBuf, String> {
 
 impl CompareArgs {
     fn contender(&self, text: &str) -> Result<Contender, Failure> {
-        let form = || format!("{text:?} is not a target: write NAME=FILE, NAME=s3://… or NAME=http://HOST:PORT/PREFIX");
+        let form = || {
+            format!("{text:?} is not a target: write NAME=FILE, NAME=s3://… or NAME=http://HOST:PORT/PREFIX")
+        };
         let (name, target) = text.split_once('=').filter(|(name, _)| is_name(name)).ok_or_else(form)?;
         let roots = self.roots.iter().filter_map(|root| root.split_once('='));
         let root = roots.filter(|(of, _)| *of == name).map(|(_, folder)| folder.into()).next();

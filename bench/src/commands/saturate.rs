@@ -6,8 +6,8 @@ use bench::plan::{Pace, Plan};
 use bench::run::{Options, run as run_once};
 use bench::saturate::{Search, Step, saturate};
 
-use super::{Failure, tell};
 use super::run::{LoadArgs, TargetArgs};
+use super::{Failure, tell};
 
 /// The first rate is this share of what a closed loop reaches.
 const FIRST_SHARE: f64 = 0.25;
