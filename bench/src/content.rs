@@ -59,6 +59,11 @@ impl Content {
         Self { key, gamma: mix(key ^ 0xE703_7ED1_A0B4_28DB) | 1, len, edits: None }
     }
 
+    /// A place among `count`, the same each time, for a table of contents.
+    pub fn place_among(&self, count: usize) -> usize {
+        (mix(self.key) % count as u64) as usize
+    }
+
     /// The same with another byte at each of these places.
     pub fn edited(self, places: [u64; 2]) -> Self {
         Self { edits: Some(places), ..self }

@@ -56,7 +56,7 @@ pub fn serve(listen: &str, plan: &Plan, progress: Arc<Progress>) -> std::io::Res
     let listener = TcpListener::bind(listen)?;
     let address = listener.local_addr()?;
     let planned = match plan.pace {
-        Pace::Closed => 0.0,
+        Pace::Closed | Pace::Trace { .. } => 0.0,
         Pace::Open { rate, .. } => rate,
     };
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
@@ -143,7 +143,12 @@ fn write(out: &mut String, snapshot: &Snapshot, planned: f64) -> std::fmt::Resul
             writeln!(out, "{name}_sum{{op=\"{op}\"}} {sum}\n{name}_count{{op=\"{op}\"}} {count}")?;
         }
     }
-    head(out, PLANNED, "gauge", "Requests a second that an open loop is to send; 0 for a closed loop.")?;
+    head(
+        out,
+        PLANNED,
+        "gauge",
+        "Requests a second that an open loop is to send; 0 where the rate is not constant.",
+    )?;
     writeln!(out, "{PLANNED} {planned}")?;
     head(out, CPU, "counter", "Processor time of the load generator.")?;
     writeln!(out, "{CPU} {}", cpu_time(std::process::id()).unwrap_or_default().as_secs_f64())

@@ -9,9 +9,17 @@
 //!
 //! | looking for | module |
 //! |---|---|
-//! | what is asked for, and when | [`plan`], [`schedule`], [`content`] |
-//! | sending it | [`wire`], [`exchange`], [`pacer`], [`load`] |
+//! | what is asked for, and when | [`plan`], [`workload`], [`schedule`], [`content`] |
+//! | what can be driven, and how it is spoken to | [`target`], [`protocol`] |
+//! | sending it | [`pacer`], [`load`]; [`wire`] and [`exchange`] where every header matters |
+//! | what is put before a run, read back and removed after it | [`prepare`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`slo`] |
+//! | how surely it was measured, and whether two runs differ | [`statistics`], [`diff`] |
+//! | whether the harness itself was the limit | [`generator`] |
+//! | warming up until it makes no difference | [`steady`] |
+//! | several targets in turns | [`compare`] |
+//! | the highest rate at which promises are kept | [`saturate`] |
+//! | what the limit of a run was, in words | [`explain`] |
 //! | deliveries against bookings | [`books`] |
 //! | the servers meanwhile: processes, metrics | [`servers`], [`process`] |
 //! | what is done to the system in mid-run, and its recovery | [`events`] |
@@ -33,12 +41,16 @@ pub mod agents;
 pub mod billing;
 pub mod books;
 pub mod collect;
+pub mod compare;
 pub mod content;
 pub mod dedup;
 pub mod device;
+pub mod diff;
 pub mod events;
 pub mod exchange;
+pub mod explain;
 pub mod exporter;
+pub mod generator;
 pub mod growth;
 pub mod latency;
 pub mod live;
@@ -51,15 +63,23 @@ pub mod orphans;
 pub mod pacer;
 pub mod placement;
 pub mod plan;
+pub mod prepare;
 pub mod process;
 pub mod progress;
+pub mod protocol;
 pub mod report;
 pub mod run;
+pub mod saturate;
 pub mod schedule;
 pub mod search;
 pub mod servers;
 pub mod slo;
+pub mod statistics;
+pub mod steady;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod timeline;
 pub mod traffic;
 pub mod wire;
+pub mod workload;

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::Protocol;
+use crate::protocol::signature::Credentials;
+
 /// A system that cannot be driven as it was described.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -21,6 +24,11 @@ pub enum TargetError {
     NoSite { site: String },
     #[error("{url} is not an address of the form http://HOST:PORT")]
     Address { url: String },
+    #[error(
+        "this is no target: write native, s3://KEY:SECRET@HOST:PORT/BUCKET (with ?region=NAME if it has one) or \
+         http://HOST:PORT/PREFIX"
+    )]
+    Target,
 }
 
 /// The part of `endpoints.json` that matters here.
@@ -103,9 +111,9 @@ pub struct Control {
 pub struct Target {
     /// Addresses of the gateways, `http://host:port`; connections are spread over them.
     pub gateways: Vec<String>,
+    /// As whom it is driven; empty where nobody is told apart.
     pub client: String,
-    pub token: String,
-    pub bucket: String,
+    pub protocol: Protocol,
     pub books: Option<Books>,
     pub watched: Vec<Watched>,
     /// `None`: nothing but its gateways is known of the system.
@@ -133,8 +141,7 @@ impl Target {
         Ok(Self {
             gateways: site.gateways.iter().map(|g| g.http.clone()).collect(),
             client: client.to_owned(),
-            token: found.token.clone(),
-            bucket: format!("bench-{client}"),
+            protocol: native(client, &found.token),
             books,
             watched: watched(endpoints),
             control: Some(Control {
@@ -145,14 +152,53 @@ impl Target {
         })
     }
 
+    /// Any S3 endpoint, `s3://KEY:SECRET@HOST:PORT/BUCKET?region=NAME`, or any HTTP server, `http://HOST:PORT/PREFIX`, whose
+    /// files at the prefix are those of the folder `root`. The error does not repeat the address: it may have a secret.
+    pub fn parse(text: &str, root: Option<PathBuf>) -> Result<Self, TargetError> {
+        let of = |authority: &str, client: &str, protocol| {
+            let (_, port) = authority.rsplit_once(':').ok_or(TargetError::Target)?;
+            port.parse::<u16>().map_err(|_| TargetError::Target)?;
+            let url = format!("http://{authority}");
+            Ok(Self {
+                watched: Watched::at("server".into(), &url, None).into_iter().collect(),
+                gateways: vec![url],
+                client: client.to_owned(),
+                protocol,
+                books: None,
+                control: None,
+            })
+        };
+        if let Some(rest) = text.strip_prefix("http://") {
+            let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let prefix = prefix.trim_matches('/').to_owned();
+            return of(authority, "", Protocol::Plain { prefix, root });
+        }
+        let parts = text.strip_prefix("s3://").and_then(|rest| {
+            // A secret may have slashes and more in it, but no @.
+            let (keys, rest) = rest.rsplit_once('@')?;
+            let (access_key, secret_key) = keys.split_once(':')?;
+            let (authority, bucket) = rest.split_once('/')?;
+            let (bucket, region) = bucket.split_once("?region=").unwrap_or((bucket, "us-east-1"));
+            let bucket = bucket.trim_end_matches('/');
+            let named = !bucket.is_empty() && !bucket.contains(['/', '?']);
+            named.then_some((access_key, secret_key, authority, bucket, region))
+        });
+        let (access_key, secret_key, authority, bucket, region) = parts.ok_or(TargetError::Target)?;
+        let credentials = Credentials {
+            access_key: access_key.to_owned(),
+            secret_key: secret_key.to_owned(),
+            region: region.to_owned(),
+        };
+        of(authority, access_key, Protocol::S3 { credentials, bucket: bucket.to_owned() })
+    }
+
     /// A gateway alone: nothing is known of billing, and of processes only the gateway's.
     pub fn at(url: &str, client: &str, token: &str) -> Self {
         let url = url.trim_end_matches('/');
         Self {
             gateways: vec![url.to_owned()],
             client: client.to_owned(),
-            token: token.to_owned(),
-            bucket: format!("bench-{client}"),
+            protocol: native(client, token),
             books: None,
             watched: Watched::at("gateway".into(), url, None).into_iter().collect(),
             control: None,
@@ -165,6 +211,15 @@ impl Watched {
         let port = authority(http).ok().and_then(|(_, port)| port.parse().ok())?;
         Some(Self { server, http: http.to_owned(), port, admin })
     }
+}
+
+/// The name of the bucket that a client's runs go into.
+pub fn bucket_of(client: &str) -> String {
+    format!("bench-{client}")
+}
+
+fn native(client: &str, token: &str) -> Protocol {
+    Protocol::Native { token: token.to_owned(), bucket: bucket_of(client) }
 }
 
 fn watched(endpoints: &Endpoints) -> Vec<Watched> {
@@ -224,7 +279,8 @@ mod tests {
         let endpoints: Endpoints = serde_json::from_str(text).unwrap();
         let target = Target::of(&endpoints, "bob").unwrap();
         assert_eq!(target.gateways, ["http://127.0.0.1:8010"]);
-        assert_eq!(target.bucket, "bench-bob");
+        let Protocol::Native { token, bucket } = &target.protocol else { panic!("{:?}", target.protocol) };
+        assert_eq!((token.as_str(), bucket.as_str()), ("b", "bench-bob"));
         let ports: Vec<u16> = target.watched.iter().map(|w| w.port).collect();
         assert_eq!(ports, [8000, 8004, 8006, 8010, 8012]);
         assert!(target.books.is_some());
@@ -232,5 +288,28 @@ mod tests {
         assert!(error.contains("bob, carol"), "{error}");
         assert!(Target::of(&endpoints, "carol").is_err());
         assert!(authority("https://x").is_err() && authority("http://x:1/p").is_err());
+    }
+    #[test]
+    fn other_servers_are_targets_too() {
+        let target = Target::parse("s3://AKIA:a/b+c:d@127.0.0.1:3900/bench?region=garage", None).unwrap();
+        assert_eq!((target.gateways[0].as_str(), target.client.as_str()), ("http://127.0.0.1:3900", "AKIA"));
+        let Protocol::S3 { credentials, bucket } = target.protocol else { panic!("it is S3") };
+        assert_eq!((credentials.secret_key.as_str(), credentials.region.as_str()), ("a/b+c:d", "garage"));
+        assert_eq!((bucket.as_str(), target.watched[0].port), ("bench", 3900));
+        let target = Target::parse("http://localhost:80/a/b/", Some("/srv".into())).unwrap();
+        assert!(matches!(target.protocol, Protocol::Plain { prefix, root: Some(_) } if prefix == "a/b"));
+        for bad in [
+            "",
+            "ftp://x:1/",
+            "http://x",
+            "s3://x:1/b",
+            "s3://k:s@h:1",
+            "s3://k:s@h:1/",
+            "s3://k:s@h/b",
+            "s3://k:s@h:1/b/c",
+        ] {
+            let error = Target::parse(bad, None).unwrap_err().to_string();
+            assert!(error.contains("s3://KEY:SECRET@"), "{bad}: {error}");
+        }
     }
 }

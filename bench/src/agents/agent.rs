@@ -80,11 +80,9 @@ async fn obey(
     say(&format!("{} connections for {peer}, for {:?}", plan.connections, plan.warmup + plan.duration));
     let pid = std::process::id();
     let before = cpu_time(pid).unwrap_or_default();
-    let expected = if plan.gets() { plan.objects } else { 0 };
-    let expected = Arc::new((0..expected).map(|object| plan.object(object).hash()).collect());
     let progress = Arc::new(Progress::to_pass_on());
     let stage = Stage { start: Some(start), first_worker, progress: Some(progress.clone()) };
-    let driving = drive(&plan, &target, expected, &stage);
+    let driving = drive(&plan, &target, &stage);
     tokio::pin!(driving);
     let mut alive = tokio::time::interval(ALIVE_EVERY);
     let load = loop {

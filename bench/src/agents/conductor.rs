@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::link::{AgentToken, Ask, Link, Order, Side, Tell};
 use super::parts::{Parts, nothing};
 use super::{AgentError, AgentResult, Share, shares, unix_ns};
-use crate::load::Load;
+use crate::load::{Load, Stage};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::target::Target;
@@ -69,8 +69,11 @@ impl Agents {
     }
 
     /// # Errors
-    /// There are fewer connections than agents.
+    /// There are fewer connections than agents, or the plan is of what cannot be shared out.
     pub fn check(&self, plan: &Plan) -> Result<(), AgentError> {
+        if plan.trace.is_some() {
+            return Err(AgentError::Trace);
+        }
         let (agents, connections) = (self.0.len(), plan.connections);
         if agents > connections { Err(AgentError::TooMany { agents, connections }) } else { Ok(()) }
     }
@@ -80,7 +83,8 @@ impl Agents {
         Instant::now() + LEAD
     }
 
-    /// Has all of them drive the target from `start` on. `progress` is told what they do, and whom we lose.
+    /// Has all of them drive the target from `start` on, with workers numbered from the stage's first one. Its progress is
+    /// told what they do, and whom we lose.
     ///
     /// # Errors
     /// None of them brought a result.
@@ -89,9 +93,10 @@ impl Agents {
         plan: &Plan,
         target: &Target,
         start: Instant,
-        progress: Option<&Progress>,
+        stage: &Stage,
     ) -> Result<(Load, Vec<AgentResult>), AgentError> {
-        let shares = shares(plan, self.0.len());
+        let shares = shares(plan, stage.first_worker, self.0.len());
+        let progress = stage.progress.as_deref();
         // What belongs to the operator stays here.
         let target = Target { books: None, watched: Vec::new(), control: None, ..target.clone() };
         let work = self.0.into_iter().zip(shares).map(async |(mut agent, share)| {

@@ -50,6 +50,8 @@ pub enum AgentError {
     Refused { address: String, reason: String },
     #[error("{agents} agents need at least as many connections, and the plan has {connections}")]
     TooMany { agents: usize, connections: usize },
+    #[error("a trace is one sequence of requests, which agents cannot share: replay it without --agent")]
+    Trace,
     #[error("no agent is left: {reasons}")]
     NoneLeft { reasons: String },
     #[error("{listen} cannot be listened on")]
@@ -64,13 +66,13 @@ pub struct Share {
 }
 
 /// Connections as evenly as they go, and the rate by connections.
-pub fn shares(plan: &Plan, agents: usize) -> Vec<Share> {
-    let mut first_worker = 0;
+pub fn shares(plan: &Plan, first_worker: u64, agents: usize) -> Vec<Share> {
+    let mut first_worker = first_worker;
     let share = |agent: usize| {
         let connections = plan.connections / agents + usize::from(agent < plan.connections % agents);
         let part = connections as f64 / plan.connections.max(1) as f64;
         let pace = match plan.pace {
-            Pace::Closed => Pace::Closed,
+            pace @ (Pace::Closed | Pace::Trace { .. }) => pace,
             Pace::Open { rate, arrivals } => Pace::Open { rate: rate * part, arrivals },
         };
         let in_flight_max = ((plan.in_flight_max as f64 * part).ceil() as u64).max(1);
@@ -106,16 +108,15 @@ fn unix_ns() -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Mix, Verify};
+    use crate::plan::Verify;
     use crate::schedule::Arrivals;
+    use crate::workload::{Size, Workload};
 
     #[test]
     fn shares_add_up_and_workers_have_numbers_of_their_own() {
         let plan = Plan {
-            mix: Mix::Get,
-            get_share: 1.0,
-            sizes_bytes: vec![1],
-            objects: 1,
+            workload: Workload::gets(Size::list(&[1]), 1),
+            trace: None,
             connections: 8,
             threads: 1,
             pace: Pace::Open { rate: 100.0, arrivals: Arrivals::Constant },
@@ -126,13 +127,13 @@ mod tests {
             verify: Verify::Off,
             seed: 1,
         };
-        let shares = shares(&plan, 3);
+        let shares = shares(&plan, 16, 3);
         let connections: Vec<(usize, u64)> =
             shares.iter().map(|share| (share.plan.connections, share.first_worker)).collect();
-        assert_eq!(connections, [(3, 0), (3, 3), (2, 6)]);
+        assert_eq!(connections, [(3, 16), (3, 19), (2, 22)]);
         let rate = |share: &Share| match share.plan.pace {
             Pace::Open { rate, .. } => rate,
-            Pace::Closed => 0.0,
+            Pace::Closed | Pace::Trace { .. } => 0.0,
         };
         assert!((shares.iter().map(rate).sum::<f64>() - 100.0).abs() < 1e-9);
         assert!(shares.iter().map(|share| share.plan.in_flight_max).sum::<u64>() >= 10);

@@ -7,6 +7,7 @@ use common::id::DeliveryId;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
+use crate::generator::ThreadTime;
 use crate::latency::{Buckets, Latency};
 use crate::load::Load;
 use crate::measure::{Deliveries, Kind, Series, Tally};
@@ -23,19 +24,24 @@ pub struct Parts {
     errors: Vec<(Op, String, u64)>,
     whole: Vec<DeliveryId>,
     broken: Vec<DeliveryId>,
+    in_part: Vec<DeliveryId>,
     unanswered: u64,
     sources: BTreeMap<String, u64>,
     classes: BTreeMap<String, u64>,
     wrong: u64,
+    stale: u64,
     wrong_examples: Vec<String>,
+    threads: Vec<ThreadTime>,
     written: Vec<(String, Content)>,
+    unsure: Vec<String>,
+    one_hits_missing: u64,
     /// Of the agent's process, while the load was on.
     pub cpu_s: f64,
 }
 
 impl Parts {
     pub fn of(load: Load, cpu: Duration) -> Self {
-        let Load { tally, elapsed, dropped, mut lag, written } = load;
+        let Load { tally, elapsed, dropped, mut lag, threads, written, unsure, one_hits_missing } = load;
         let series = |(kind, mut series): (Kind, Series)| {
             let (response, service) = (series.response.take_buckets(), series.service.take_buckets());
             (kind, series.requests, series.bytes, response, service)
@@ -54,12 +60,17 @@ impl Parts {
             errors: tally.errors.into_iter().map(|((op, code), count)| (op, code, count)).collect(),
             whole: tally.deliveries.whole.into_iter().collect(),
             broken: tally.deliveries.broken.into_iter().collect(),
+            in_part: tally.deliveries.in_part.into_iter().collect(),
             unanswered: tally.deliveries.unanswered,
             sources: tally.deliveries.sources,
             classes: tally.deliveries.classes,
             wrong: tally.wrong,
+            stale: tally.stale,
             wrong_examples: tally.wrong_examples,
+            threads,
             written,
+            unsure,
+            one_hits_missing,
             cpu_s: cpu.as_secs_f64(),
         }
     }
@@ -83,17 +94,22 @@ impl Parts {
             deliveries: Deliveries {
                 whole: self.whole.into_iter().collect(),
                 broken: self.broken.into_iter().collect(),
+                in_part: self.in_part.into_iter().collect(),
                 unanswered: self.unanswered,
                 sources: self.sources,
                 classes: self.classes,
             },
             wrong: self.wrong,
+            stale: self.stale,
             wrong_examples: self.wrong_examples,
         });
         load.elapsed = load.elapsed.max(Duration::try_from_secs_f64(self.elapsed_s).unwrap_or_default());
         load.dropped += self.dropped;
         load.lag.add(&self.lag);
+        load.threads.extend(self.threads);
         load.written.extend(self.written);
+        load.unsure.extend(self.unsure);
+        load.one_hits_missing += self.one_hits_missing;
     }
 }
 
@@ -104,7 +120,10 @@ pub fn nothing(duration: Duration) -> Load {
         elapsed: duration,
         dropped: 0,
         lag: Latency::default(),
+        threads: Vec::new(),
         written: Vec::new(),
+        unsure: Vec::new(),
+        one_hits_missing: 0,
     }
 }
 

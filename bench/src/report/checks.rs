@@ -65,9 +65,10 @@ impl Report {
             name: "contents".into(),
             held: Some(self.wrong_answers == 0 && self.read_back.wrong == 0),
             text: format!(
-                "{} wrong answers (verify {}), {} put and read back",
+                "{} wrong answers (verify {}), {} of them stale, {} put and read back",
                 self.wrong_answers,
                 verify.as_str().unwrap_or_default(),
+                self.stale_reads,
                 self.read_back.read
             ),
         }];
@@ -85,6 +86,16 @@ impl Report {
                 },
             },
         });
+        if let Some(warm_up) = &self.warm_up {
+            let held = warm_up.steady.then_some(true);
+            checks.push(Check { name: "warm-up".into(), held, text: warm_up.to_text() });
+        }
+        if let Some(generator) = &self.generator {
+            // It fails a run only where something was promised.
+            let held =
+                generator.refusal().is_none().then_some(true).or((!self.slos.is_empty()).then_some(false));
+            checks.push(Check { name: "generator".into(), held, text: generator.to_text() });
+        }
         for slo in &self.slos {
             let text = format!("measured {:.6}", slo.measured);
             checks.push(Check { name: slo.slo.clone(), held: Some(slo.kept), text });

@@ -171,6 +171,9 @@ impl Page<'_> {
                 let arrivals = format!("{arrivals:?}").to_lowercase();
                 format!("open loop, {rate} requests a second ({arrivals}), {} connections", plan.connections)
             }
+            Pace::Trace { time_scale } => {
+                format!("a trace, replayed {time_scale} times as fast, {} connections", plan.connections)
+            }
         }
     }
 
@@ -306,7 +309,7 @@ impl Page<'_> {
             Pace::Closed => {
                 "In a closed loop they are the same: nothing waits to be sent, so stalls hide load."
             }
-            Pace::Open { .. } => {
+            Pace::Open { .. } | Pace::Trace { .. } => {
                 "What lies between them is waiting for the system: requests that were due and not sent."
             }
         };

@@ -9,12 +9,14 @@ use crate::events::Happened;
 use crate::events::recovery::Seconds;
 use crate::latency::{Buckets, Latency};
 use crate::measure::Source;
-use crate::plan::{Mix, Op, Pace, Plan, Verify};
+use crate::plan::{Op, Pace, Plan, Verify};
 use crate::process::ProcessCost;
 use crate::report::{Errors, Row, TimelineRow};
 use crate::run::ReadBack;
 use crate::schedule::Arrivals;
 use crate::servers::{CPU, ServerSeries, Servers, Unit};
+use crate::workload::Workload;
+use crate::workload::size::Size;
 
 const HOSTILE: &str = "</script><script>alert(1)</script>|\"'&";
 
@@ -66,10 +68,8 @@ fn sample() -> Report {
         host: Host { cpu: HOSTILE.into(), ..Host::here() },
         client: HOSTILE.into(),
         plan: Plan {
-            mix: Mix::Get,
-            get_share: 1.0,
-            sizes_bytes: vec![4096],
-            objects: 10,
+            workload: Workload::gets(Size::list(&[4096]), 10),
+            trace: None,
             connections: 4,
             threads: 1,
             pace: Pace::Open { rate: 100.0, arrivals: Arrivals::Poisson },
@@ -97,6 +97,8 @@ fn sample() -> Report {
         errors: vec![Errors { op: Op::Put, code: HOSTILE.into(), count: 18 }],
         dropped: 3,
         pacer_lag: Some(summary),
+        warm_up: None,
+        generator: None,
         sources: [("hit".to_owned(), 1600)].into(),
         classes: [(HOSTILE.to_owned(), 1600)].into(),
         processes: vec![ProcessCost {
@@ -129,6 +131,7 @@ fn sample() -> Report {
             lost: Some(HOSTILE.into()),
         }],
         wrong_answers: 1,
+        stale_reads: 0,
         wrong_examples: vec![HOSTILE.into()],
         read_back: ReadBack::default(),
         billing: None,

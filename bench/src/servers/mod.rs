@@ -111,6 +111,7 @@ struct Process {
 }
 
 /// Everything that was sampled.
+#[derive(Default)]
 pub struct Samples {
     measured: (f64, f64),
     processes: Vec<Process>,
