@@ -69,6 +69,7 @@ pub async fn report(work: Work, connections: usize, duration: Duration) -> Repor
         processes: Vec::new(),
         samples: Samples::default(),
         events: Vec::new(),
+        agents: Vec::new(),
         warm_up: None,
         read_back: ReadBack::default(),
         reconciliation: None,
