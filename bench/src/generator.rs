@@ -144,6 +144,10 @@ impl Generator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::{Stage, drive};
+    use crate::plan::{Pace, Plan};
+    use crate::schedule::Arrivals;
+    use crate::testing::{Server, Work, closed_loop};
 
     fn evidence() -> Evidence {
         let thread = ThreadTime { wall_s: 10.0, cpu_s: 5.0, waited_s: 1.0 };
@@ -167,6 +171,20 @@ mod tests {
         let slow = Evidence { lag_p99_us: 8_000.0, response_p99_us: 100_000.0, ..evidence() };
         assert_eq!(fault(slow), "", "the system was slow, not the pacer");
         assert!(fault(Evidence { dropped: 1_000, ..evidence() }).contains("1000 arrivals (1.0 %)"));
+    }
+
+    /// The load begins at a time that is over: every arrival is late, and no fault of the server.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pacer_that_lags_is_seen_in_a_load() {
+        let length = Duration::from_millis(500);
+        let target = Server::start(Work { answer_time: Duration::ZERO, at_once: usize::MAX }).await;
+        let pace = Pace::Open { rate: 200.0, arrivals: Arrivals::Constant };
+        let plan = Plan { pace, ..closed_loop(8, length) };
+        let late = Stage { start: Instant::now().checked_sub(length), ..Stage::default() };
+        let load = drive(&plan, &target, &late).await.unwrap();
+        let refusal = load.generator().refusal().unwrap_or_default();
+        assert!(refusal.contains("ms late (p99)"), "{refusal:?}");
+        assert!(load.threads.len() == 1 && load.threads[0].wall_s > 0.0);
     }
 
     #[test]

@@ -27,6 +27,8 @@ const BACKLOG_SHARE_MAX: f64 = 0.05;
 const ERROR_SHARE_MAX: f64 = 0.001;
 /// To see whether a system comes back, it gets this many times the rate that was too much.
 const OVERLOAD: f64 = 1.5;
+/// With fewer requests in a step fewer than ten lie beyond its p99, and these are chance.
+const REQUESTS_MIN: u64 = 1000;
 /// Rates tried below one that did not hold when it was repeated.
 const STEPS_DOWN_MAX: usize = 6;
 
@@ -60,6 +62,7 @@ pub struct Step {
     pub phase: Phase,
     /// Requests a second that were to start, and those that were answered.
     pub rate: f64,
+    pub requests: u64,
     pub answered_per_s: f64,
     /// Of the response time.
     pub p50_us: f64,
@@ -98,6 +101,7 @@ impl Step {
         Self {
             phase,
             rate,
+            requests: total.requests,
             answered_per_s: total.requests as f64 / load.elapsed.as_secs_f64(),
             p50_us: times.p50_us,
             p99_us: times.p99_us,
@@ -297,6 +301,10 @@ impl Saturation {
             Some(above) => text.push_str(&format!(", and broken at {above:.0}/s")),
             None => text.push_str(", the highest rate that was tried"),
         }
+        let fewest = self.steps.iter().filter(|step| step.rate == rate).map(|step| step.requests).min();
+        if let Some(fewest) = fewest.filter(|fewest| *fewest < REQUESTS_MIN) {
+            text.push_str(&format!("; each time with {fewest} requests only, so use a longer --duration"));
+        }
         match self.recovers {
             Some(true) => text.push_str("; kept again after overload"),
             Some(false) => text.push_str("; NOT kept again right after overload: the system comes back late"),
@@ -328,6 +336,7 @@ mod tests {
         Step {
             phase,
             rate,
+            requests: (rate * 5.0) as u64,
             answered_per_s: rate.min(capacity),
             p50_us: p99_us / 6.6,
             p99_us,
@@ -417,6 +426,11 @@ mod tests {
         // What waits at the end may take 5 % longer and more, so a little above capacity still counts as kept.
         assert!((50.0..450.0).contains(&rate), "{}", found.to_text());
         assert!(found.broken_at.unwrap() < 700.0, "{}", found.to_text());
+        assert!(
+            found.sentence().contains("requests only, so use a longer --duration"),
+            "{}",
+            found.sentence()
+        );
         assert!(found.steps.iter().any(|step| step.phase == Phase::Recovery));
     }
 }

@@ -13,8 +13,11 @@ use clap::Parser;
 use super::Failure;
 use super::run::LoadArgs;
 
-/// Length of each part, after two seconds of warm-up: four parts and what is prepared for them make a minute.
+/// Length of each part, after a warm-up: four parts and what is prepared for them make a minute.
 const PART: &str = "10s";
+const WARMUP: &str = "1s";
+/// Enough to choose from, and few enough to be put in a second or two.
+const OBJECTS: &str = "200";
 /// Times are told at this share of what a closed loop reaches, as users come and not as fast as can be.
 const SHARE: f64 = 0.5;
 
@@ -26,7 +29,8 @@ struct Typed {
 }
 
 fn typed(preset: &str) -> Result<LoadArgs, Failure> {
-    Ok(Typed::try_parse_from(["bench", preset, "--duration", PART])?.load)
+    let line = ["bench", preset, "--duration", PART, "--warmup", WARMUP, "--objects", OBJECTS];
+    Ok(Typed::try_parse_from(line)?.load)
 }
 
 /// Where `dozo up` says that a system runs.

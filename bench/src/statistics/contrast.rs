@@ -212,8 +212,8 @@ mod tests {
     /// Pairs that take turns, A B B A; `slower`: what B's answers take longer by, as a factor.
     fn interleaved(seed: u64, pairs: usize, slower: f64) -> Vec<(Sample, Sample)> {
         let mut machine = Machine::new(seed);
-        let pair = |nth| {
-            if nth % 2 == 0 {
+        let pair = |nth: usize| {
+            if nth.is_multiple_of(2) {
                 let before = machine.run(RUN_SECONDS, 1.0);
                 (before, machine.run(RUN_SECONDS, slower))
             } else {
