@@ -143,7 +143,12 @@ fn write(out: &mut String, snapshot: &Snapshot, planned: f64) -> std::fmt::Resul
             writeln!(out, "{name}_sum{{op=\"{op}\"}} {sum}\n{name}_count{{op=\"{op}\"}} {count}")?;
         }
     }
-    head(out, PLANNED, "gauge", "Requests a second that an open loop is to send; 0 for a closed loop.")?;
+    head(
+        out,
+        PLANNED,
+        "gauge",
+        "Requests a second that an open loop is to send; 0 where the rate is not constant.",
+    )?;
     writeln!(out, "{PLANNED} {planned}")?;
     head(out, CPU, "counter", "Processor time of the load generator.")?;
     writeln!(out, "{CPU} {}", cpu_time(std::process::id()).unwrap_or_default().as_secs_f64())

@@ -105,6 +105,17 @@ impl Buckets {
     }
 }
 
+/// From values in nanoseconds with counts, in any order.
+impl FromIterator<(u64, u64)> for Buckets {
+    fn from_iter<I: IntoIterator<Item = (u64, u64)>>(counts: I) -> Self {
+        let mut all: BTreeMap<u64, u64> = BTreeMap::new();
+        for (ns, count) in counts {
+            *all.entry(ns).or_default() += count;
+        }
+        Self(all.into_iter().collect())
+    }
+}
+
 /// In a report: an HDR histogram of the V2 format in base64, as HdrHistogram's own tools read and write it. The values
 /// are nanoseconds.
 impl Serialize for Buckets {

@@ -14,6 +14,12 @@
 //! | sending it | [`pacer`], [`load`]; [`wire`] and [`exchange`] where every header matters |
 //! | what is put before a run, read back and removed after it | [`prepare`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`slo`] |
+//! | how surely it was measured, and whether two runs differ | [`statistics`], [`diff`] |
+//! | whether the harness itself was the limit | [`generator`] |
+//! | warming up until it makes no difference | [`steady`] |
+//! | several targets in turns | [`compare`] |
+//! | the highest rate at which promises are kept | [`saturate`] |
+//! | what the limit of a run was, in words | [`explain`] |
 //! | deliveries against bookings | [`books`] |
 //! | the servers meanwhile: processes, metrics | [`servers`], [`process`] |
 //! | what is done to the system in mid-run, and its recovery | [`events`] |
@@ -35,12 +41,16 @@ pub mod agents;
 pub mod billing;
 pub mod books;
 pub mod collect;
+pub mod compare;
 pub mod content;
 pub mod dedup;
 pub mod device;
+pub mod diff;
 pub mod events;
 pub mod exchange;
+pub mod explain;
 pub mod exporter;
+pub mod generator;
 pub mod growth;
 pub mod latency;
 pub mod live;
@@ -59,11 +69,16 @@ pub mod progress;
 pub mod protocol;
 pub mod report;
 pub mod run;
+pub mod saturate;
 pub mod schedule;
 pub mod search;
 pub mod servers;
 pub mod slo;
+pub mod statistics;
+pub mod steady;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod timeline;
 pub mod traffic;
 pub mod wire;

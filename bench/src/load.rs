@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use crate::content::Content;
+use crate::generator::{Evidence, Generator, ThreadClock, ThreadTime};
 use crate::latency::Latency;
 use crate::measure::Tally;
 use crate::pacer::{Queue, Span, pace};
@@ -60,12 +61,28 @@ pub struct Load {
     pub dropped: u64,
     /// How late the pacer itself was: the harness's own error.
     pub lag: Latency,
+    /// What the generator's threads did, warm-up included.
+    pub threads: Vec<ThreadTime>,
     /// Last acknowledged content of each key that was put and not deleted since.
     pub written: Vec<(String, Content)>,
     /// Keys whose last change had no answer: they may have a content.
     pub unsure: Vec<String>,
     /// Reads that were to ask for an object nobody asked for, when all of these had been asked for.
     pub one_hits_missing: u64,
+}
+
+impl Load {
+    /// Whether the load generator itself was the limit.
+    pub fn generator(&self) -> Generator {
+        let total = self.tally.total(None);
+        Generator::judge(Evidence {
+            threads: self.threads.clone(),
+            requests: total.requests,
+            dropped: self.dropped,
+            lag_p99_us: self.lag.summary().p99_us,
+            response_p99_us: total.response.summary().p99_us,
+        })
+    }
 }
 
 /// Where a load stands among others, and who looks on.
@@ -146,7 +163,11 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
         let (shared, progress) = (shared.clone(), stage.progress.clone());
         std::thread::Builder::new()
             .name(format!("load-{thread}"))
-            .spawn(move || drop(sender.send(run_thread(&shared, places, progress))))
+            .spawn(move || {
+                let clock = ThreadClock::start();
+                let done = run_thread(&shared, places, progress);
+                drop(sender.send((done, clock.read())));
+            })
             .map_err(LoadError::Threads)?;
         answers.push(receiver);
     }
@@ -156,12 +177,15 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
         elapsed: plan.duration,
         dropped: 0,
         lag: Latency::default(),
+        threads: Vec::new(),
         written: Vec::new(),
         unsure: Vec::new(),
         one_hits_missing: 0,
     };
     for answer in answers {
-        let done = answer.await.map_err(|_| LoadError::Died)?.map_err(LoadError::Threads)?;
+        let (done, time) = answer.await.map_err(|_| LoadError::Died)?;
+        let done = done.map_err(LoadError::Threads)?;
+        load.threads.push(time);
         load.elapsed = load.elapsed.max(done.last_answer.saturating_duration_since(measured_from));
         load.tally.merge(done.tally);
         load.written.extend(done.written);

@@ -33,18 +33,27 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// How long a closed loop runs to find out what its rate is.
 const CALIBRATION: Duration = Duration::from_secs(10);
 
-/// Loads a running Dozo, checks every byte and every booking, and says how fast it was.
+/// Loads a running Dozo, checks every byte and every booking, and says how fast it was. Without a sub-command: the
+/// canonical run of a minute.
 #[derive(Parser)]
 #[command(name = "bench", version)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Drives a workload over HTTP/1.1: a preset, a file or flags; at Dozo, at any S3 endpoint or at any HTTP server.
     Run(Box<RunArgs>),
+    /// Tells of two reports of `run` what became better or worse, with intervals; exit 2 if anything is worse.
+    Diff(commands::diff::DiffArgs),
+    /// Runs one workload against several targets in turns and tells how they differ, with intervals.
+    Compare(Box<commands::compare::CompareArgs>),
+    /// Finds the highest rate at which promises are kept, and how sure that is.
+    Saturate(Box<commands::saturate::SaturateArgs>),
+    /// Tells in words what the limit of a run was, from its report.
+    Explain(commands::explain::ExplainArgs),
     /// Drives PUT, GET, ranges, HEAD, LIST and DELETE and checks every answer, while something else happens to the
     /// system: exit 2 if one request fails, one byte or listing is wrong, or one delivery is not booked once.
     Mixed(MixedArgs),
@@ -278,8 +287,15 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let done = match cli.command {
+    let Some(command) = cli.command else {
+        return done(runtime.block_on(commands::canonical::run()));
+    };
+    let result = match command {
         Command::Run(args) => runtime.block_on(args.run()),
+        Command::Diff(args) => commands::diff::run(&args),
+        Command::Compare(args) => runtime.block_on(commands::compare::run(&args)),
+        Command::Saturate(args) => runtime.block_on(commands::saturate::run(&args)),
+        Command::Explain(args) => commands::explain::run(&args),
         Command::Mixed(args) => run_mixed(args),
         Command::Growth(args) => run_growth(args),
         Command::Dedup(args) => run_dedup(&args),
@@ -292,7 +308,11 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(&args),
         Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
-    match done {
+    done(result)
+}
+
+fn done(result: Result<bool, Failure>) -> ExitCode {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(2),
         Err(error) => fail(&*error),

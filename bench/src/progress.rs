@@ -44,15 +44,35 @@ pub struct Snapshot {
 
 /// Shared by the generator's threads and by who looks on.
 #[derive(Default)]
-pub struct Progress(Mutex<Snapshot>);
+pub struct Progress {
+    snapshot: Mutex<Snapshot>,
+    /// What was not passed on yet to somebody who adds it to a progress elsewhere; `None` if there is nobody.
+    passed_on: Option<Mutex<BTreeMap<(u64, Lane), Second>>>,
+}
 
 impl Progress {
+    /// One that also keeps what is told, to be passed on.
+    pub fn to_pass_on() -> Self {
+        Self { passed_on: Some(Mutex::default()), ..Self::default() }
+    }
+
+    /// What was told since the last time.
+    pub fn take(&self) -> Vec<(u64, Lane, Second)> {
+        let Some(waiting) = &self.passed_on else { return Vec::new() };
+        let waiting = std::mem::take(&mut *waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.into_iter().map(|((second, lane), part)| (second, lane, part)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A part of a second: one thread's, or one connection's.
     pub fn add(&self, second: u64, lane: Lane, part: &Second) {
+        if let Some(waiting) = &self.passed_on {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.entry((second, lane)).or_default().merge(part.clone());
+        }
         let mut snapshot = self.lock();
         snapshot.total.entry(lane).or_default().add(part);
         snapshot.recent.entry(second).or_default().add(part);
@@ -83,7 +103,7 @@ mod tests {
 
     #[test]
     fn seconds_are_told_once_they_are_over() {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::to_pass_on());
         let mut timeline = Timeline::default();
         timeline.tell(Some(progress.clone()));
         let kind = Kind { op: Op::Get, source: Source::Hit, size: SizeClass::of(1) };
@@ -101,6 +121,10 @@ mod tests {
             let total = &snapshot.total[&(Op::Get, Source::Hit)];
             assert_eq!((total.bytes, total.response.count()), (30, 3));
         });
+        let elsewhere = Progress::default();
+        progress.take().iter().for_each(|(second, lane, part)| elsewhere.add(*second, *lane, part));
+        assert_eq!(elsewhere.look(|snapshot| snapshot.total[&(Op::Get, Source::Hit)].requests), 3);
+        assert_eq!(progress.take(), []);
         for second in 10..1000 {
             progress.add(second, (Op::Get, Source::Hit), &Second::default());
         }

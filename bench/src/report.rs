@@ -17,6 +17,7 @@ use crate::agents::AgentResult;
 use crate::books::Reconciliation;
 use crate::events::Happened;
 use crate::events::recovery::{Recovery, Seconds};
+use crate::generator::Generator;
 use crate::latency::{Buckets, LatencySummary};
 use crate::measure::{Kind, Series, Source};
 use crate::plan::{Op, Pace, Plan};
@@ -24,12 +25,13 @@ use crate::process::ProcessCost;
 use crate::run::{Outcome, ReadBack};
 use crate::servers::Servers;
 use crate::slo::SloResult;
+use crate::steady::WarmUp;
 use crate::timeline::Second;
 
 mod chart;
 mod checks;
 mod csv;
-mod escape;
+pub(crate) mod escape;
 mod host;
 mod html;
 mod markdown;
@@ -63,6 +65,12 @@ pub struct Report {
     pub dropped: u64,
     /// Open loop: how late the pacer itself let requests go; what is not small here is the harness's fault.
     pub pacer_lag: Option<LatencySummary>,
+    /// `None` if the warm-up had a fixed length.
+    #[serde(default)]
+    pub warm_up: Option<WarmUp>,
+    /// Whether the load generator itself was the limit.
+    #[serde(default)]
+    pub generator: Option<Generator>,
     pub sources: BTreeMap<String, u64>,
     pub classes: BTreeMap<String, u64>,
     pub processes: Vec<ProcessCost>,
@@ -186,6 +194,7 @@ impl Report {
             slos,
             ..
         } = outcome;
+        let generator = load.generator();
         let tally = load.tally;
         let mut results: Vec<Row> = Vec::new();
         for (kind, series) in &tally.series {
@@ -218,6 +227,8 @@ impl Report {
             dropped: load.dropped,
             pacer_lag: (plan.pace != Pace::Closed).then(|| load.lag.summary()),
             plan,
+            warm_up: outcome.warm_up,
+            generator: Some(generator),
             sources: tally.deliveries.sources,
             classes: tally.deliveries.classes,
             processes,

@@ -1,7 +1,8 @@
 //! A whole run: prepare, drive, read back, reconcile, judge.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::client::{CallError, HttpClient};
 use serde::{Deserialize, Serialize};
@@ -11,14 +12,19 @@ use crate::agents::{AgentError, AgentResult, Agents};
 use crate::books::{self, Booked, Reconciliation};
 use crate::events::{Crew, EventError, Happened, Planned};
 use crate::load::{Load, LoadError, Stage, drive};
-use crate::measure::Deliveries;
+use crate::measure::{Deliveries, Tally};
 use crate::plan::Plan;
 use crate::prepare::{clean, prepare, read_back};
 use crate::process::ProcessCost;
 use crate::progress::Progress;
 use crate::servers::{Sampler, Samples};
 use crate::slo::{Slo, SloResult};
+use crate::steady::{self, WarmUp};
 use crate::target::Target;
+use crate::timeline::Timeline;
+
+/// Length of the loads that warm up: after each it is looked whether it was enough.
+const WARM_UP_LOAD: Duration = Duration::from_secs(4);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -44,6 +50,8 @@ pub struct Options {
     pub keep: bool,
     /// What is done to the system in mid-run.
     pub events: Vec<Planned>,
+    /// Warm up until nothing moves any more, for so many seconds at most; the plan's warm-up comes after it.
+    pub warm_up_seconds_max: Option<usize>,
     /// Is told each second what was done in it.
     pub progress: Option<Arc<Progress>>,
     /// Addresses of the agents that send the load in our place, and what we prove ourselves to them with.
@@ -66,6 +74,8 @@ pub struct Outcome {
     pub samples: Samples,
     pub events: Vec<Happened>,
     pub agents: Vec<AgentResult>,
+    /// `None` if the warm-up had a fixed length.
+    pub warm_up: Option<WarmUp>,
     pub read_back: ReadBack,
     /// `None` when the target's billing servers are not known.
     pub reconciliation: Option<Reconciliation>,
@@ -86,6 +96,8 @@ impl Outcome {
             && self.agents.iter().all(|agent| agent.lost.is_none())
             && self.events.iter().all(|event| event.error.is_none())
             && self.slos.iter().all(|slo| slo.kept)
+            // A promise counts for nothing if it was the generator that kept the system from breaking it.
+            && (self.slos.is_empty() || self.load.generator().refusal().is_none())
     }
 }
 
@@ -108,22 +120,29 @@ pub async fn run(
         Some(books) => Some(books::settled(&http, books).await.map_err(RunError::Books)?),
         None => None,
     };
+    let mut warmed = Warmed::default();
+    if let Some(max) = options.warm_up_seconds_max {
+        say(&format!("warming up until it is steady, for {max} s at most"));
+        warmed = warm_up(&plan, target, max).await?;
+    }
+    if let Some(warm_up) = &warmed.warm_up {
+        say(&warm_up.to_text());
+    }
     say(&format!("running for {:?} after {:?} of warm-up", plan.duration, plan.warmup));
     let start = if agents.is_some() { Agents::start_time() } else { Instant::now() };
-    let stage = Stage { start: Some(start), progress: options.progress.clone(), ..Stage::default() };
+    let first_worker = warmed.first_worker;
+    let stage = Stage { start: Some(start), progress: options.progress.clone(), first_worker };
     let sampler = Sampler::start(target, &options.pids, start, plan.warmup, plan.duration);
     let sampler = sampler.map_err(RunError::Sampler)?;
     let crew = crew.start(start + plan.warmup, options.progress.clone())?;
     let load = match agents {
-        Some(agents) => {
-            let driven = agents.drive(&plan, target, start, options.progress.as_ref()).await;
-            driven.map_err(RunError::Agent)
-        }
+        Some(agents) => agents.drive(&plan, target, start, &stage).await.map_err(RunError::Agent),
         None => drive(&plan, target, &stage).await.map(|load| (load, Vec::new())).map_err(RunError::Load),
     };
     let events = crew.dismiss(start);
     let samples = sampler.finish();
     let (mut load, agents) = load?;
+    let warm_up = warmed.join(&mut load);
     if load.one_hits_missing > 0 {
         let missing = load.one_hits_missing;
         say(&format!(
@@ -153,12 +172,51 @@ pub async fn run(
         samples,
         events,
         agents,
+        warm_up,
         read_back,
         reconciliation,
         slos,
         prepared_bytes,
         left_behind,
     })
+}
+
+/// Loads that warmed the system up: what they delivered and wrote belongs to the run, their times do not.
+#[derive(Default)]
+struct Warmed {
+    warm_up: Option<WarmUp>,
+    loads: Vec<Load>,
+    /// The first number that no worker of theirs had.
+    first_worker: u64,
+}
+
+impl Warmed {
+    fn join(self, load: &mut Load) -> Option<WarmUp> {
+        for warm in self.loads {
+            load.tally.merge(Tally { series: BTreeMap::new(), timeline: Timeline::default(), ..warm.tally });
+            load.written.extend(warm.written);
+            load.unsure.extend(warm.unsure);
+            load.one_hits_missing += warm.one_hits_missing;
+        }
+        self.warm_up
+    }
+}
+
+async fn warm_up(plan: &Plan, target: &Target, seconds_max: usize) -> Result<Warmed, LoadError> {
+    let plan = Plan { warmup: Duration::ZERO, duration: WARM_UP_LOAD, ..plan.clone() };
+    let mut warmed = Warmed::default();
+    let warm_up = steady::warm_up(seconds_max, async |nth| {
+        // Other workers each time, so that they choose and put other things.
+        warmed.first_worker = (nth + 1) * plan.connections as u64;
+        let stage = Stage { first_worker: nth * plan.connections as u64, ..Stage::default() };
+        let load = drive(&plan, target, &stage).await?;
+        let beats = steady::beats(&load.tally, plan.duration.as_secs());
+        warmed.loads.push(load);
+        Ok::<_, LoadError>(beats)
+    });
+    let warm_up = warm_up.await?;
+    warmed.warm_up = Some(warm_up);
+    Ok(warmed)
 }
 
 async fn reconcile(

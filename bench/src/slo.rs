@@ -38,6 +38,12 @@ pub struct SloResult {
     pub kept: bool,
 }
 
+impl std::fmt::Display for Slo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl FromStr for Slo {
     type Err = String;
 

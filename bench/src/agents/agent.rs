@@ -12,6 +12,7 @@ use super::parts::Parts;
 use super::{AgentError, unix_ns};
 use crate::load::{Stage, drive};
 use crate::process::cpu_time;
+use crate::progress::Progress;
 
 /// How often a conductor hears that the load goes on.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -79,14 +80,15 @@ async fn obey(
     say(&format!("{} connections for {peer}, for {:?}", plan.connections, plan.warmup + plan.duration));
     let pid = std::process::id();
     let before = cpu_time(pid).unwrap_or_default();
-    let stage = Stage { start: Some(start), first_worker, progress: None };
+    let progress = Arc::new(Progress::to_pass_on());
+    let stage = Stage { start: Some(start), first_worker, progress: Some(progress.clone()) };
     let driving = drive(&plan, &target, &stage);
     tokio::pin!(driving);
     let mut alive = tokio::time::interval(ALIVE_EVERY);
     let load = loop {
         tokio::select! {
             load = &mut driving => break load,
-            _ = alive.tick() => link.send(&Tell::Alive).await?,
+            _ = alive.tick() => link.send(&Tell::Alive { seconds: progress.take() }).await?,
         }
     };
     let cpu = cpu_time(pid).unwrap_or_default().saturating_sub(before);

@@ -1,6 +1,5 @@
 //! The side that gives orders: greets the agents, reads their clocks, has them begin at one time, adds up their results.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -9,7 +8,7 @@ use tokio::net::TcpStream;
 use super::link::{AgentToken, Ask, Link, Order, Side, Tell};
 use super::parts::{Parts, nothing};
 use super::{AgentError, AgentResult, Share, shares, unix_ns};
-use crate::load::Load;
+use crate::load::{Load, Stage};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::target::Target;
@@ -70,15 +69,15 @@ impl Agents {
     }
 
     /// # Errors
-    /// There are fewer connections than agents, or the load cannot be shared.
+    /// There are fewer connections than agents, or the plan is of what cannot be shared out.
     pub fn check(&self, plan: &Plan) -> Result<(), AgentError> {
-        let (agents, connections) = (self.0.len(), plan.connections);
         if plan.trace.is_some() {
-            return Err(AgentError::NotShared { what: "a trace" });
+            return Err(AgentError::Trace);
         }
         if plan.one_hit_objects() > 0 {
-            return Err(AgentError::NotShared { what: "objects that are asked for once" });
+            return Err(AgentError::OneHit);
         }
+        let (agents, connections) = (self.0.len(), plan.connections);
         if agents > connections { Err(AgentError::TooMany { agents, connections }) } else { Ok(()) }
     }
 
@@ -87,7 +86,8 @@ impl Agents {
         Instant::now() + LEAD
     }
 
-    /// Has all of them drive the target from `start` on. `progress` is told whom we lose.
+    /// Has all of them drive the target from `start` on, with workers numbered from the stage's first one. Its progress is
+    /// told what they do, and whom we lose.
     ///
     /// # Errors
     /// None of them brought a result.
@@ -96,15 +96,16 @@ impl Agents {
         plan: &Plan,
         target: &Target,
         start: Instant,
-        progress: Option<&Arc<Progress>>,
+        stage: &Stage,
     ) -> Result<(Load, Vec<AgentResult>), AgentError> {
-        let shares = shares(plan, self.0.len());
+        let shares = shares(plan, stage.first_worker, self.0.len());
+        let progress = stage.progress.as_deref();
         // What belongs to the operator stays here.
         let target = Target { books: None, watched: Vec::new(), control: None, ..target.clone() };
         let work = self.0.into_iter().zip(shares).map(async |(mut agent, share)| {
             let connections = share.plan.connections;
             let mut clock = Clock { offset_ns: 0, round_trip_ns: 0 };
-            let parts = agent.work(share, target.clone(), start, &mut clock).await;
+            let parts = agent.work(share, target.clone(), start, &mut clock, progress).await;
             if let (Err(error), Some(progress)) = (&parts, progress) {
                 progress.note(format!("agent {} is lost: {}", agent.address, common::error::chain(error)));
             }
@@ -154,6 +155,7 @@ impl Agent {
         target: Target,
         start: Instant,
         clock: &mut Clock,
+        progress: Option<&Progress>,
     ) -> Result<Parts, AgentError> {
         *clock = self.clock().await?;
         let until_start = start.saturating_duration_since(Instant::now()).as_nanos() as i128;
@@ -166,7 +168,11 @@ impl Agent {
         }
         loop {
             match self.link.receive(ALIVE_TIME_MAX).await? {
-                Tell::Alive => {}
+                Tell::Alive { seconds } => {
+                    for (second, lane, part) in &seconds {
+                        progress.iter().for_each(|progress| progress.add(*second, *lane, part));
+                    }
+                }
                 Tell::Done(parts) => return Ok(*parts),
                 other => return Err(self.unexpected(other)),
             }

@@ -13,6 +13,7 @@ use super::AgentError;
 use super::parts::Parts;
 use crate::plan::Plan;
 use crate::target::Target;
+use crate::timeline::{Lane, Second};
 
 /// Results with the ids of all deliveries are long; nothing else is.
 const MESSAGE_LEN_MAX: u32 = 1 << 30;
@@ -80,8 +81,10 @@ pub enum Tell {
         unix_ns: i128,
     },
     Accepted,
-    /// The load goes on.
-    Alive,
+    /// The load goes on, and this was done since the last time.
+    Alive {
+        seconds: Vec<(u64, Lane, Second)>,
+    },
     Done(Box<Parts>),
     Refused {
         reason: String,

@@ -6,6 +6,9 @@
 //! Distributions are merged as histograms, and seconds of the timeline by their number, so the sum is exact. An agent
 //! that is lost takes its results with it; the others go on, and the report says what is missing.
 //!
+//! Both sides prove that they have the same token, but nothing is encrypted: the client's own token travels to the agents,
+//! so this is for networks that one trusts.
+//!
 //! | looking for | module |
 //! |---|---|
 //! | messages, and how both sides prove that they have the token | [`link`] |
@@ -47,8 +50,10 @@ pub enum AgentError {
     Refused { address: String, reason: String },
     #[error("{agents} agents need at least as many connections, and the plan has {connections}")]
     TooMany { agents: usize, connections: usize },
-    #[error("agents do not share {what}: run it without --agents")]
-    NotShared { what: &'static str },
+    #[error("a trace is one sequence of requests, which agents cannot share: replay it without --agent")]
+    Trace,
+    #[error("objects that are asked for once cannot be shared out to agents: run without --agent or one_hit_ratio")]
+    OneHit,
     #[error("no agent is left: {reasons}")]
     NoneLeft { reasons: String },
     #[error("{listen} cannot be listened on")]
@@ -63,13 +68,13 @@ pub struct Share {
 }
 
 /// Connections as evenly as they go, and the rate by connections.
-pub fn shares(plan: &Plan, agents: usize) -> Vec<Share> {
-    let mut first_worker = 0;
+pub fn shares(plan: &Plan, first_worker: u64, agents: usize) -> Vec<Share> {
+    let mut first_worker = first_worker;
     let share = |agent: usize| {
         let connections = plan.connections / agents + usize::from(agent < plan.connections % agents);
         let part = connections as f64 / plan.connections.max(1) as f64;
         let pace = match plan.pace {
-            Pace::Closed | Pace::Trace { .. } => plan.pace,
+            pace @ (Pace::Closed | Pace::Trace { .. }) => pace,
             Pace::Open { rate, arrivals } => Pace::Open { rate: rate * part, arrivals },
         };
         let in_flight_max = ((plan.in_flight_max as f64 * part).ceil() as u64).max(1);
@@ -124,10 +129,10 @@ mod tests {
             verify: Verify::Off,
             seed: 1,
         };
-        let shares = shares(&plan, 3);
+        let shares = shares(&plan, 16, 3);
         let connections: Vec<(usize, u64)> =
             shares.iter().map(|share| (share.plan.connections, share.first_worker)).collect();
-        assert_eq!(connections, [(3, 0), (3, 3), (2, 6)]);
+        assert_eq!(connections, [(3, 16), (3, 19), (2, 22)]);
         let rate = |share: &Share| match share.plan.pace {
             Pace::Open { rate, .. } => rate,
             Pace::Closed | Pace::Trace { .. } => 0.0,

@@ -7,6 +7,7 @@ use common::id::DeliveryId;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
+use crate::generator::ThreadTime;
 use crate::latency::{Buckets, Latency};
 use crate::load::Load;
 use crate::measure::{Deliveries, Kind, Series, Tally};
@@ -28,8 +29,9 @@ pub struct Parts {
     sources: BTreeMap<String, u64>,
     classes: BTreeMap<String, u64>,
     wrong: u64,
-    wrong_examples: Vec<String>,
     stale: u64,
+    wrong_examples: Vec<String>,
+    threads: Vec<ThreadTime>,
     written: Vec<(String, Content)>,
     unsure: Vec<String>,
     one_hits_missing: u64,
@@ -39,7 +41,7 @@ pub struct Parts {
 
 impl Parts {
     pub fn of(load: Load, cpu: Duration) -> Self {
-        let Load { tally, elapsed, dropped, mut lag, written, unsure, one_hits_missing } = load;
+        let Load { tally, elapsed, dropped, mut lag, threads, written, unsure, one_hits_missing } = load;
         let series = |(kind, mut series): (Kind, Series)| {
             let (response, service) = (series.response.take_buckets(), series.service.take_buckets());
             (kind, series.requests, series.bytes, response, service)
@@ -65,6 +67,7 @@ impl Parts {
             wrong: tally.wrong,
             stale: tally.stale,
             wrong_examples: tally.wrong_examples,
+            threads,
             written,
             unsure,
             one_hits_missing,
@@ -103,6 +106,7 @@ impl Parts {
         load.elapsed = load.elapsed.max(Duration::try_from_secs_f64(self.elapsed_s).unwrap_or_default());
         load.dropped += self.dropped;
         load.lag.add(&self.lag);
+        load.threads.extend(self.threads);
         load.written.extend(self.written);
         load.unsure.extend(self.unsure);
         load.one_hits_missing += self.one_hits_missing;
@@ -116,6 +120,7 @@ pub fn nothing(duration: Duration) -> Load {
         elapsed: duration,
         dropped: 0,
         lag: Latency::default(),
+        threads: Vec::new(),
         written: Vec::new(),
         unsure: Vec::new(),
         one_hits_missing: 0,

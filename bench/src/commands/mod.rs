@@ -1,9 +1,15 @@
 //! The arguments of sub-commands, and what each does with them.
 
 pub mod agent;
+pub mod canonical;
+pub mod compare;
+pub mod diff;
+pub mod explain;
 pub mod observe;
 pub mod report;
 pub mod run;
+pub mod saturate;
+pub mod warmup;
 
 use std::path::Path;
 

@@ -18,6 +18,7 @@ use clap::ValueEnum;
 use common::config::parse_bytes;
 
 use super::observe::ObserveArgs;
+use super::warmup::Warmup;
 use super::{Failure, half_the_cores, random_seed, tell};
 
 const DURATION: Duration = Duration::from_secs(10);
@@ -33,9 +34,21 @@ enum OneOp {
 
 #[derive(clap::Args)]
 pub struct RunArgs {
-    preset: Option<Preset>,
+    #[command(flatten)]
+    load: LoadArgs,
     #[command(flatten)]
     target: TargetArgs,
+    #[command(flatten)]
+    observe: ObserveArgs,
+    /// Write the result as one JSON object to a file, or to standard output with -.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What is asked for, how fast, and what has to hold.
+#[derive(clap::Args)]
+pub struct LoadArgs {
+    preset: Option<Preset>,
     #[command(flatten)]
     workload: WorkloadArgs,
     #[arg(long)]
@@ -44,7 +57,7 @@ pub struct RunArgs {
     /// request when it has its answer.
     #[arg(long, conflicts_with = "trace")]
     rate: Option<f64>,
-    #[arg(long, default_value = "poisson", requires = "rate")]
+    #[arg(long, default_value = "poisson")]
     arrivals: Arrivals,
     /// Replays a trace of lines `time id size` (seconds, a number, bytes), in place of the workload: as long as it lasts
     /// unless --duration is shorter.
@@ -59,8 +72,9 @@ pub struct RunArgs {
     /// Of the measured part; 10s by default.
     #[arg(long, value_parser = parse_duration)]
     duration: Option<Duration>,
-    #[arg(long, value_parser = parse_duration, default_value = "2s")]
-    warmup: Duration,
+    /// A time, or auto: until the share of hits and the median have stopped moving, for a minute at most.
+    #[arg(long, default_value = "2s")]
+    warmup: Warmup,
     /// Longest time for one request.
     #[arg(long, value_parser = parse_duration, default_value = "60s")]
     request_time: Duration,
@@ -81,11 +95,6 @@ pub struct RunArgs {
     /// Leave the contents of the run where they are.
     #[arg(long)]
     keep: bool,
-    #[command(flatten)]
-    observe: ObserveArgs,
-    /// Write the result as one JSON object to a file, or to standard output with -.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
 }
 
 /// What is driven.
@@ -205,26 +214,45 @@ impl WorkloadArgs {
 impl RunArgs {
     pub async fn run(&self) -> Result<bool, Failure> {
         let target = self.target.target()?;
-        let plan = self.plan()?;
+        let plan = self.load.plan()?;
         let progress = Arc::new(Progress::default());
         let options = Options {
-            slos: self.slos.clone(),
-            pids: self.pids.clone(),
-            keep: self.keep,
             events: self.observe.events()?,
             progress: Some(progress.clone()),
             agents: self.observe.agents()?,
+            ..self.load.options()
         };
         let live = self.observe.show(&plan, &progress)?;
-        let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
+        let outcome = tokio::select! {
+            outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")) => outcome?,
+            // What was paused goes on; contents of the run stay.
+            _ = tokio::signal::ctrl_c() => return Err("interrupted: there is no result".into()),
+        };
         drop(live);
         let report = Report::of(outcome);
         self.observe.write(&report)?;
         tell(&report, &report.to_text(), self.json.as_deref())?;
         Ok(report.passed)
     }
+}
 
-    fn plan(&self) -> Result<Plan, Failure> {
+impl LoadArgs {
+    pub fn arrivals(&self) -> Arrivals {
+        self.arrivals
+    }
+
+    /// Everything of a run beside its plan, but events.
+    pub fn options(&self) -> Options {
+        Options {
+            slos: self.slos.clone(),
+            pids: self.pids.clone(),
+            keep: self.keep,
+            warm_up_seconds_max: self.warmup.seconds_max().filter(|_| self.trace.is_none()),
+            ..Options::default()
+        }
+    }
+
+    pub fn plan(&self) -> Result<Plan, Failure> {
         let (workload, connections) = self.workload.workload(self.preset)?;
         let positive = |what: &str, good: bool| {
             if good { Ok(()) } else { Err(format!("{what} must be above 0")) }
@@ -248,7 +276,7 @@ impl RunArgs {
             pace,
             in_flight_max: self.in_flight,
             // All of a trace is measured.
-            warmup: if trace.is_some() { Duration::ZERO } else { self.warmup },
+            warmup: if trace.is_some() { Duration::ZERO } else { self.warmup.plan() },
             duration: self
                 .duration
                 .map_or(length, |asked| if trace.is_some() { asked.min(length) } else { asked }),

@@ -44,10 +44,10 @@ struct State {
     started: Vec<Child>,
 }
 
-/// The crew at work.
+/// The crew at work. When dropped it ends its work too, but tells nobody.
 pub struct AtWork {
     stop: watch::Sender<bool>,
-    thread: JoinHandle<Vec<(Instant, Happened)>>,
+    thread: Option<JoinHandle<Vec<(Instant, Happened)>>>,
     place: Place,
 }
 
@@ -89,7 +89,10 @@ impl Crew {
                 let others = others.join(", ");
                 return Err(EventError::Shared { event: event.text.clone(), pid, others });
             }
-            place.state().pids.insert(server.server.clone(), pid);
+            let mut state = place.state();
+            state.pids.insert(server.server.clone(), pid);
+            // For the case that it ends before it is ended.
+            state.lines.extend(CommandLine::of(pid).ok().map(|line| (server.server.clone(), line)));
         }
         Ok(Self { planned: planned.to_vec(), place })
     }
@@ -109,29 +112,42 @@ impl Crew {
             runtime.block_on(join_all(events)).into_iter().flatten().collect()
         };
         let thread = std::thread::Builder::new().name("events".into()).spawn(work);
-        Ok(AtWork { stop, thread: thread.map_err(EventError::Thread)?, place: self.place })
+        Ok(AtWork { stop, thread: Some(thread.map_err(EventError::Thread)?), place: self.place })
     }
 }
 
 impl AtWork {
     /// Ends the work and tells what happened, at times since `start`.
-    pub fn dismiss(self, start: Instant) -> Vec<Happened> {
-        // The receiver may be gone: then all is done.
-        let _all_done = self.stop.send(true);
-        let happened = match self.thread.join() {
-            Ok(happened) => happened,
-            Err(panic) => std::panic::resume_unwind(panic),
+    pub fn dismiss(mut self, start: Instant) -> Vec<Happened> {
+        let happened = match self.end() {
+            Some(Ok(happened)) => happened,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Vec::new(),
         };
-        let paused = std::mem::take(&mut self.place.state().paused);
-        for pid in paused {
-            // It may have been killed meanwhile.
-            let _is_gone = signal(pid, libc::SIGCONT);
-        }
         let since = |at: Instant| at.saturating_duration_since(start).as_secs_f64();
         let mut happened: Vec<Happened> =
             happened.into_iter().map(|(at, event)| Happened { at_s: since(at), ..event }).collect();
         happened.sort_by(|one, other| one.at_s.total_cmp(&other.at_s));
         happened
+    }
+
+    fn end(&mut self) -> Option<std::thread::Result<Vec<(Instant, Happened)>>> {
+        let thread = self.thread.take()?;
+        // The receiver may be gone: then all is done.
+        let _all_done = self.stop.send(true);
+        let happened = thread.join();
+        for pid in std::mem::take(&mut self.place.state().paused) {
+            // It may have been killed meanwhile.
+            let _is_gone = signal(pid, libc::SIGCONT);
+        }
+        Some(happened)
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        // A panic was told by its thread.
+        let _told = self.end();
     }
 }
 
@@ -192,7 +208,7 @@ impl Place {
 
     async fn treat(&self, deed: Deed, name: &str) -> Result<(), String> {
         let server = self.server(name).map_err(|error| error.to_string())?;
-        let pid = self.state().pids.get(&server.server).copied();
+        let pid = self.state().pids.get(&server.server).copied().filter(|pid| !has_ended(*pid));
         let running = || pid.ok_or_else(|| format!("{name} does not run"));
         let sent =
             |pid: u32, number: i32| signal(pid, number).map_err(|error| format!("process {pid}: {error}"));

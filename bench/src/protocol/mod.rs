@@ -18,16 +18,14 @@ pub mod signature;
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 pub use client::{Client, Listed, Page, Stored};
+use serde::{Deserialize, Serialize};
 use signature::Credentials;
 
 use crate::plan::Op;
 
 /// How a target is spoken to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Dozo's own API.
     Native { token: String, bucket: String },

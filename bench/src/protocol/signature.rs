@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use ring::{digest, hmac};
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 /// Stands in the place of the body's hash: TLS or the reader's own checks protect the body.
 pub const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// Whoever signs, and for where.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 pub struct Credentials {
     pub access_key: String,
     pub secret_key: String,

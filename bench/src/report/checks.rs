@@ -86,6 +86,16 @@ impl Report {
                 },
             },
         });
+        if let Some(warm_up) = &self.warm_up {
+            let held = warm_up.steady.then_some(true);
+            checks.push(Check { name: "warm-up".into(), held, text: warm_up.to_text() });
+        }
+        if let Some(generator) = &self.generator {
+            // It fails a run only where something was promised.
+            let held =
+                generator.refusal().is_none().then_some(true).or((!self.slos.is_empty()).then_some(false));
+            checks.push(Check { name: "generator".into(), held, text: generator.to_text() });
+        }
         for slo in &self.slos {
             let text = format!("measured {:.6}", slo.measured);
             checks.push(Check { name: slo.slo.clone(), held: Some(slo.kept), text });

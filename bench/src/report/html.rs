@@ -26,7 +26,7 @@ impl Report {
         let unmeasured = [
             (0.0, overview.warmup_s, "warm-up"),
             // The rest of a second is nothing to look at.
-            (overview.arrivals_end_s, overview.end_s, "nothing new, only answers to what had waited"),
+            (overview.arrivals_end_s, overview.end_s, "only answers to what had waited"),
         ];
         let page = Page { report: self, overview, bands: bands(self), unmeasured };
         let mut out = String::new();
@@ -143,14 +143,14 @@ impl Page<'_> {
         let mut tiles = vec![
             (show_number(report.requests_per_s()), "requests a second"),
             (format!("{}/s", show_bytes_short(report.bytes_per_s())), "content bytes"),
-            (show_us(summary.p50_us), "response time, p50"),
-            (show_us(summary.p99_us), "response time, p99"),
-            (show_us(summary.p999_us), "response time, p99.9"),
+            (show_us(summary.p50_us), "p50 response"),
+            (show_us(summary.p99_us), "p99 response"),
+            (show_us(summary.p999_us), "p99.9 response"),
             (report.error_count().to_string(), "errors"),
         ];
         if let Some(billing) = &report.billing {
-            let booked = format!("{} of {}", billing.service.complete, billing.delivered);
-            tiles.push((booked, "deliveries booked"));
+            let booked = format!("{}/{}", billing.service.complete, billing.delivered);
+            tiles.push((booked, "booked/delivered"));
         }
         if report.plan.pace != Pace::Closed {
             tiles.push((report.dropped.to_string(), "arrivals never sent"));
@@ -172,7 +172,7 @@ impl Page<'_> {
                 format!("open loop, {rate} requests a second ({arrivals}), {} connections", plan.connections)
             }
             Pace::Trace { time_scale } => {
-                format!("a trace, its time {time_scale} times as fast, {} connections", plan.connections)
+                format!("a trace, replayed {time_scale} times as fast, {} connections", plan.connections)
             }
         }
     }
@@ -209,7 +209,10 @@ impl Page<'_> {
         if self.overview.piece_s > 1 {
             note = format!("Means of {} s", self.overview.piece_s);
         }
-        write!(out, "<h2>Over time</h2><p class=\"faint\">{note}. Grey: not measured.",)?;
+        write!(
+            out,
+            "<h2>Over time</h2><p class=\"faint\">{note}. Grey: warm-up, and answers to what had waited when the last request was due.",
+        )?;
         if !self.bands.is_empty() {
             out.push_str(" Letters are the events below; what is shaded is the time until recovery.");
         }
@@ -251,7 +254,7 @@ impl Page<'_> {
         self.write_waiting(out);
         let bytes = self.overview.pieces.iter().map(|piece| piece.bytes_per_s).fold(0.0, f64::max);
         let lines = vec![line("content bytes", 2, self.points(|piece| Some(piece.bytes_per_s)))];
-        let show = |value: f64| format!("{}/s", show_bytes_short(value));
+        let show = show_bytes_short;
         let mib = f64::from(1 << 20);
         let (from, to) = linear_bounds(bytes / mib);
         let y = axis("bytes a second", Scale::Linear, (from * mib, to * mib), &show);
@@ -490,7 +493,12 @@ impl Page<'_> {
             _ => 1.0,
         };
         let (from, to) = linear_bounds(highest / steps);
-        let show = |value: f64| unit.show(value);
+        // The unit is the axis' name.
+        let show = |value: f64| match unit {
+            Unit::Bytes | Unit::BytesPerSecond => show_bytes_short(value),
+            Unit::Seconds if value > 0.0 => show_seconds(value),
+            _ => show_number(value),
+        };
         let title = title_of(name);
         let y = axis(unit.name(), Scale::Linear, (from * steps, to * steps), &show);
         let y = Axis { ticks: Ticks::Of(steps), ..y };
@@ -642,12 +650,9 @@ fn bounds_of(lines: &[Line]) -> (f64, f64) {
 fn show_percentile(x: f64) -> String {
     let percent = 100.0 * (1.0 - 1.0 / x);
     let nines = x.log10();
-    let digits = (nines.ceil() as usize).saturating_sub(2);
-    if nines.fract().abs() < 1e-6 {
-        format!("{percent:.digits$}")
-    } else {
-        format!("{percent:.prec$}", prec = digits + 1)
-    }
+    let is_mark = nines.fract().abs() < 1e-6 || (x - 2.0).abs() < 1e-6;
+    let digits = (nines.ceil() as usize).saturating_sub(2) + usize::from(!is_mark);
+    format!("{percent:.digits$}")
 }
 
 fn title_of(name: &str) -> String {

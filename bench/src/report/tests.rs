@@ -15,7 +15,8 @@ use crate::report::{Errors, Row, TimelineRow};
 use crate::run::ReadBack;
 use crate::schedule::Arrivals;
 use crate::servers::{CPU, ServerSeries, Servers, Unit};
-use crate::workload::{Size, Workload};
+use crate::workload::Workload;
+use crate::workload::size::Size;
 
 const HOSTILE: &str = "</script><script>alert(1)</script>|\"'&";
 
@@ -96,6 +97,8 @@ fn sample() -> Report {
         errors: vec![Errors { op: Op::Put, code: HOSTILE.into(), count: 18 }],
         dropped: 3,
         pacer_lag: Some(summary),
+        warm_up: None,
+        generator: None,
         sources: [("hit".to_owned(), 1600)].into(),
         classes: [(HOSTILE.to_owned(), 1600)].into(),
         processes: vec![ProcessCost {

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::catalogue::metrics as catalogue;
 use common::client::{HttpClient, read_body};
 use futures_util::future::join_all;
 use http::Request;
@@ -102,12 +103,15 @@ struct Process {
     pid: u32,
     servers: Vec<String>,
     tracks: [Track; 5],
+    /// At the last sample; what is not reaped by its parent yet does not run.
+    is_running: bool,
     /// Of its processes that are gone.
     before: Usage,
     last: Usage,
 }
 
 /// Everything that was sampled.
+#[derive(Default)]
 pub struct Samples {
     measured: (f64, f64),
     processes: Vec<Process>,
@@ -229,12 +233,11 @@ impl Work {
 
     /// Whether a watched server has no process, as far as we know.
     fn is_missing_some(&self) -> bool {
-        let alive = |process: &&Process| std::path::Path::new(&format!("/proc/{}/fd", process.pid)).exists();
         let known: BTreeSet<&str> = self
             .samples
             .processes
             .iter()
-            .filter(alive)
+            .filter(|process| process.is_running)
             .flat_map(|process| process.servers.iter().map(String::as_str))
             .collect();
         self.sought.iter().any(|watched| !known.contains(watched.server.as_str()))
@@ -296,12 +299,13 @@ async fn metrics_of(http: &HttpClient, admin: &str) -> Option<Vec<Scraped>> {
 impl Process {
     fn new(pid: u32, servers: Vec<String>) -> Self {
         let tracks = OF_PROCESS.map(|(_, figure, _)| Track::new(figure));
-        Self { pid, servers, tracks, before: Usage::default(), last: Usage::default() }
+        Self { pid, servers, tracks, is_running: true, before: Usage::default(), last: Usage::default() }
     }
 
     fn go_on_as(&mut self, pid: u32) {
         if pid != self.pid {
             self.pid = pid;
+            self.is_running = true;
             self.before.cpu += self.last.cpu;
             self.before.read_bytes += self.last.read_bytes;
             self.before.written_bytes += self.last.written_bytes;
@@ -310,7 +314,9 @@ impl Process {
     }
 
     fn sample(&mut self, at: Duration) {
-        let Some(usage) = usage(self.pid) else { return };
+        let usage = usage(self.pid);
+        self.is_running = usage.is_some();
+        let Some(usage) = usage else { return };
         self.last = usage;
         let sum = Usage {
             cpu: self.before.cpu + usage.cpu,
@@ -360,6 +366,11 @@ impl Samples {
         }
         for ((server, wanted, label), track) in &self.metrics {
             let Some(wanted) = WANTED.get(*wanted) else { continue };
+            // Servers of one process tell the same of its runtime; the first of them is enough.
+            let is_told = |process: &Process| process.servers.iter().skip(1).any(|other| other == server);
+            if wanted.metric == &catalogue::RUNTIME_QUEUE && self.processes.iter().any(is_told) {
+                continue;
+            }
             series.extend(self.series(server, wanted.metric.name, label, wanted.unit, track));
         }
         Servers {

@@ -15,7 +15,7 @@ fn drive(cluster: &Cluster, arguments: &[&str]) -> Report {
     let endpoints = cluster.path("endpoints.json");
     std::fs::write(&endpoints, serde_json::to_vec(&cluster.endpoints).unwrap()).unwrap();
     let kept = cluster.path("kept.json");
-    let common = ["run", "get-4k", "--objects", "40", "--connections", "8", "--rate", "60", "--warmup", "1s"];
+    let common = ["run", "get-4k", "--objects", "40", "--connections", "8", "--rate", "20", "--warmup", "1s"];
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args(common)
         .args(arguments)
@@ -43,7 +43,7 @@ fn a_node_paused_and_resumed_in_mid_run_is_in_the_report_with_what_became_of_the
     let events = ["--duration", "13s", "--at", "4s", "node pause n1", "--at", "7s", "node resume n1"];
     let report = drive(&cluster, &events);
     let pause = event(&report, "node pause n1", 5.0).recovery.expect("there are seconds to compare");
-    assert!(pause.before_per_s > 30.0, "{pause:?}");
+    assert!(pause.before_per_s > 8.0, "{pause:?}");
     assert!(pause.dip > 0.2 && pause.p99_before_us > 0.0, "{pause:?}");
     let resume = event(&report, "node resume n1", 8.0).recovery.expect("there are seconds to compare");
     assert!(resume.recovered_after_s.is_some() && resume.p99_during_us > 500e3, "{resume:?}");
@@ -73,5 +73,4 @@ fn a_node_killed_in_mid_run_is_started_again_as_it_was() {
         again != before && report.processes.iter().any(|process| process.pid == again),
         "{again} {before}"
     );
-    cluster.await_ready("tokyo.n2");
 }
