@@ -7,6 +7,27 @@
 //! - Contents are a function of (seed, id, length), so any byte can be checked at any time without keeping it.
 //! - After a run the deliveries that were received are compared with the books of both billing servers.
 //!
+//! # A run
+//!
+//! `bench run` drives a workload ([`workload`]: a preset after a published trace, a TOML file, or flags) against a
+//! target ([`target`]): Dozo's own API with `endpoints.json`, any S3 endpoint, or any plain HTTP server.
+//!
+//! ```console
+//! $ bench run cdn-image --rate 500 --duration 1m
+//! $ bench run --mix get=70,head=5,range=5,put=15,delete=3,list=2 --size lognormal:median=26KiB,sigma=1.4,max=16MiB
+//! $ bench run get-4k --target s3://KEY:SECRET@127.0.0.1:3900/bench?region=garage
+//! $ bench run get-4k --target http://127.0.0.1:8081/files --root /srv/files --verify off
+//! $ bench run --trace wiki.tr --time-scale 10
+//! ```
+//!
+//! - What reads need is put before the run (and its size told), below a prefix of the run's own, and removed after it.
+//! - Each worker also has keys of its own, which it overwrites, deletes and lists; half of the reads after a change read
+//!   what was changed. A read or a listing that shows another version than the last acknowledged one is a wrong answer
+//!   and counted as stale.
+//! - A GET is a delivery, a HEAD is none, and the ranges of one download are one. The ranges of a download that did not
+//!   come to its end, or that several connections took from one content at a time, are deliveries in part: each may be
+//!   open still, or have become whole, but is booked once at most.
+//!
 //! | looking for | module |
 //! |---|---|
 //! | what is asked for, and when | [`plan`], [`workload`], [`schedule`], [`content`] |

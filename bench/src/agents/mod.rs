@@ -52,7 +52,9 @@ pub enum AgentError {
     TooMany { agents: usize, connections: usize },
     #[error("a trace is one sequence of requests, which agents cannot share: replay it without --agent")]
     Trace,
-    #[error("objects that are asked for once cannot be shared out to agents: run without --agent or one_hit_ratio")]
+    #[error(
+        "objects that are asked for once cannot be shared out to agents: run without --agent or one_hit_ratio"
+    )]
     OneHit,
     #[error("no agent is left: {reasons}")]
     NoneLeft { reasons: String },

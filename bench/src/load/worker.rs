@@ -205,11 +205,7 @@ impl Worker {
                 if !matches!(error, WireError::Refused { .. }) {
                     self.client.close();
                 }
-                let mut local = self.local.borrow_mut();
-                let delivers = matches!(op, Op::Get | Op::Range);
-                local.tally.deliveries.unanswered += u64::from(error.is_unanswered() && delivers);
-                local.tally.error(op, error.code(), at);
-                drop(local);
+                self.count_error(op, &error, at);
                 if let Some(slot) = step.changes() {
                     self.keys.settle(slot);
                 }
@@ -222,6 +218,13 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn count_error(&self, op: Op, error: &WireError, at: Duration) {
+        let delivers = matches!(op, Op::Get | Op::Range);
+        let tally = &mut self.local.borrow_mut().tally;
+        tally.deliveries.unanswered += u64::from(error.is_unanswered() && delivers);
+        tally.error(op, error.code(), at);
     }
 
     fn choose(&mut self, nth: u64, intended: Instant) -> Step {
