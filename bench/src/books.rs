@@ -98,6 +98,9 @@ pub struct Reconciliation {
     pub delivered: u64,
     /// Deliveries that broke off.
     pub broken: u64,
+    /// Deliveries of ranges of which not all bytes came: they stay open for the rest for a while.
+    #[serde(default)]
+    pub in_part: u64,
     /// Requests without an answer: each may have been recorded or not.
     pub unanswered: u64,
     pub service: BookedInRun,
@@ -113,14 +116,17 @@ impl Reconciliation {
         // An id that was received whole once is whole, even if a range of it broke off.
         let delivered = deliveries.whole.len() as u64;
         let broken = deliveries.broken.difference(&deliveries.whole).count() as u64;
+        let others = deliveries.in_part.difference(&deliveries.whole);
+        let in_part = others.filter(|id| !deliveries.broken.contains(*id)).count() as u64;
         let unanswered = deliveries.unanswered;
         let mut faults = Vec::new();
         if service.by_status != content.by_status {
             faults.push("the two servers booked different records".to_owned());
         }
         for (name, booked) in [("service", &service), ("content", &content)] {
-            // What broke off at the client may have been sent whole by the server.
-            let most = delivered + broken + unanswered;
+            // What broke off at the client may have been sent whole by the server; ranges that several asked for may
+            // have made a whole.
+            let most = delivered + broken + in_part + unanswered;
             if booked.complete < delivered || booked.complete > most {
                 faults.push(format!("{name} billing booked {} complete deliveries", booked.complete));
             }
@@ -134,14 +140,18 @@ impl Reconciliation {
         }
         let agrees = faults.is_empty();
         let verdict = if agrees {
-            format!("{delivered} deliveries received = {} booked by both billing servers", service.complete)
+            let parts = if in_part > 0 { format!(", and {in_part} in part") } else { String::new() };
+            format!(
+                "{delivered} deliveries received{parts} = {} booked by both billing servers",
+                service.complete
+            )
         } else {
             format!(
-                "{delivered} deliveries received, {broken} broken off, {unanswered} unanswered, but {}",
+                "{delivered} deliveries received, {in_part} in part, {broken} broken off, {unanswered} unanswered, but {}",
                 faults.join(", ")
             )
         };
-        Self { delivered, broken, unanswered, service, content, agrees, verdict }
+        Self { delivered, broken, in_part, unanswered, service, content, agrees, verdict }
     }
 }
 
@@ -195,6 +205,20 @@ mod tests {
         assert!(agrees(&torn, 10, 2) && agrees(&torn, 11, 1) && agrees(&torn, 10, 3));
         assert!(agrees(&torn, 10, 0), "what broke off may still be open");
         assert!(!agrees(&torn, 14, 0) && !agrees(&torn, 9, 3) && !agrees(&torn, 10, 4));
+    }
+
+    #[test]
+    fn a_delivery_of_ranges_is_one_at_most_and_whole_only_if_all_came() {
+        let id = |i: u8| DeliveryId::from_bytes([i; 16]);
+        let mut deliveries = received(10, 0, 0);
+        // One that is whole after its last range, two that are not.
+        deliveries.in_part.extend([id(0), id(50), id(51)]);
+        let of = |complete: u64, partial: u64| {
+            Reconciliation::of(&deliveries, &booked(5, 1), &booked(5 + complete, 1 + partial))
+        };
+        assert_eq!(of(10, 0).in_part, 2);
+        assert!(of(10, 0).agrees && of(10, 2).agrees && of(11, 1).agrees);
+        assert!(!of(9, 2).agrees && !of(10, 3).agrees && !of(13, 0).agrees);
     }
 
     #[test]

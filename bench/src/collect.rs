@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::content::Content;
 use crate::exchange::store;
-use crate::target::{Endpoints, Target, TargetError, resolve};
+use crate::target::{Endpoints, Target, TargetError, bucket_of, resolve};
 use crate::wire::{Connection, Outgoing, WireError, read_text};
 
 /// The first byte of what is collected comes within so many times what it takes where the content is held, and one
@@ -114,7 +114,9 @@ pub struct CollectReport {
 
 /// A client at its home site.
 struct Reader {
-    target: Target,
+    client: String,
+    token: String,
+    bucket: String,
     address: SocketAddr,
     host: String,
 }
@@ -123,11 +125,13 @@ impl Reader {
     async fn new(endpoints: &Endpoints, client: &str) -> Result<Self, CollectError> {
         let target = Target::of(endpoints, client)?;
         let (address, host) = resolve(&target.gateways[0]).await?;
-        Ok(Self { target, address, host })
+        let known = endpoints.clients.iter().find(|known| known.name == client);
+        let token = known.map(|client| client.token.clone()).unwrap_or_default();
+        Ok(Self { client: client.to_owned(), token, bucket: bucket_of(client), address, host })
     }
 
     fn connect(&self) -> Result<Connection, CollectError> {
-        let made = Connection::new(self.address, &self.host, &self.target.token);
+        let made = Connection::new(self.address, &self.host, &self.token);
         made.map_err(|error| failed("making a connection", error.into()))
     }
 
@@ -222,15 +226,15 @@ pub async fn run(args: &CollectArgs, seed: u64, say: impl Fn(&str)) -> Result<Co
     let mut figures = Vec::new();
     let gateways = endpoints.sites.iter().filter(|site| Some(&site.name) == site_of(&args.reader));
     for gateway in gateways.flat_map(|site| &site.gateways) {
-        let target = Target::at(&gateway.admin, "operator", &endpoints.admin_token);
         let (address, host) = resolve(&gateway.admin).await?;
-        figures.push(Reader { target, address, host });
+        let token = endpoints.admin_token.clone();
+        figures.push(Reader { client: "operator".into(), token, bucket: String::new(), address, host });
     }
     let Ok(readers) = <[Reader; 2]>::try_from(readers) else {
         return Err(CollectError::SameSite { client: args.reader.clone() });
     };
     let bench = Bench { args, seed, provider, readers, figures };
-    let bucket = format!("/v1/buckets/{}", bench.provider.target.bucket);
+    let bucket = format!("/v1/buckets/{}", bench.provider.bucket);
     bench.provider.send(Method::PUT, &bucket, r#"{"visibility":"public"}"#).await?;
     let round_trip_ms = bench.round_trip_ms().await?;
     let mut rounds = Vec::new();
@@ -254,7 +258,7 @@ impl Bench<'_> {
     }
 
     fn content(&self, id: u64) -> (String, Content) {
-        let path = format!("/v1/contents/{}/collect-{:x}-{id}", self.provider.target.bucket, self.seed);
+        let path = format!("/v1/contents/{}/collect-{:x}-{id}", self.provider.bucket, self.seed);
         (path, Content::new(self.seed, id, self.args.size))
     }
 
@@ -323,7 +327,7 @@ impl Bench<'_> {
         let (begun, newest) = (Instant::now(), format!("\"{hash}\""));
         while reader.send(Method::HEAD, path, "").await? != newest.as_str() {
             if begun.elapsed() > NEWS_TIME_MAX {
-                return Err(CollectError::NoNews { client: reader.target.client.clone() });
+                return Err(CollectError::NoNews { client: reader.client.clone() });
             }
             tokio::time::sleep(POLL_EVERY).await;
         }

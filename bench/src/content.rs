@@ -6,6 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use common::hash::ContentHash;
+use serde::{Deserialize, Serialize};
 
 /// The finaliser of SplitMix64: spreads every input bit over all output bits.
 pub fn mix(mut z: u64) -> u64 {
@@ -41,7 +42,7 @@ impl Choices {
 }
 
 /// One content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     key: u64,
     gamma: u64,
@@ -56,6 +57,11 @@ impl Content {
         let key = mix(mix(seed).wrapping_add(mix(id ^ 0xA076_1D64_78BD_642F)).wrapping_add(len));
         // A step of its own for each content: no two streams run alike, not even shifted.
         Self { key, gamma: mix(key ^ 0xE703_7ED1_A0B4_28DB) | 1, len, edits: None }
+    }
+
+    /// A place among `count`, the same each time, for a table of contents.
+    pub fn place_among(&self, count: usize) -> usize {
+        (mix(self.key) % count as u64) as usize
     }
 
     /// The same with another byte at each of these places.

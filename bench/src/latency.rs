@@ -29,6 +29,17 @@ impl Latency {
         self.0.add(&other.0).expect("a histogram that grows takes every value");
     }
 
+    pub fn add(&mut self, buckets: &Buckets) {
+        for (ns, count) in &buckets.0 {
+            self.0.record_n(*ns, *count).expect("a histogram that grows takes every value");
+        }
+    }
+
+    /// Values up to `duration`.
+    pub fn count_up_to(&self, duration: Duration) -> u64 {
+        self.0.count_between(0, duration.as_nanos() as u64)
+    }
+
     /// `quantile` from 0 to 1.
     pub fn at(&self, quantile: f64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(quantile))
@@ -36,6 +47,10 @@ impl Latency {
 
     pub fn count(&self) -> u64 {
         self.0.len()
+    }
+
+    pub fn mean_s(&self) -> f64 {
+        self.0.mean() / 1e9
     }
 
     /// The counts so far, which begin anew.
@@ -85,10 +100,19 @@ impl Buckets {
 
     pub fn to_latency(&self) -> Latency {
         let mut latency = Latency::default();
-        for (ns, count) in &self.0 {
-            latency.0.record_n(*ns, *count).expect("a histogram that grows takes every value");
-        }
+        latency.add(self);
         latency
+    }
+}
+
+/// From values in nanoseconds with counts, in any order.
+impl FromIterator<(u64, u64)> for Buckets {
+    fn from_iter<I: IntoIterator<Item = (u64, u64)>>(counts: I) -> Self {
+        let mut all: BTreeMap<u64, u64> = BTreeMap::new();
+        for (ns, count) in counts {
+            *all.entry(ns).or_default() += count;
+        }
+        Self(all.into_iter().collect())
     }
 }
 

@@ -2,28 +2,35 @@
 //!
 //! An open loop sends late rather than never: arrivals wait in a queue until a connection is free, and their
 //! waiting counts as response time. Only beyond [`Plan::in_flight_max`] are arrivals dropped, and counted.
+//!
+//! The workers of one thread share what they measure, so more connections take no more histograms.
 
+mod hashes;
+mod worker;
+
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use common::api::gateway::Published;
 use common::hash::ContentHash;
 use tokio::sync::oneshot;
+use tokio::task::LocalSet;
 
-use crate::content::{Choices, Content};
-use crate::exchange::{fetch, store};
+use crate::content::Content;
+use crate::generator::{Evidence, Generator, ThreadClock, ThreadTime};
 use crate::latency::Latency;
-use crate::measure::{Kind, SizeClass, Source, Tally, Times};
+use crate::measure::Tally;
 use crate::pacer::{Queue, Span, pace};
-use crate::plan::{Mix, Op, Pace, Plan, Verify};
+use crate::plan::{Op, Pace, Plan};
+use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::target::{Target, TargetError, resolve};
-use crate::wire::{Connection, WireError};
-
-/// Keys that each worker writes, again and again: the number of names stays bounded.
-const KEYS_PER_WORKER: u64 = 256;
-/// A worker without a connection tries again after this.
-const RECONNECT_AFTER: Duration = Duration::from_millis(20);
+use crate::wire::WireError;
+use crate::workload::Popular;
+use hashes::Hashes;
+use worker::Worker;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -37,6 +44,12 @@ pub enum LoadError {
     Request { what: String, source: WireError },
     #[error("the object {key} is not what was put: its hash is {got}, not {expected}")]
     WrongHash { key: String, got: ContentHash, expected: ContentHash },
+    #[error("{protocol} targets have no {op}", op = .op.as_str())]
+    NoOperation { protocol: &'static str, op: Op },
+    #[error("the folder {path} of the server's files cannot be written", path = .path.display())]
+    Root { path: std::path::PathBuf, source: std::io::Error },
+    #[error("{needed} bytes are to be prepared, and only {free} are free at {place}")]
+    Space { needed: u64, free: u64, place: String },
 }
 
 /// What a run sent and got.
@@ -48,252 +61,213 @@ pub struct Load {
     pub dropped: u64,
     /// How late the pacer itself was: the harness's own error.
     pub lag: Latency,
-    /// Last acknowledged content of each key that was put.
+    /// What the generator's threads did, warm-up included.
+    pub threads: Vec<ThreadTime>,
+    /// Last acknowledged content of each key that was put and not deleted since.
     pub written: Vec<(String, Content)>,
+    /// Keys whose last change had no answer: they may have a content.
+    pub unsure: Vec<String>,
+    /// Reads that were to ask for an object nobody asked for, when all of these had been asked for.
+    pub one_hits_missing: u64,
 }
 
-/// The path of a prepared object. The seed is part of it, so runs never meet.
-pub fn object_path(target: &Target, plan: &Plan, object: u64) -> String {
-    format!("/v1/contents/{}/{:016x}/o{object}", target.bucket, plan.seed)
+impl Load {
+    /// Whether the load generator itself was the limit.
+    pub fn generator(&self) -> Generator {
+        let total = self.tally.total(None);
+        Generator::judge(Evidence {
+            threads: self.threads.clone(),
+            requests: total.requests,
+            dropped: self.dropped,
+            lag_p99_us: self.lag.summary().p99_us,
+            response_p99_us: total.response.summary().p99_us,
+        })
+    }
 }
 
-fn written_path(target: &Target, plan: &Plan, worker: u64, nth: u64) -> String {
-    format!("/v1/contents/{}/{:016x}/w{worker}-{}", target.bucket, plan.seed, nth % KEYS_PER_WORKER)
+/// Where a load stands among others, and who looks on.
+#[derive(Clone, Default)]
+pub struct Stage {
+    /// The zero of all times; the load begins at once without it.
+    pub start: Option<Instant>,
+    /// Number of the first worker: what workers put depends on it, and no two of a run may have the same.
+    pub first_worker: u64,
+    /// Is told each second what was done in it.
+    pub progress: Option<Arc<Progress>>,
 }
 
-/// Drives `target` as planned. `expected` are the hashes of the prepared objects.
-pub async fn drive(plan: &Plan, target: &Target, expected: Arc<Vec<ContentHash>>) -> Result<Load, LoadError> {
+/// What all workers share.
+struct Shared {
+    plan: Plan,
+    target: Target,
+    span: Span,
+    queue: Queue,
+    popular: Popular,
+    one_hit_objects: u64,
+    one_hits_used: AtomicU64,
+    keys_per_worker: usize,
+}
+
+/// What the workers of one thread share.
+struct Local {
+    tally: Tally,
+    hashes: Hashes,
+    last_answer: Instant,
+}
+
+/// What is left of a thread.
+struct Done {
+    tally: Tally,
+    last_answer: Instant,
+    written: Vec<(String, Content)>,
+    unsure: Vec<String>,
+}
+
+/// Keys that each worker writes, again and again: the number of names stays bounded, whatever the connections.
+fn keys_per_worker(plan: &Plan) -> usize {
+    const ALL_MAX: usize = 1 << 16;
+    const EACH_MAX: usize = 256;
+    if !plan.ops().iter().any(|op| op.writes() || *op == Op::List) {
+        return 0;
+    }
+    (ALL_MAX / plan.connections.max(1)).clamp(4, EACH_MAX)
+}
+
+/// Drives `target` as planned; what the plan prepares has to be there.
+pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, LoadError> {
     let mut gateways = Vec::new();
     for url in &target.gateways {
         gateways.push(resolve(url).await?);
     }
-    let start = Instant::now();
+    let start = stage.start.unwrap_or_else(Instant::now);
     let measured_from = start + plan.warmup;
     let span = Span { start, measured_from, end: measured_from + plan.duration };
-    let queue = Arc::new(Queue::default());
+    let shared = Arc::new(Shared {
+        plan: plan.clone(),
+        target: target.clone(),
+        span,
+        queue: Queue::default(),
+        popular: plan.popular(),
+        one_hit_objects: plan.one_hit_objects(),
+        one_hits_used: AtomicU64::new(0),
+        keys_per_worker: keys_per_worker(plan),
+    });
     let mut answers = Vec::new();
     let threads = plan.threads.clamp(1, plan.connections.max(1));
     for thread in 0..threads {
-        let mut workers = Vec::new();
-        for index in (thread..plan.connections).step_by(threads) {
-            let (address, host) = &gateways[index % gateways.len()];
-            let connection = Connection::new(*address, host, &target.token).map_err(|error| {
-                LoadError::Request { what: "making a connection".into(), source: error.into() }
-            })?;
-            workers.push(Worker::new(index as u64, connection, plan, target, expected.clone(), span));
-        }
+        let connections = (thread..plan.connections).step_by(threads);
+        let places: Vec<_> = connections
+            .map(|index| (stage.first_worker + index as u64, gateways[index % gateways.len()].clone()))
+            .collect();
         let (sender, receiver) = oneshot::channel();
-        let queue = queue.clone();
+        let (shared, progress) = (shared.clone(), stage.progress.clone());
         std::thread::Builder::new()
             .name(format!("load-{thread}"))
-            .spawn(move || drop(sender.send(run_thread(workers, queue))))
+            .spawn(move || {
+                let clock = ThreadClock::start();
+                let done = run_thread(&shared, places, progress);
+                drop(sender.send((done, clock.read())));
+            })
             .map_err(LoadError::Threads)?;
         answers.push(receiver);
     }
-    let (lag_sender, lag) = oneshot::channel();
-    if let Pace::Open { rate, arrivals } = plan.pace {
-        let (queue, in_flight_max) = (queue.clone(), plan.in_flight_max);
-        let schedule = Schedule::new(arrivals, rate, plan.seed);
-        std::thread::Builder::new()
-            .name("pacer".into())
-            .spawn(move || drop(lag_sender.send(pace(&queue, schedule, in_flight_max, span))))
-            .map_err(LoadError::Threads)?;
-    } else {
-        drop(lag_sender);
-    }
+    let lag = start_pacer(&shared, stage)?;
     let mut load = Load {
         tally: Tally::default(),
         elapsed: plan.duration,
         dropped: 0,
         lag: Latency::default(),
+        threads: Vec::new(),
         written: Vec::new(),
+        unsure: Vec::new(),
+        one_hits_missing: 0,
     };
     for answer in answers {
-        for worker in answer.await.map_err(|_| LoadError::Died)?.map_err(LoadError::Threads)? {
-            load.elapsed = load.elapsed.max(worker.last_answer.saturating_duration_since(measured_from));
-            load.tally.merge(worker.tally);
-            load.written.extend(worker.written.into_iter().flatten());
-        }
+        let (done, time) = answer.await.map_err(|_| LoadError::Died)?;
+        let done = done.map_err(LoadError::Threads)?;
+        load.threads.push(time);
+        load.elapsed = load.elapsed.max(done.last_answer.saturating_duration_since(measured_from));
+        load.tally.merge(done.tally);
+        load.written.extend(done.written);
+        load.unsure.extend(done.unsure);
     }
     if let Ok(lag) = lag.await {
         load.lag = lag;
     }
-    load.dropped = queue.never_sent();
+    load.dropped = shared.queue.never_sent();
+    let used = shared.one_hits_used.load(std::sync::atomic::Ordering::Relaxed);
+    load.one_hits_missing = used.saturating_sub(shared.one_hit_objects);
     Ok(load)
 }
 
+/// Starts the clock of an open loop; answers with how late it was.
+fn start_pacer(shared: &Arc<Shared>, stage: &Stage) -> Result<oneshot::Receiver<Latency>, LoadError> {
+    let (sender, lag) = oneshot::channel();
+    let plan = &shared.plan;
+    let schedule: Box<dyn Iterator<Item = Duration> + Send> = match (plan.pace, &plan.trace) {
+        (Pace::Open { rate, arrivals }, _) => {
+            Box::new(Schedule::new(arrivals, rate, plan.seed ^ stage.first_worker))
+        }
+        (Pace::Trace { .. }, Some(trace)) => {
+            let trace = trace.clone();
+            Box::new((0..trace.requests.len()).map(move |nth| trace.requests[nth].at))
+        }
+        _ => return Ok(lag),
+    };
+    let shared = shared.clone();
+    std::thread::Builder::new()
+        .name("pacer".into())
+        .spawn(move || {
+            let lag = pace(&shared.queue, schedule, shared.plan.in_flight_max, shared.span);
+            drop(sender.send(lag));
+        })
+        .map_err(LoadError::Threads)?;
+    Ok(lag)
+}
+
 /// All workers of one thread, on a runtime of their own: a worker and its connection never change threads.
-fn run_thread(workers: Vec<Worker>, queue: Arc<Queue>) -> std::io::Result<Vec<Worker>> {
+fn run_thread(
+    shared: &Arc<Shared>,
+    places: Vec<(u64, (std::net::SocketAddr, String))>,
+    progress: Option<Arc<Progress>>,
+) -> std::io::Result<Done> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(async {
-        let tasks: Vec<_> =
-            workers.into_iter().map(|worker| tokio::spawn(worker.run(queue.clone()))).collect();
-        let mut done = Vec::new();
+    let mut tally = Tally::default();
+    tally.timeline.tell(progress);
+    let local = Local { tally, hashes: Hashes::default(), last_answer: shared.span.start };
+    let local = Rc::new(RefCell::new(local));
+    let workers = LocalSet::new();
+    let tasks: Vec<_> = places
+        .into_iter()
+        .map(|(number, (address, host))| {
+            let worker = Worker::new(number, address, &host, shared.clone(), local.clone());
+            workers.spawn_local(worker.run())
+        })
+        .collect();
+    let (mut written, mut unsure) = (Vec::new(), Vec::new());
+    runtime.block_on(workers.run_until(async {
         for task in tasks {
             match task.await {
-                Ok(worker) => done.push(worker),
+                Ok(keys) => {
+                    written.extend(keys.all_present().map(|(name, version)| (name, version.content)));
+                    unsure.extend(keys.given_up().cloned());
+                }
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
-        done
-    }))
-}
-
-/// A request that succeeded.
-struct Answered {
-    /// Of the content, in bytes.
-    len: u64,
-    /// That went over the wire.
-    bytes: u64,
-    source: Source,
-}
-
-/// One connection's work and what it measured.
-struct Worker {
-    index: u64,
-    connection: Connection,
-    plan: Plan,
-    target: Target,
-    expected: Arc<Vec<ContentHash>>,
-    span: Span,
-    choices: Choices,
-    puts: u64,
-    last_answer: Instant,
-    tally: Tally,
-    /// By key: path and content that was acknowledged last; `None` after a PUT of unknown outcome.
-    written: Vec<Option<(String, Content)>>,
-    /// Answer to the last PUT and the key's place in `written`.
-    unchecked: Option<(usize, Published)>,
-}
-
-impl Worker {
-    fn new(
-        index: u64,
-        connection: Connection,
-        plan: &Plan,
-        target: &Target,
-        expected: Arc<Vec<ContentHash>>,
-        span: Span,
-    ) -> Self {
-        Self {
-            index,
-            connection,
-            plan: plan.clone(),
-            target: target.clone(),
-            expected,
-            span,
-            choices: Choices::new(plan.seed, index),
-            puts: 0,
-            last_answer: span.start,
-            tally: Tally::default(),
-            written: Vec::new(),
-            unchecked: None,
-        }
-    }
-
-    async fn run(mut self, queue: Arc<Queue>) -> Self {
-        let give_up = self.span.end + self.plan.request_time_max;
-        loop {
-            let intended = match self.plan.pace {
-                Pace::Closed => Some(Instant::now()).filter(|now| *now < self.span.end),
-                Pace::Open { .. } if Instant::now() >= give_up => None,
-                Pace::Open { .. } => queue.next().await,
-            };
-            let Some(intended) = intended else { return self };
-            self.request(intended).await;
-            if self.plan.pace != Pace::Closed {
-                queue.served();
-            }
-        }
-    }
-
-    async fn request(&mut self, intended: Instant) {
-        let op = match self.plan.mix {
-            Mix::Get => Op::Get,
-            Mix::Put => Op::Put,
-            Mix::Mixed if self.choices.unit() < self.plan.get_share => Op::Get,
-            Mix::Mixed => Op::Put,
-        };
-        let sent = Instant::now();
-        let limit = self.plan.request_time_max;
-        let answer = tokio::time::timeout(limit, async {
-            match op {
-                Op::Get => self.get().await,
-                Op::Put => self.put().await,
-            }
-        });
-        let answer = answer.await.unwrap_or(Err(WireError::Timeout(limit)));
-        let now = Instant::now();
-        self.check_put();
-        let measured = intended >= self.span.measured_from;
-        match answer {
-            Ok(answered) => {
-                if measured {
-                    self.last_answer = now;
-                }
-                let kind = Kind { op, source: answered.source, size: SizeClass::of(answered.len) };
-                let times = Times { response: now - intended, service: now - sent };
-                self.tally.record(kind, answered.bytes, times, now - self.span.start, measured);
-            }
-            Err(error) => {
-                if error.is_unanswered() {
-                    self.connection.close();
-                    self.tally.deliveries.unanswered += u64::from(op == Op::Get);
-                }
-                self.tally.error(op, error.code(), now - self.span.start);
-                if matches!(error, WireError::Connect(_)) {
-                    tokio::time::sleep(RECONNECT_AFTER).await;
-                }
-            }
-        }
-    }
-
-    async fn get(&mut self) -> Result<Answered, WireError> {
-        let object = self.choices.below(self.plan.objects);
-        let content = self.plan.object(object);
-        let path = object_path(&self.target, &self.plan, object);
-        let expected = self.expected.get(object as usize);
-        let fetched =
-            fetch(&mut self.connection, &path, content, expected, self.plan.verify, &mut self.tally).await?;
-        Ok(Answered { len: content.len, bytes: fetched.bytes, source: fetched.source })
-    }
-
-    async fn put(&mut self) -> Result<Answered, WireError> {
-        let nth = self.puts;
-        self.puts += 1;
-        let content = self.plan.fresh(self.index, nth);
-        let path = written_path(&self.target, &self.plan, self.index, nth);
-        let slot = (nth % KEYS_PER_WORKER) as usize;
-        if slot == self.written.len() {
-            self.written.push(None);
-        }
-        self.written[slot] = None;
-        let published = store(&mut self.connection, &path, content).await?;
-        self.written[slot] = Some((path, content));
-        self.unchecked = Some((slot, published));
-        Ok(Answered { len: content.len, bytes: content.len, source: Source::None })
-    }
-
-    /// Checks the answer to the last PUT, when its time has been taken: hashing is the harness's own work.
-    fn check_put(&mut self) {
-        let Some((slot, published)) = self.unchecked.take() else { return };
-        let Some(Some((path, content))) = self.written.get(slot) else { return };
-        let right = match self.plan.verify {
-            Verify::Off => true,
-            Verify::Etag => published.len == content.len,
-            Verify::Full => published.len == content.len && published.hash == content.hash(),
-        };
-        if !right {
-            let what = format!("{path}: the answer to the PUT names another length or hash");
-            self.tally.wrong(what);
-        }
-    }
+    }));
+    let Some(Local { tally, last_answer, .. }) = Rc::into_inner(local).map(RefCell::into_inner) else {
+        return Err(std::io::Error::other("a worker is still at work"));
+    };
+    Ok(Done { tally, last_answer, written, unsure })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Verify;
     use crate::schedule::Arrivals;
+    use crate::workload::{Size, Workload};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -328,10 +302,8 @@ mod tests {
 
     fn plan(pace: Pace, connections: usize) -> Plan {
         Plan {
-            mix: Mix::Get,
-            get_share: 1.0,
-            sizes_bytes: vec![2],
-            objects: 10,
+            workload: Workload::gets(Size::list(&[2]), 10),
+            trace: None,
             connections,
             threads: 1,
             pace,
@@ -346,7 +318,7 @@ mod tests {
 
     async fn measure(plan: &Plan) -> Load {
         let target = stalling_server(Duration::from_millis(500), Duration::from_millis(2500)).await;
-        drive(plan, &target, Arc::default()).await.unwrap()
+        drive(plan, &target, &Stage::default()).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -388,8 +360,7 @@ mod tests {
         let plan =
             Plan { duration: Duration::from_millis(300), verify: Verify::Full, ..plan(Pace::Closed, 1) };
         let target = stalling_server(Duration::ZERO, Duration::ZERO).await;
-        let expected = (0..10).map(|object| plan.object(object).hash()).collect();
-        let load = drive(&plan, &target, Arc::new(expected)).await.unwrap();
+        let load = drive(&plan, &target, &Stage::default()).await.unwrap();
         assert!(load.tally.wrong > 0);
         assert!(!load.tally.wrong_examples.is_empty());
     }

@@ -1,7 +1,7 @@
 //! The command line of the load harness. Exit 0: all checks held; 1: the run could not be done; 2: wrong bytes,
 //! wrong bookings or a broken promise (or wrong usage).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,38 +12,48 @@ use bench::device::{self, DeviceOp, DevicePlan};
 use bench::growth::{self, GrowthPlan, Step};
 use bench::mixed::{MixedLoad, MixedPlan, MixedTarget};
 use bench::placement::{self, PlacementPlan};
-use bench::plan::{Mix, Pace, Plan, Verify, parse_duration, parse_sizes};
-use bench::report::Report;
-use bench::run::{Options, run};
-use bench::schedule::Arrivals;
+use bench::plan::parse_duration;
 use bench::search::{self, SearchPlan};
-use bench::slo::Slo;
-use bench::target::{Endpoints, Target};
+use bench::target::Endpoints;
 use bench::traffic::command::TrafficArgs;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use common::auth::ClusterSecret;
 use common::config::parse_bytes;
+
+use commands::agent::AgentArgs;
+use commands::report::ReportArgs;
+use commands::run::RunArgs;
+use commands::{Failure, half_the_cores, parse_sizes, random_seed, tell};
+
+mod commands;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-type Failure = Box<dyn std::error::Error>;
-
 /// How long a closed loop runs to find out what its rate is.
 const CALIBRATION: Duration = Duration::from_secs(10);
 
-/// Loads a running Dozo, checks every byte and every booking, and says how fast it was.
+/// Loads a running Dozo, checks every byte and every booking, and says how fast it was. Without a sub-command: the
+/// canonical run of a minute.
 #[derive(Parser)]
 #[command(name = "bench", version)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Drives PUT and GET over HTTP/1.1.
+    /// Drives a workload over HTTP/1.1: a preset, a file or flags; at Dozo, at any S3 endpoint or at any HTTP server.
     Run(Box<RunArgs>),
+    /// Tells of two reports of `run` what became better or worse, with intervals; exit 2 if anything is worse.
+    Diff(commands::diff::DiffArgs),
+    /// Runs one workload against several targets in turns and tells how they differ, with intervals.
+    Compare(Box<commands::compare::CompareArgs>),
+    /// Finds the highest rate at which promises are kept, and how sure that is.
+    Saturate(Box<commands::saturate::SaturateArgs>),
+    /// Tells in words what the limit of a run was, from its report.
+    Explain(commands::explain::ExplainArgs),
     /// Drives PUT, GET, ranges, HEAD, LIST and DELETE and checks every answer, while something else happens to the
     /// system: exit 2 if one request fails, one byte or listing is wrong, or one delivery is not booked once.
     Mixed(MixedArgs),
@@ -63,118 +73,12 @@ enum Command {
     Collect(CollectArgs),
     /// Announces many contents to search and looks them up: rates, times, and what they cost.
     Search(SearchArgs),
+    /// Sends load for a `bench run` that names this machine with --agent.
+    Agent(AgentArgs),
+    /// Writes a kept report in other forms: a page with pictures, Markdown, CSV.
+    Report(ReportArgs),
     /// The ledger alone: deliveries booked a second, what comes twice, the close of a month
     Billing(BillingArgs),
-}
-
-/// Starting points for common measurements; every flag given beside one wins over it.
-#[derive(Clone, Copy, ValueEnum)]
-enum Preset {
-    /// GET of 4 KiB over 64 connections.
-    #[value(name = "get-4k")]
-    Get4k,
-    /// GET of 1 MiB over 16 connections.
-    #[value(name = "get-1m")]
-    Get1m,
-    /// PUT of 4 KiB over 16 connections.
-    #[value(name = "put-4k")]
-    Put4k,
-    /// PUT of 1 MiB over 16 connections.
-    #[value(name = "put-1m")]
-    Put1m,
-    /// Four GETs for each PUT, 4 KiB to 4 MiB, over 32 connections.
-    Mixed,
-}
-
-struct Defaults {
-    mix: Mix,
-    sizes_bytes: Vec<u64>,
-    objects: u64,
-    connections: usize,
-}
-
-impl Preset {
-    fn defaults(self) -> Defaults {
-        let (mix, sizes_bytes, objects, connections) = match self {
-            Self::Get4k => (Mix::Get, vec![4 << 10], 1000, 64),
-            Self::Get1m => (Mix::Get, vec![1 << 20], 200, 16),
-            Self::Put4k => (Mix::Put, vec![4 << 10], 1000, 16),
-            Self::Put1m => (Mix::Put, vec![1 << 20], 200, 16),
-            Self::Mixed => (Mix::Mixed, vec![4 << 10, 64 << 10, 1 << 20, 4 << 20], 400, 32),
-        };
-        Defaults { mix, sizes_bytes, objects, connections }
-    }
-}
-
-#[derive(clap::Args)]
-struct RunArgs {
-    preset: Option<Preset>,
-    /// The `endpoints.json` of the system to load.
-    #[arg(
-        long,
-        env = "DOZO_ENDPOINTS",
-        default_value = "dozo-data/endpoints.json",
-        conflicts_with = "endpoint"
-    )]
-    endpoints: PathBuf,
-    /// A gateway's address instead; billing is then not compared.
-    #[arg(long, value_name = "URL", requires = "token")]
-    endpoint: Option<String>,
-    /// The client's bearer token, with --endpoint.
-    #[arg(long)]
-    token: Option<String>,
-    /// The client to act as, at its home site.
-    #[arg(long = "as", value_name = "CLIENT", default_value = "bob")]
-    client: String,
-    #[arg(long = "op")]
-    mix: Option<Mix>,
-    /// One size, or a list that objects take in turn: 4KiB,1MiB.
-    #[arg(long = "size", value_parser = parse_sizes)]
-    sizes: Option<Sizes>,
-    /// Objects that are prepared, and that GETs choose from.
-    #[arg(long)]
-    objects: Option<u64>,
-    #[arg(long)]
-    connections: Option<usize>,
-    /// Open loop: requests a second, whatever the answers do. Without it, each connection sends its next
-    /// request when it has its answer.
-    #[arg(long)]
-    rate: Option<f64>,
-    #[arg(long, default_value = "poisson", requires = "rate")]
-    arrivals: Arrivals,
-    /// Open loop: most requests waiting or being served; more are dropped and counted.
-    #[arg(long, default_value_t = 10_000)]
-    in_flight: u64,
-    /// Share of GETs in mixed load.
-    #[arg(long, default_value_t = 0.8)]
-    get_share: f64,
-    #[arg(long, value_parser = parse_duration, default_value = "10s")]
-    duration: Duration,
-    #[arg(long, value_parser = parse_duration, default_value = "2s")]
-    warmup: Duration,
-    /// Longest time for one request.
-    #[arg(long, value_parser = parse_duration, default_value = "60s")]
-    request_time: Duration,
-    #[arg(long, default_value = "full", default_missing_value = "full", num_args = 0..=1)]
-    verify: Verify,
-    /// Repeats a run exactly. By default each run has its own, so that no content was there before.
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Threads of the load generator; by default half the cores.
-    #[arg(long)]
-    threads: Option<usize>,
-    /// A process to account for; by default those that listen on the system's ports.
-    #[arg(long = "pid")]
-    pids: Vec<u32>,
-    /// A promise, as in get.p99<50ms, put.rate>500 or all.errors<1; exit 2 if it is not kept.
-    #[arg(long = "slo")]
-    slos: Vec<Slo>,
-    /// Leave the contents of the run in the bucket.
-    #[arg(long)]
-    keep: bool,
-    /// Write the result as one JSON object to a file, or to standard output with -.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
 }
 
 /// An alias, so that clap takes the whole list as one value.
@@ -383,8 +287,15 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let done = match cli.command {
-        Command::Run(args) => runtime.block_on(run_load(*args)),
+    let Some(command) = cli.command else {
+        return done(runtime.block_on(commands::canonical::run()));
+    };
+    let result = match command {
+        Command::Run(args) => runtime.block_on(args.run()),
+        Command::Diff(args) => commands::diff::run(&args),
+        Command::Compare(args) => runtime.block_on(commands::compare::run(&args)),
+        Command::Saturate(args) => runtime.block_on(commands::saturate::run(&args)),
+        Command::Explain(args) => commands::explain::run(&args),
         Command::Mixed(args) => run_mixed(args),
         Command::Growth(args) => run_growth(args),
         Command::Dedup(args) => run_dedup(&args),
@@ -393,9 +304,15 @@ fn main() -> ExitCode {
         Command::Traffic(args) => run_traffic(&args),
         Command::Collect(args) => runtime.block_on(run_collect(args)),
         Command::Search(args) => runtime.block_on(run_search(args)),
+        Command::Agent(args) => runtime.block_on(commands::agent::run(args)),
+        Command::Report(args) => commands::report::run(&args),
         Command::Billing(args) => runtime.block_on(run_billing(args)),
     };
-    match done {
+    done(result)
+}
+
+fn done(result: Result<bool, Failure>) -> ExitCode {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(2),
         Err(error) => fail(&*error),
@@ -405,36 +322,6 @@ fn main() -> ExitCode {
 fn fail(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("bench: {}", common::error::chain(error));
     ExitCode::FAILURE
-}
-
-async fn run_load(args: RunArgs) -> Result<bool, Failure> {
-    let target = match (&args.endpoint, &args.token) {
-        (Some(url), Some(token)) => Target::at(url, &args.client, token),
-        _ => Target::of(&Endpoints::read(&args.endpoints)?, &args.client)?,
-    };
-    let plan = plan_of(&args)?;
-    let options = Options { slos: args.slos.clone(), pids: args.pids.clone(), keep: args.keep };
-    let outcome = run(plan, &target, &options, |what| eprintln!("bench: {what}")).await?;
-    let report = Report::of(outcome);
-    tell(&report, &report.to_text(), args.json.as_deref())?;
-    Ok(report.passed)
-}
-
-/// The text to standard output, and the JSON to a file; or the JSON to standard output and the text beside it.
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
-fn tell(report: &impl serde::Serialize, text: &str, json: Option<&Path>) -> Result<(), Failure> {
-    match json {
-        Some(path) if path.as_os_str() == "-" => {
-            eprintln!("{text}");
-            println!("{}", serde_json::to_string(report)?);
-        }
-        Some(path) => {
-            std::fs::write(path, serde_json::to_vec_pretty(report)?)?;
-            println!("{text}");
-        }
-        None => println!("{text}"),
-    }
-    Ok(())
 }
 
 fn run_mixed(args: MixedArgs) -> Result<bool, Failure> {
@@ -472,36 +359,6 @@ fn run_mixed(args: MixedArgs) -> Result<bool, Failure> {
     let report = load.stop()?;
     tell(&report, &report.to_text(), args.json.as_deref())?;
     Ok(report.passed)
-}
-
-fn plan_of(args: &RunArgs) -> Result<Plan, Failure> {
-    let defaults = args.preset.unwrap_or(Preset::Get4k).defaults();
-    let plan = Plan {
-        mix: args.mix.unwrap_or(defaults.mix),
-        get_share: args.get_share,
-        sizes_bytes: args.sizes.clone().unwrap_or(defaults.sizes_bytes),
-        objects: args.objects.unwrap_or(defaults.objects),
-        connections: args.connections.unwrap_or(defaults.connections),
-        threads: args.threads.unwrap_or_else(half_the_cores),
-        pace: match args.rate {
-            Some(rate) => Pace::Open { rate, arrivals: args.arrivals },
-            None => Pace::Closed,
-        },
-        in_flight_max: args.in_flight,
-        warmup: args.warmup,
-        duration: args.duration,
-        request_time_max: args.request_time,
-        verify: args.verify,
-        seed: args.seed.unwrap_or_else(random_seed),
-    };
-    let positive = |what: &str, good: bool| {
-        if good { Ok(()) } else { Err(format!("{what} must be above 0")) }
-    };
-    positive("--objects", plan.objects > 0)?;
-    positive("--connections", plan.connections > 0)?;
-    positive("--duration", !plan.duration.is_zero())?;
-    positive("--rate", args.rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()))?;
-    Ok(plan)
 }
 
 fn run_growth(args: GrowthArgs) -> Result<bool, Failure> {
@@ -571,18 +428,6 @@ async fn run_collect(args: CollectArgs) -> Result<bool, Failure> {
     let report = collect::run(&args, random_seed(), |what| eprintln!("bench: {what}")).await?;
     tell(&report, &report.to_text(), args.json.as_deref())?;
     Ok(report.passed)
-}
-
-fn half_the_cores() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / 2).max(1)
-}
-
-fn random_seed() -> u64 {
-    let mut seed = [0u8; 8];
-    common::auth::fill_random(&mut seed);
-    // Numbers in JSON are exact up to 53 bits in every reader.
-    u64::from_le_bytes(seed) >> 11
 }
 
 #[expect(clippy::print_stdout, reason = "the result is what the command is for")]

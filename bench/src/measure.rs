@@ -54,6 +54,8 @@ pub struct Deliveries {
     pub whole: HashSet<DeliveryId>,
     /// Ids of deliveries that broke off.
     pub broken: HashSet<DeliveryId>,
+    /// Ids of deliveries of ranges. One of which all bytes came is in `whole` too.
+    pub in_part: HashSet<DeliveryId>,
     /// Requests that were sent and got no answer: each may have been recorded or not.
     pub unanswered: u64,
     pub sources: BTreeMap<String, u64>,
@@ -64,6 +66,7 @@ impl Deliveries {
     fn merge(&mut self, other: Self) {
         self.whole.extend(other.whole);
         self.broken.extend(other.broken);
+        self.in_part.extend(other.in_part);
         self.unanswered += other.unanswered;
         for (mine, theirs) in [(&mut self.sources, other.sources), (&mut self.classes, other.classes)] {
             for (key, count) in theirs {
@@ -106,7 +109,7 @@ impl Source {
 }
 
 /// Lengths up to a power of four: 1 KiB, 4 KiB, 16 KiB and so on; 0 bytes are a class of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SizeClass(u8);
 
 impl SizeClass {
@@ -127,7 +130,7 @@ impl SizeClass {
 }
 
 /// What requests are told apart by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Kind {
     pub op: Op,
     pub source: Source,
@@ -144,6 +147,8 @@ pub struct Tally {
     pub deliveries: Deliveries,
     /// Answers whose bytes, ETag or length were wrong, each told once in words.
     pub wrong: u64,
+    /// Those of them that showed another version than the last acknowledged one, or a listing that did.
+    pub stale: u64,
     pub wrong_examples: Vec<String>,
 }
 
@@ -181,6 +186,7 @@ impl Tally {
         }
         self.deliveries.merge(other.deliveries);
         self.wrong += other.wrong;
+        self.stale += other.stale;
         let room = EXAMPLES_MAX.saturating_sub(self.wrong_examples.len());
         self.wrong_examples.extend(other.wrong_examples.into_iter().take(room));
     }

@@ -36,6 +36,11 @@ impl Operator {
         self.call(Method::POST, url, body.to_string().into()).await.map(drop)
     }
 
+    /// Whether a server answers well; not reached is no.
+    pub async fn answers(&self, url: &str) -> bool {
+        self.call(Method::GET, url, Bytes::new()).await.is_ok()
+    }
+
     /// Whether a node has a chunk.
     pub async fn has_chunk(&self, node: &str, hash: &common::hash::ChunkHash) -> Result<bool, CallError> {
         let url = format!("{node}/v1/chunks/{hash}");

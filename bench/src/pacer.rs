@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
 use crate::latency::Latency;
-use crate::schedule::Schedule;
 
 /// Times of a run.
 #[derive(Clone, Copy)]
@@ -18,9 +17,18 @@ pub struct Span {
     pub end: Instant,
 }
 
+/// A request that is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// When it was meant to start.
+    pub intended: Instant,
+    /// Its number in the schedule, from 0.
+    pub nth: u64,
+}
+
 /// Arrivals that wait for a connection.
 pub struct Queue {
-    waiting: Mutex<VecDeque<Instant>>,
+    waiting: Mutex<VecDeque<Arrival>>,
     /// One permit for each waiting arrival; closed when there will be no more.
     ready: Semaphore,
     /// Waiting or being served.
@@ -40,17 +48,17 @@ impl Default for Queue {
 }
 
 impl Queue {
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Instant>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Arrival>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, intended: Instant, max: u64) {
+    fn push(&self, arrival: Arrival, max: u64) {
         if self.outstanding.load(Ordering::Relaxed) >= max {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         self.outstanding.fetch_add(1, Ordering::Relaxed);
-        self.waiting().push_back(intended);
+        self.waiting().push_back(arrival);
         self.ready.add_permits(1);
     }
 
@@ -70,7 +78,7 @@ impl Queue {
     }
 
     /// The next arrival; `None` when all are served.
-    pub async fn next(&self) -> Option<Instant> {
+    pub async fn next(&self) -> Option<Arrival> {
         if let Ok(permit) = self.ready.acquire().await {
             permit.forget();
         }
@@ -80,9 +88,14 @@ impl Queue {
 
 /// Lets arrivals into the queue at their intended times, until the end or until the queue is closed; runs on a thread of
 /// its own.
-pub fn pace(queue: &Queue, schedule: Schedule, in_flight_max: u64, span: Span) -> Latency {
+pub fn pace(
+    queue: &Queue,
+    schedule: impl Iterator<Item = Duration>,
+    in_flight_max: u64,
+    span: Span,
+) -> Latency {
     let mut lag = Latency::default();
-    for offset in schedule {
+    for (nth, offset) in (0..).zip(schedule) {
         let intended = span.start + offset;
         if intended >= span.end {
             break;
@@ -95,7 +108,7 @@ pub fn pace(queue: &Queue, schedule: Schedule, in_flight_max: u64, span: Span) -
             break;
         }
         lag.record(intended.elapsed());
-        queue.push(intended, in_flight_max);
+        queue.push(Arrival { intended, nth }, in_flight_max);
     }
     queue.ready.close();
     lag

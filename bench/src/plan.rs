@@ -1,37 +1,61 @@
 //! What a run is to do: operations, sizes, pace, length, checks.
 
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::config::parse_bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 use crate::schedule::Arrivals;
+use crate::workload::trace::Trace;
+use crate::workload::{Popular, Workload};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Op {
     Get,
     Put,
+    Head,
+    /// The next piece of a download in ranges.
+    Range,
+    Delete,
+    /// A listing, with all of its pages.
+    List,
+    /// A PUT in parts, with all of its requests.
+    Multipart,
 }
 
 impl Op {
+    pub const ALL: [Self; 7] =
+        [Self::Get, Self::Put, Self::Head, Self::Range, Self::Delete, Self::List, Self::Multipart];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Get => "get",
             Self::Put => "put",
+            Self::Head => "head",
+            Self::Range => "range",
+            Self::Delete => "delete",
+            Self::List => "list",
+            Self::Multipart => "multipart",
         }
+    }
+
+    /// Whether it changes what is there.
+    pub fn writes(self) -> bool {
+        matches!(self, Self::Put | Self::Delete | Self::Multipart)
     }
 }
 
-/// What clients do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mix {
-    Get,
-    Put,
-    /// GET and PUT by `--get-share`.
-    Mixed,
+impl FromStr for Op {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::as_str).join(", ");
+        let found = Self::ALL.into_iter().find(|op| op.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is not an operation: use {}", known()))
+    }
 }
 
 /// How answers are checked.
@@ -54,17 +78,16 @@ pub enum Pace {
     Closed,
     /// The schedule, whatever the system does.
     Open { rate: f64, arrivals: Arrivals },
+    /// A trace's times; at 2 they pass twice as fast.
+    Trace { time_scale: f64 },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
-    pub mix: Mix,
-    /// Share of GETs when mixed, 0 to 1.
-    pub get_share: f64,
-    /// Object `i` has the size `sizes[i % sizes.len()]`.
-    pub sizes_bytes: Vec<u64>,
-    /// Objects that GETs choose from, evenly.
-    pub objects: u64,
+    pub workload: Workload,
+    /// Requests at the times and of the objects of a trace, in place of the workload's.
+    #[serde(skip)]
+    pub trace: Option<Arc<Trace>>,
     pub connections: usize,
     /// Threads of the load generator.
     pub threads: usize,
@@ -96,32 +119,96 @@ mod seconds {
     }
 }
 
-/// Ids of contents that PUTs make lie above those of prepared objects.
+/// Ids of contents that are asked for once lie above those of popular objects, those of contents that PUTs make
+/// above both.
+const ONE_HIT_IDS: u64 = 1 << 39;
 const PUT_IDS: u64 = 1 << 40;
 
+/// An object that is put before the run; its name is what [`std::fmt::Display`] writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    Popular(u64),
+    /// Asked for once.
+    OneHit(u64),
+    Traced {
+        id: u64,
+        size_bytes: u64,
+    },
+}
+
+impl std::fmt::Display for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Popular(id) => write!(f, "o{id}"),
+            Self::OneHit(nth) => write!(f, "h{nth}"),
+            Self::Traced { id, size_bytes } => write!(f, "t{id}-{size_bytes}"),
+        }
+    }
+}
+
 impl Plan {
-    pub fn size_of(&self, object: u64) -> u64 {
-        self.sizes_bytes[(object % self.sizes_bytes.len() as u64) as usize]
+    /// What all keys of the run begin with: runs never meet.
+    pub fn prefix(&self) -> String {
+        format!("{:016x}/", self.seed)
     }
 
-    /// A prepared object.
-    pub fn object(&self, object: u64) -> Content {
-        Content::new(self.seed, object, self.size_of(object))
+    pub fn content(&self, object: Object) -> Content {
+        let id = match object {
+            Object::Popular(id) => id,
+            Object::OneHit(nth) => ONE_HIT_IDS + nth,
+            Object::Traced { id, size_bytes } => return Content::new(self.seed, id, size_bytes),
+        };
+        Content::new(self.seed, id, self.workload.size.of(self.seed, id))
     }
 
     /// The `nth` content that `worker` puts: never the same bytes twice in one run.
     pub fn fresh(&self, worker: u64, nth: u64) -> Content {
-        Content::new(self.seed, PUT_IDS + (worker << 40) + nth, self.size_of(nth))
+        let id = PUT_IDS + (worker << 40) + nth;
+        Content::new(self.seed, id, self.workload.size.of(self.seed, id))
     }
 
-    pub fn gets(&self) -> bool {
-        self.mix != Mix::Put
+    pub fn popular(&self) -> Popular {
+        let objects = self.workload.popular_objects().max(1);
+        Popular::new(&self.workload.popularity, objects, self.seed)
     }
-}
 
-/// Reads a list of sizes, `4KiB,1MiB`.
-pub fn parse_sizes(text: &str) -> Result<Vec<u64>, String> {
-    text.split(',').map(|size| parse_bytes(size).map_err(|error| error.to_string())).collect()
+    /// Objects that are asked for once: as many as are told, or as the reads of an open loop will need. A closed loop's
+    /// reads cannot be counted before: it has as many as there are popular ones.
+    pub fn one_hit_objects(&self) -> u64 {
+        /// Arrivals come by chance: a few more than expected are needed.
+        const MARGIN: f64 = 1.1;
+        let workload = &self.workload;
+        if workload.one_hit_ratio == 0.0 || !workload.reads() || self.trace.is_some() {
+            return 0;
+        }
+        let of_reads = workload.mix.share(|op| matches!(op, Op::Get | Op::Head | Op::Range));
+        let expected = match self.pace {
+            Pace::Closed | Pace::Trace { .. } => workload.objects,
+            Pace::Open { rate, .. } => {
+                let seconds = (self.warmup + self.duration).as_secs_f64();
+                (rate * seconds * of_reads * workload.one_hit_ratio * MARGIN).ceil() as u64
+            }
+        };
+        workload.one_hit_objects.unwrap_or(expected)
+    }
+
+    /// Every object that is to be there before the run.
+    pub fn prepared(&self) -> Box<dyn Iterator<Item = Object> + Send + '_> {
+        if let Some(trace) = &self.trace {
+            let objects = trace.objects().into_iter();
+            return Box::new(objects.map(|(id, size_bytes)| Object::Traced { id, size_bytes }));
+        }
+        let popular = (0..self.workload.popular_objects()).map(Object::Popular);
+        Box::new(popular.chain((0..self.one_hit_objects()).map(Object::OneHit)))
+    }
+
+    /// Operations that the run may send.
+    pub fn ops(&self) -> Vec<Op> {
+        match self.trace {
+            Some(_) => vec![Op::Get],
+            None => self.workload.mix.ops().collect(),
+        }
+    }
 }
 
 /// Reads a time, `500ms`, `10s`, `5m` or `1h`.
@@ -143,15 +230,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_lists_with_units() {
-        assert_eq!(parse_sizes("4KiB,1MiB, 64MiB").unwrap(), [4096, 1 << 20, 64 << 20]);
-        assert_eq!(parse_sizes("0").unwrap(), [0]);
-        for bad in ["", "4KiB,", "x", "4 apples", "-1"] {
-            assert!(parse_sizes(bad).is_err(), "{bad}");
-        }
-    }
+    use crate::workload::{Mix, Size};
 
     #[test]
     fn times_have_units() {
@@ -162,5 +241,38 @@ mod tests {
         for bad in ["", "5", "s", "-1s", "5 days", "1e400s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+    }
+    #[test]
+    fn what_a_workload_needs_is_prepared() {
+        let plan = |workload, pace| Plan {
+            workload,
+            trace: None,
+            connections: 1,
+            threads: 1,
+            pace,
+            in_flight_max: 1,
+            warmup: Duration::from_secs(1),
+            duration: Duration::from_secs(9),
+            request_time_max: Duration::from_secs(1),
+            verify: Verify::Off,
+            seed: 1,
+        };
+        let gets = Workload::gets(Size::list(&[10]), 50);
+        let prepared = |workload: &Workload, pace| {
+            let plan = plan(workload.clone(), pace);
+            (plan.workload.popular_objects(), plan.one_hit_objects(), plan.prepared().count() as u64)
+        };
+        assert_eq!(prepared(&gets, Pace::Closed), (50, 0, 50));
+        let once = Workload { one_hit_ratio: 0.5, ..gets.clone() };
+        assert_eq!(prepared(&once, Pace::Closed), (50, 50, 100));
+        let open = Pace::Open { rate: 20.0, arrivals: Arrivals::Poisson };
+        assert_eq!(
+            prepared(&once, open),
+            (50, 111, 161),
+            "half of 200 arrivals, and a tenth more, rounded up"
+        );
+        let puts = Workload { mix: Mix::of([(Op::Put, 1.0)]), ..gets };
+        assert_eq!(prepared(&puts, open), (0, 0, 0));
+        assert_eq!(prepared(&Workload { dup_ratio: 0.5, ..puts }, open), (50, 0, 50));
     }
 }

@@ -3,13 +3,11 @@
 //! In one process that runs several roles the cost of a role cannot be told apart; then the process is reported
 //! with all its servers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-
-use crate::target::Watched;
 
 /// Clock ticks a second in `/proc/PID/stat`: fixed by the kernel's interface on every Linux.
 const TICKS_PER_SECOND: u64 = 100;
@@ -38,14 +36,6 @@ pub fn thread_cpu_time() -> Duration {
     // SAFETY: the clock exists on every Linux, and `time` is a timespec that may be written to.
     let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     if done == 0 { Duration::new(time.tv_sec as u64, time.tv_nsec as u32) } else { Duration::ZERO }
-}
-
-/// Resident memory in bytes; `None` when the process is gone.
-pub fn resident_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// The process that listens on a port of this machine, if we may see it.
@@ -96,69 +86,40 @@ pub struct ProcessCost {
     pub rss_peak_bytes: u64,
 }
 
-/// Watches processes while a run is on.
-pub struct Watch {
-    servers: BTreeMap<u32, Vec<String>>,
-    began: BTreeMap<u32, Duration>,
-    used: BTreeMap<u32, Duration>,
-    rss_peak: BTreeMap<u32, u64>,
+/// What a process has used so far, and what it has now.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// User and system.
+    pub cpu: Duration,
+    pub rss_bytes: u64,
+    /// From block devices; 0 where the kernel does not tell us.
+    pub read_bytes: u64,
+    /// To block devices; 0 where the kernel does not tell us.
+    pub written_bytes: u64,
+    pub threads: u64,
 }
 
-impl Watch {
-    /// `pids` are watched in place of what the ports lead to, if there are any.
-    pub fn new(watched: &[Watched], pids: &[u32]) -> Self {
-        let mut servers: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-        let ports: Vec<u16> = watched.iter().map(|w| w.port).collect();
-        if pids.is_empty() {
-            let found = listening(&ports);
-            for each in watched {
-                if let Some(pid) = found.get(&each.port) {
-                    servers.entry(*pid).or_default().push(each.server.clone());
-                }
-            }
-        } else {
-            servers.extend(pids.iter().map(|pid| (*pid, vec![program(*pid)])));
-        }
-        servers.insert(std::process::id(), vec!["bench".into()]);
-        Self { servers, began: BTreeMap::new(), used: BTreeMap::new(), rss_peak: BTreeMap::new() }
-    }
-
-    /// Samples until dropped at an await; the first sample is taken at once.
-    pub async fn sample(&mut self, every: Duration, end: tokio::time::Instant) {
-        for pid in self.servers.keys() {
-            self.began.extend(cpu_time(*pid).map(|time| (*pid, time)));
-        }
-        loop {
-            for pid in self.servers.keys() {
-                self.used.extend(cpu_time(*pid).map(|time| (*pid, time)));
-                let peak = self.rss_peak.entry(*pid).or_default();
-                *peak = (*peak).max(resident_bytes(*pid).unwrap_or(0));
-            }
-            let now = tokio::time::Instant::now();
-            if now >= end {
-                return;
-            }
-            tokio::time::sleep_until(end.min(now + every)).await;
-        }
-    }
-
-    pub fn costs(&self, requests: u64) -> Vec<ProcessCost> {
-        let cost = |(pid, servers): (&u32, &Vec<String>)| {
-            let began = self.began.get(pid)?;
-            let used = self.used.get(pid)?.saturating_sub(*began);
-            Some(ProcessCost {
-                pid: *pid,
-                servers: servers.clone(),
-                cpu_s: used.as_secs_f64(),
-                cpu_us_per_request: used.as_secs_f64() * 1e6 / requests.max(1) as f64,
-                rss_peak_bytes: self.rss_peak.get(pid).copied().unwrap_or(0),
-            })
-        };
-        self.servers.iter().filter_map(cost).collect()
-    }
+/// `None` when the process is gone.
+pub fn usage(pid: u32) -> Option<Usage> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    // Another user's process does not show its input and output.
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    Some(Usage {
+        cpu: cpu_time(pid)?,
+        // A zombie has no memory.
+        rss_bytes: field(&status, "VmRSS:")? * 1024,
+        read_bytes: field(&io, "read_bytes:").unwrap_or(0),
+        written_bytes: field(&io, "write_bytes:").unwrap_or(0),
+        threads: field(&status, "Threads:").unwrap_or(0),
+    })
 }
 
-fn program(pid: u32) -> String {
+/// The number that follows a name at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+pub fn program(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm"))
         .map_or_else(|_| "gone".into(), |name| name.trim().to_owned())
 }
@@ -190,6 +151,8 @@ mod tests {
         let slept = thread_cpu_time();
         std::thread::sleep(Duration::from_millis(20));
         assert!(thread_cpu_time() - slept < Duration::from_millis(15), "sleeping costs nothing");
-        assert!(resident_bytes(pid).unwrap() > 1 << 20);
+        let usage = usage(pid).unwrap();
+        assert!(usage.rss_bytes > 1 << 20 && usage.threads >= 1 && usage.cpu > before, "{usage:?}");
+        assert_eq!(super::usage(u32::MAX), None);
     }
 }

@@ -1,20 +1,48 @@
-//! How a run is told: a table for people, one JSON object for programs.
+//! What came out of a run, as one JSON object that can be read back, and what is written from it.
+//!
+//! | looking for | module |
+//! |---|---|
+//! | files, by the ending of their names | [`output`] |
+//! | what each check says, in a sentence | `checks` |
+//! | the tables for a terminal, for an issue, for a spreadsheet | [`text`], `markdown`, `csv` |
+//! | the page, its pictures, and that nothing in it becomes markup | `html`, `chart`, `overview`, `escape` |
+//! | the machine | `host` |
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use common::config::show_bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::agents::AgentResult;
 use crate::books::Reconciliation;
+use crate::events::Happened;
+use crate::events::recovery::{Recovery, Seconds};
+use crate::generator::Generator;
 use crate::latency::{Buckets, LatencySummary};
 use crate::measure::{Kind, Series, Source};
 use crate::plan::{Op, Pace, Plan};
 use crate::process::ProcessCost;
 use crate::run::{Outcome, ReadBack};
+use crate::servers::Servers;
 use crate::slo::SloResult;
+use crate::steady::WarmUp;
 use crate::timeline::Second;
+
+mod chart;
+mod checks;
+mod csv;
+pub(crate) mod escape;
+mod host;
+mod html;
+mod markdown;
+pub mod output;
+mod overview;
+#[cfg(test)]
+mod tests;
+pub mod text;
+
+pub use host::Host;
+pub use text::show_us;
 
 /// Name and version of the JSON form. A change that a reader can notice raises the version.
 pub const SCHEMA: &str = "dozo.bench.run/2";
@@ -37,23 +65,34 @@ pub struct Report {
     pub dropped: u64,
     /// Open loop: how late the pacer itself let requests go; what is not small here is the harness's fault.
     pub pacer_lag: Option<LatencySummary>,
+    /// `None` if the warm-up had a fixed length.
+    #[serde(default)]
+    pub warm_up: Option<WarmUp>,
+    /// Whether the load generator itself was the limit.
+    #[serde(default)]
+    pub generator: Option<Generator>,
     pub sources: BTreeMap<String, u64>,
     pub classes: BTreeMap<String, u64>,
     pub processes: Vec<ProcessCost>,
+    /// The servers over time, as far as they could be seen.
+    #[serde(default)]
+    pub servers: Servers,
+    /// What was done to the system meanwhile.
+    #[serde(default)]
+    pub events: Vec<Event>,
+    /// Who sent the load in place of the harness; empty if it did so itself.
+    #[serde(default)]
+    pub agents: Vec<AgentResult>,
     pub wrong_answers: u64,
+    /// Those of them that showed another version than the last acknowledged one.
+    #[serde(default)]
+    pub stale_reads: u64,
     pub wrong_examples: Vec<String>,
     pub read_back: ReadBack,
     pub billing: Option<Reconciliation>,
     pub slos: Vec<SloResult>,
     pub left_behind: u64,
     pub passed: bool,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Host {
-    pub cores: usize,
-    pub cpu: String,
-    pub kernel: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,6 +135,32 @@ pub struct Errors {
     pub count: u64,
 }
 
+/// Something that was done to the system, and what became of the load.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    #[serde(flatten)]
+    pub happened: Happened,
+    /// `None`: the run has no seconds to compare.
+    pub recovery: Option<Recovery>,
+}
+
+impl Event {
+    /// Each event with its recovery; those that came at the same time share it.
+    fn all(happened: Vec<Happened>, seconds: &Seconds) -> Vec<Self> {
+        let times: Vec<f64> = happened.iter().map(|event| event.at_s).collect();
+        let with_recovery = |happened: Happened| {
+            let at = happened.at_s;
+            let previous = times.iter().copied().filter(|time| time.floor() < at.floor()).fold(None, max);
+            let next = times.iter().copied().find(|time| time.floor() > at.floor());
+            Self { recovery: seconds.recovery(at, previous, next), happened }
+        };
+        fn max(best: Option<f64>, time: f64) -> Option<f64> {
+            Some(best.map_or(time, |best| best.max(time)))
+        }
+        happened.into_iter().map(with_recovery).collect()
+    }
+}
+
 impl Row {
     fn of(op: Op, kind: Option<Kind>, series: &Series, elapsed: Duration) -> Self {
         let seconds = elapsed.as_secs_f64();
@@ -113,23 +178,23 @@ impl Row {
     }
 }
 
-impl Host {
-    pub fn here() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let cpuinfo = read("/proc/cpuinfo");
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        Self {
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            cpu: model.map_or_else(String::new, |(_, name)| name.trim().to_owned()),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        }
-    }
-}
-
 impl Report {
     pub fn of(outcome: Outcome) -> Self {
         let passed = outcome.passed();
-        let Outcome { plan, client, load, processes, read_back, reconciliation, slos, .. } = outcome;
+        let Outcome {
+            plan,
+            client,
+            load,
+            processes,
+            samples,
+            events,
+            agents,
+            read_back,
+            reconciliation,
+            slos,
+            ..
+        } = outcome;
+        let generator = load.generator();
         let tally = load.tally;
         let mut results: Vec<Row> = Vec::new();
         for (kind, series) in &tally.series {
@@ -145,6 +210,9 @@ impl Report {
             let Second { requests, bytes, errors, response, service } = row;
             TimelineRow { second, op, source, requests, bytes, errors, response, service }
         });
+        let timeline: Vec<TimelineRow> = timeline.collect();
+        let warmup_s = plan.warmup.as_secs_f64();
+        let seconds = Seconds::of(&timeline, warmup_s, warmup_s + plan.duration.as_secs_f64());
         let errors = |((op, code), count)| Errors { op, code, count };
         Self {
             schema: SCHEMA.into(),
@@ -154,15 +222,21 @@ impl Report {
             prepared_bytes: outcome.prepared_bytes,
             elapsed_s: load.elapsed.as_secs_f64(),
             results,
-            timeline: timeline.collect(),
+            timeline,
             errors: tally.errors.into_iter().map(errors).collect(),
             dropped: load.dropped,
             pacer_lag: (plan.pace != Pace::Closed).then(|| load.lag.summary()),
             plan,
+            warm_up: outcome.warm_up,
+            generator: Some(generator),
             sources: tally.deliveries.sources,
             classes: tally.deliveries.classes,
             processes,
+            servers: samples.to_servers(),
+            events: Event::all(events, &seconds),
+            agents,
             wrong_answers: tally.wrong,
+            stale_reads: tally.stale,
             wrong_examples: tally.wrong_examples,
             read_back,
             billing: reconciliation,
@@ -170,117 +244,5 @@ impl Report {
             left_behind: outcome.left_behind,
             passed,
         }
-    }
-
-    /// The table for a terminal.
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _infallible = self.write_text(&mut text);
-        text
-    }
-
-    fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        let host = &self.host;
-        writeln!(
-            out,
-            "{} cores, {}, Linux {}, seed {:016x}",
-            host.cores, host.cpu, host.kernel, self.plan.seed
-        )?;
-        self.write_rows(out)?;
-        if let Some(lag) = &self.pacer_lag {
-            let (p99, max) = (show_us(lag.p99_us), show_us(lag.max_us));
-            writeln!(out, "pacer late by p99 {p99}, at most {max}; {} arrivals dropped", self.dropped)?;
-        }
-        for error in &self.errors {
-            writeln!(out, "errors: {} {} {}", error.op.as_str(), error.code, error.count)?;
-        }
-        writeln!(out, "\n{:>8} {:>9} {:>12} {:>12}  servers", "pid", "cpu", "cpu/request", "peak memory")?;
-        for process in &self.processes {
-            writeln!(
-                out,
-                "{:>8} {:>8.2}s {:>12} {:>12}  {}",
-                process.pid,
-                process.cpu_s,
-                show_us(process.cpu_us_per_request),
-                show_bytes(process.rss_peak_bytes),
-                process.servers.join(" ")
-            )?;
-        }
-        self.write_checks(out)
-    }
-
-    fn write_rows(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(
-            out,
-            "\n{:<9} {:<6} {:>9} {:>9} {:>10} {:>9}  {:<8} {:>9} {:>9} {:>9} {:>9} {:>9}",
-            "op",
-            "source",
-            "up to",
-            "requests",
-            "per s",
-            "MiB/s",
-            "time",
-            "p50",
-            "p90",
-            "p99",
-            "p99.9",
-            "max"
-        )?;
-        for row in &self.results {
-            let size = row.size_max_bytes.map_or_else(|| "all".to_owned(), show_bytes);
-            let source = row.source.map_or("all", Source::as_str);
-            let op = row.op.as_str();
-            let head = format!(
-                "{op:<9} {source:<6} {size:>9} {:>9} {:>10.1} {:>9.1}",
-                row.requests, row.requests_per_s, row.mib_per_s
-            );
-            for (head, kind, times) in
-                [(head.as_str(), "response", &row.response), ("", "service", &row.service)]
-            {
-                let shown =
-                    [times.p50_us, times.p90_us, times.p99_us, times.p999_us, times.max_us].map(show_us);
-                let shown: String = shown.iter().map(|time| format!(" {time:>9}")).collect();
-                writeln!(out, "{head:<57}  {kind:<8}{shown}")?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_checks(&self, out: &mut String) -> std::fmt::Result {
-        let mark = |good| if good { "ok  " } else { "FAIL" };
-        writeln!(out)?;
-        let verify = serde_json::to_value(self.plan.verify).unwrap_or_default();
-        writeln!(
-            out,
-            "{} contents: {} wrong answers (verify {}), {} put and read back",
-            mark(self.wrong_answers == 0),
-            self.wrong_answers,
-            verify.as_str().unwrap_or(""),
-            self.read_back.read
-        )?;
-        for example in &self.wrong_examples {
-            writeln!(out, "       {example}")?;
-        }
-        match &self.billing {
-            Some(billing) => writeln!(out, "{} billing: {}", mark(billing.agrees), billing.verdict)?,
-            None => writeln!(out, "--   billing: not compared, the billing servers are not known")?,
-        }
-        for slo in &self.slos {
-            writeln!(out, "{} {}: measured {:.6}", mark(slo.kept), slo.slo, slo.measured)?;
-        }
-        if self.left_behind > 0 {
-            writeln!(out, "note: {} contents of this run could not be removed", self.left_behind)?;
-        }
-        Ok(())
-    }
-}
-
-pub fn show_us(us: f64) -> String {
-    match us {
-        us if us < 1e3 => format!("{us:.0} us"),
-        us if us < 1e5 => format!("{:.2} ms", us / 1e3),
-        us if us < 1e6 => format!("{:.0} ms", us / 1e3),
-        us => format!("{:.2} s", us / 1e6),
     }
 }

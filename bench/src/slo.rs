@@ -38,23 +38,27 @@ pub struct SloResult {
     pub kept: bool,
 }
 
+impl std::fmt::Display for Slo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl FromStr for Slo {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || {
             format!(
-                "{text:?} is not a promise: write OP.METRIC<BOUND, OP get, put or all, METRIC p50 to p99.99, mean, max, rate or errors, as in get.p99<50ms"
+                "{text:?} is not a promise: write OP.METRIC<BOUND, OP get, put, head, range, delete, list, multipart or all, METRIC p50 to p99.99, mean, max, rate or errors, as in get.p99<50ms"
             )
         };
         let at = text.find(['<', '>']).ok_or_else(form)?;
         let (what, bound) = (text[..at].trim(), text[at + 1..].trim());
         let (op, metric) = what.split_once('.').ok_or_else(form)?;
         let op = match op {
-            "get" => Some(Op::Get),
-            "put" => Some(Op::Put),
             "all" => None,
-            _ => return Err(form()),
+            op => Some(op.parse().map_err(|_| form())?),
         };
         let metric = match metric {
             "mean" => Metric::Mean,
@@ -112,7 +116,7 @@ mod tests {
         assert!(kept("get.errors<1") && !kept("all.errors<1"));
         assert!(kept("all.max<102ms") && kept("all.mean<60ms"));
         assert!(!kept("put.p99<50ms"), "no PUT succeeded, so nothing was shown");
-        for bad in ["", "get.p99", "p99<1s", "get.p101<1s", "get.x<1s", "head.p99<1s", "get.p99<fast"] {
+        for bad in ["", "get.p99", "p99<1s", "get.p101<1s", "get.x<1s", "grow.p99<1s", "get.p99<fast"] {
             assert!(bad.parse::<Slo>().is_err(), "{bad}");
         }
     }

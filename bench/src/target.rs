@@ -4,7 +4,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::Protocol;
+use crate::protocol::signature::Credentials;
 
 /// A system that cannot be driven as it was described.
 #[derive(Debug, thiserror::Error)]
@@ -21,10 +24,15 @@ pub enum TargetError {
     NoSite { site: String },
     #[error("{url} is not an address of the form http://HOST:PORT")]
     Address { url: String },
+    #[error(
+        "this is no target: write native, s3://KEY:SECRET@HOST:PORT/BUCKET (with ?region=NAME if it has one) or \
+         http://HOST:PORT/PREFIX"
+    )]
+    Target,
 }
 
 /// The part of `endpoints.json` that matters here.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Endpoints {
     pub search: ServerAddress,
     #[serde(default)]
@@ -40,7 +48,7 @@ pub struct Endpoints {
     pub clients: Vec<Client>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerAddress {
     #[serde(default)]
     pub name: String,
@@ -48,14 +56,14 @@ pub struct ServerAddress {
     pub admin: String,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Site {
     pub name: String,
     pub gateways: Vec<ServerAddress>,
     pub nodes: Vec<ServerAddress>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Client {
     pub name: String,
     pub site: String,
@@ -71,30 +79,45 @@ impl Endpoints {
 }
 
 /// The two billing servers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Books {
     pub service: String,
     pub content: String,
     pub admin_token: String,
 }
 
-/// A server whose process is watched.
-#[derive(Debug, Clone)]
+/// A server whose process and metrics are watched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Watched {
     /// As in `tokyo.g1`.
     pub server: String,
+    /// Of its service, `http://host:port`.
+    pub http: String,
     pub port: u16,
+    /// Address of its admin listener.
+    pub admin: Option<String>,
 }
 
-#[derive(Debug, Clone)]
+/// What an operator may do to the system.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Control {
+    /// The client's home.
+    pub site: String,
+    pub search: String,
+    pub admin_token: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
     /// Addresses of the gateways, `http://host:port`; connections are spread over them.
     pub gateways: Vec<String>,
+    /// As whom it is driven; empty where nobody is told apart.
     pub client: String,
-    pub token: String,
-    pub bucket: String,
+    pub protocol: Protocol,
     pub books: Option<Books>,
     pub watched: Vec<Watched>,
+    /// `None`: nothing but its gateways is known of the system.
+    pub control: Option<Control>,
 }
 
 impl Target {
@@ -118,29 +141,89 @@ impl Target {
         Ok(Self {
             gateways: site.gateways.iter().map(|g| g.http.clone()).collect(),
             client: client.to_owned(),
-            token: found.token.clone(),
-            bucket: format!("bench-{client}"),
+            protocol: native(client, &found.token),
             books,
             watched: watched(endpoints),
+            control: Some(Control {
+                site: site.name.clone(),
+                search: endpoints.search.http.clone(),
+                admin_token: endpoints.admin_token.clone(),
+            }),
         })
+    }
+
+    /// Any S3 endpoint, `s3://KEY:SECRET@HOST:PORT/BUCKET?region=NAME`, or any HTTP server, `http://HOST:PORT/PREFIX`, whose
+    /// files at the prefix are those of the folder `root`. The error does not repeat the address: it may have a secret.
+    pub fn parse(text: &str, root: Option<PathBuf>) -> Result<Self, TargetError> {
+        let of = |authority: &str, client: &str, protocol| {
+            let (_, port) = authority.rsplit_once(':').ok_or(TargetError::Target)?;
+            port.parse::<u16>().map_err(|_| TargetError::Target)?;
+            let url = format!("http://{authority}");
+            Ok(Self {
+                watched: Watched::at("server".into(), &url, None).into_iter().collect(),
+                gateways: vec![url],
+                client: client.to_owned(),
+                protocol,
+                books: None,
+                control: None,
+            })
+        };
+        if let Some(rest) = text.strip_prefix("http://") {
+            let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let prefix = prefix.trim_matches('/').to_owned();
+            return of(authority, "", Protocol::Plain { prefix, root });
+        }
+        let parts = text.strip_prefix("s3://").and_then(|rest| {
+            // A secret may have slashes and more in it, but no @.
+            let (keys, rest) = rest.rsplit_once('@')?;
+            let (access_key, secret_key) = keys.split_once(':')?;
+            let (authority, bucket) = rest.split_once('/')?;
+            let (bucket, region) = bucket.split_once("?region=").unwrap_or((bucket, "us-east-1"));
+            let bucket = bucket.trim_end_matches('/');
+            let named = !bucket.is_empty() && !bucket.contains(['/', '?']);
+            named.then_some((access_key, secret_key, authority, bucket, region))
+        });
+        let (access_key, secret_key, authority, bucket, region) = parts.ok_or(TargetError::Target)?;
+        let credentials = Credentials {
+            access_key: access_key.to_owned(),
+            secret_key: secret_key.to_owned(),
+            region: region.to_owned(),
+        };
+        of(authority, access_key, Protocol::S3 { credentials, bucket: bucket.to_owned() })
     }
 
     /// A gateway alone: nothing is known of billing, and of processes only the gateway's.
     pub fn at(url: &str, client: &str, token: &str) -> Self {
-        let watched = authority(url).ok().and_then(|(_, port)| port.parse().ok());
+        let url = url.trim_end_matches('/');
         Self {
-            gateways: vec![url.trim_end_matches('/').to_owned()],
+            gateways: vec![url.to_owned()],
             client: client.to_owned(),
-            token: token.to_owned(),
-            bucket: format!("bench-{client}"),
+            protocol: native(client, token),
             books: None,
-            watched: watched.map(|port| Watched { server: "gateway".into(), port }).into_iter().collect(),
+            watched: Watched::at("gateway".into(), url, None).into_iter().collect(),
+            control: None,
         }
     }
 }
 
+impl Watched {
+    fn at(server: String, http: &str, admin: Option<String>) -> Option<Self> {
+        let port = authority(http).ok().and_then(|(_, port)| port.parse().ok())?;
+        Some(Self { server, http: http.to_owned(), port, admin })
+    }
+}
+
+/// The name of the bucket that a client's runs go into.
+pub fn bucket_of(client: &str) -> String {
+    format!("bench-{client}")
+}
+
+fn native(client: &str, token: &str) -> Protocol {
+    Protocol::Native { token: token.to_owned(), bucket: bucket_of(client) }
+}
+
 fn watched(endpoints: &Endpoints) -> Vec<Watched> {
-    let mut servers: Vec<(String, &str)> = vec![("search".into(), &endpoints.search.http)];
+    let mut servers: Vec<(String, &ServerAddress)> = vec![("search".into(), &endpoints.search)];
     let single = [
         ("origin", &endpoints.origin),
         ("service-billing", &endpoints.service_billing),
@@ -148,15 +231,15 @@ fn watched(endpoints: &Endpoints) -> Vec<Watched> {
         ("mobile-access", &endpoints.mobile_access),
     ];
     for (name, address) in single {
-        servers.extend(address.as_ref().map(|a| (name.to_owned(), a.http.as_str())));
+        servers.extend(address.as_ref().map(|address| (name.to_owned(), address)));
     }
     for site in &endpoints.sites {
         let members = site.gateways.iter().chain(&site.nodes);
-        servers
-            .extend(members.map(|server| (format!("{}.{}", site.name, server.name), server.http.as_str())));
+        servers.extend(members.map(|server| (format!("{}.{}", site.name, server.name), server)));
     }
-    let port = |url: &str| authority(url).ok().and_then(|(_, port)| port.parse().ok());
-    servers.into_iter().filter_map(|(server, url)| port(url).map(|port| Watched { server, port })).collect()
+    let watched =
+        |(server, at): (String, &ServerAddress)| Watched::at(server, &at.http, Some(at.admin.clone()));
+    servers.into_iter().filter_map(watched).collect()
 }
 
 /// Host and port of `http://host:port`.
@@ -196,7 +279,8 @@ mod tests {
         let endpoints: Endpoints = serde_json::from_str(text).unwrap();
         let target = Target::of(&endpoints, "bob").unwrap();
         assert_eq!(target.gateways, ["http://127.0.0.1:8010"]);
-        assert_eq!(target.bucket, "bench-bob");
+        let Protocol::Native { token, bucket } = &target.protocol else { panic!("{:?}", target.protocol) };
+        assert_eq!((token.as_str(), bucket.as_str()), ("b", "bench-bob"));
         let ports: Vec<u16> = target.watched.iter().map(|w| w.port).collect();
         assert_eq!(ports, [8000, 8004, 8006, 8010, 8012]);
         assert!(target.books.is_some());
@@ -204,5 +288,28 @@ mod tests {
         assert!(error.contains("bob, carol"), "{error}");
         assert!(Target::of(&endpoints, "carol").is_err());
         assert!(authority("https://x").is_err() && authority("http://x:1/p").is_err());
+    }
+    #[test]
+    fn other_servers_are_targets_too() {
+        let target = Target::parse("s3://AKIA:a/b+c:d@127.0.0.1:3900/bench?region=garage", None).unwrap();
+        assert_eq!((target.gateways[0].as_str(), target.client.as_str()), ("http://127.0.0.1:3900", "AKIA"));
+        let Protocol::S3 { credentials, bucket } = target.protocol else { panic!("it is S3") };
+        assert_eq!((credentials.secret_key.as_str(), credentials.region.as_str()), ("a/b+c:d", "garage"));
+        assert_eq!((bucket.as_str(), target.watched[0].port), ("bench", 3900));
+        let target = Target::parse("http://localhost:80/a/b/", Some("/srv".into())).unwrap();
+        assert!(matches!(target.protocol, Protocol::Plain { prefix, root: Some(_) } if prefix == "a/b"));
+        for bad in [
+            "",
+            "ftp://x:1/",
+            "http://x",
+            "s3://x:1/b",
+            "s3://k:s@h:1",
+            "s3://k:s@h:1/",
+            "s3://k:s@h/b",
+            "s3://k:s@h:1/b/c",
+        ] {
+            let error = Target::parse(bad, None).unwrap_err().to_string();
+            assert!(error.contains("s3://KEY:SECRET@"), "{bad}: {error}");
+        }
     }
 }

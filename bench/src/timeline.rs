@@ -5,17 +5,21 @@
 //! the buckets that have counts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::latency::{Buckets, Latency};
 use crate::measure::{Kind, Source, Times};
 use crate::plan::Op;
+use crate::progress::Progress;
 
 /// Seconds that are told apart by operation and source.
 pub type Lane = (Op, Source);
 
 /// One operation and source in one second.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Second {
     pub requests: u64,
     pub bytes: u64,
@@ -51,9 +55,20 @@ pub struct Timeline {
     closed: BTreeMap<(u64, Lane), Second>,
     open_second: u64,
     open: BTreeMap<Lane, Open>,
+    progress: Option<Arc<Progress>>,
 }
 
 impl Timeline {
+    /// Seconds that were measured elsewhere.
+    pub fn of(closed: BTreeMap<(u64, Lane), Second>) -> Self {
+        Self { closed, ..Self::default() }
+    }
+
+    /// Has each second told when it is over.
+    pub fn tell(&mut self, progress: Option<Arc<Progress>>) {
+        self.progress = progress;
+    }
+
     pub fn record(&mut self, kind: Kind, bytes: u64, times: Times, at: Duration) {
         let open = self.open((kind.op, kind.source), at);
         open.requests += 1;
@@ -87,6 +102,9 @@ impl Timeline {
                 response: open.response.take_buckets(),
                 service: open.service.take_buckets(),
             };
+            if let Some(progress) = &self.progress {
+                progress.add(self.open_second, *lane, &second);
+            }
             self.closed.entry((self.open_second, *lane)).or_default().merge(second);
         }
     }

@@ -85,6 +85,9 @@ pub enum WireError {
     /// The connection broke: the request may have been carried out.
     #[error("the connection broke")]
     Transport(#[source] hyper::Error),
+    /// The same, where the connection is the generator's own.
+    #[error("the connection broke")]
+    Broken(#[source] std::io::Error),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     #[error("answered {status}: {code}: {message}")]
@@ -100,7 +103,7 @@ impl WireError {
     pub fn code(&self) -> &str {
         match self {
             Self::Connect(_) => "connect",
-            Self::Transport(_) => "transport",
+            Self::Transport(_) | Self::Broken(_) => "transport",
             Self::Timeout(_) => "timeout",
             Self::Refused { code, .. } => code,
             Self::Answer => "answer",
@@ -110,7 +113,7 @@ impl WireError {
 
     /// Whether the server may have carried it out without our knowing.
     pub fn is_unanswered(&self) -> bool {
-        matches!(self, Self::Transport(_) | Self::Timeout(_))
+        matches!(self, Self::Transport(_) | Self::Broken(_) | Self::Timeout(_))
     }
 }
 

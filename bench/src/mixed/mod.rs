@@ -158,7 +158,10 @@ impl Run {
 
     /// When the next request is meant to start; `None` when the load is stopped.
     async fn next_start(&self) -> Option<Instant> {
-        let next = if self.is_open() { self.queue.next().await } else { Some(Instant::now()) };
+        let next = match self.is_open() {
+            true => self.queue.next().await.map(|arrival| arrival.intended),
+            false => Some(Instant::now()),
+        };
         next.filter(|_| !self.stopping.load(Ordering::Relaxed))
     }
 }

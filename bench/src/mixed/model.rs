@@ -3,15 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::api::gateway::ListedContent;
 use common::hash::ContentHash;
 
 use crate::content::Content;
+use crate::protocol::Listed;
 
 /// A content under a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version {
     pub content: Content,
+    /// What answers and listings name it by: the hash of its bytes where the protocol says that, else of what it says.
     pub hash: ContentHash,
 }
 
@@ -63,12 +64,22 @@ impl Keys {
         &self.prefix
     }
 
-    fn name(&self, slot: usize) -> String {
+    pub fn name(&self, slot: usize) -> String {
         format!("{}k{slot}-{}", self.prefix, self.keys[slot].generation)
     }
 
     pub fn path(&self, slot: usize) -> String {
         format!("/v1/contents/{}/{}", self.bucket, self.name(slot))
+    }
+
+    /// Names of the keys that have something, and what.
+    pub fn all_present(&self) -> impl Iterator<Item = (String, Version)> + '_ {
+        (0..self.keys.len()).filter_map(|slot| Some((self.name(slot), self.keys[slot].present?)))
+    }
+
+    /// Names of keys that were given up: what they have is not known.
+    pub fn given_up(&self) -> impl Iterator<Item = &String> + '_ {
+        self.given_up.iter()
     }
 
     /// Paths of everything that may be there.
@@ -122,7 +133,7 @@ impl Keys {
     }
 
     /// What is wrong with a listing of the whole prefix.
-    pub fn listing_fault(&self, listed: &[ListedContent]) -> Option<String> {
+    pub fn listing_fault(&self, listed: &[Listed]) -> Option<String> {
         let slots: BTreeMap<String, usize> =
             (0..self.keys.len()).map(|slot| (self.name(slot), slot)).collect();
         let mut shown = BTreeSet::new();
@@ -136,9 +147,9 @@ impl Keys {
             if !shown.insert(*slot) {
                 return Some(format!("{} is listed twice", content.key));
             }
-            let hash = content.hash.to_string();
+            let hash = content.tag.to_string();
             match self.present(*slot) {
-                Some(version) if version.hash == content.hash && version.content.len == content.len => {}
+                Some(version) if version.hash == content.tag && version.content.len == content.len => {}
                 _ => return Some(format!("{} is listed as {}", content.key, self.tell(*slot, Some(&hash)))),
             }
         }
@@ -151,22 +162,13 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::id::ClientId;
-    use common::time::UnixMillis;
 
     fn version(id: u64) -> Version {
         Version::of(Content::new(1, id, 100))
     }
 
-    fn line(key: &str, version: Version) -> ListedContent {
-        ListedContent {
-            key: key.into(),
-            hash: version.hash,
-            len: version.content.len,
-            media_type: String::new(),
-            provider: ClientId::new("bob").unwrap(),
-            modified: UnixMillis(0),
-        }
+    fn line(key: &str, version: Version) -> Listed {
+        Listed { key: key.into(), tag: version.hash, len: version.content.len }
     }
 
     fn keys() -> Keys {
@@ -183,7 +185,7 @@ mod tests {
         let mut keys = keys();
         let right = [line("1/w0/k0-0", version(1)), line("1/w0/k1-0", version(3))];
         assert_eq!(keys.listing_fault(&right), None);
-        let fault = |keys: &Keys, listed: &[ListedContent]| keys.listing_fault(listed).unwrap();
+        let fault = |keys: &Keys, listed: &[Listed]| keys.listing_fault(listed).unwrap();
         assert_eq!(fault(&keys, &right[..1]), "1/w0/k1-0 is not listed");
         let old = [right[0].clone(), line("1/w0/k1-0", version(2))];
         assert!(fault(&keys, &old).contains("the version before in place of"), "{}", fault(&keys, &old));

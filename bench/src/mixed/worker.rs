@@ -19,6 +19,7 @@ use super::model::{Keys, Version};
 use super::recorder::{Fault, FaultKind, Op};
 use super::session::{Ask, Session};
 use crate::content::{Choices, Content};
+use crate::protocol::Listed;
 use crate::wire::{WireError, read_text};
 
 /// How often each operation is chosen, of 100.
@@ -337,7 +338,8 @@ impl Worker {
             let page: ContentListing = serde_json::from_slice(&text).map_err(|error| {
                 Fault::new(FaultKind::WrongAnswer, format!("the listing cannot be read: {error}"))
             })?;
-            listed.extend(page.contents);
+            let lines = page.contents.into_iter();
+            listed.extend(lines.map(|line| Listed { key: line.key, tag: line.hash, len: line.len }));
             match page.next {
                 Some(next) => after = next,
                 None => return Ok(self.keys.listing_fault(&listed)),
@@ -447,7 +449,7 @@ fn delivery(headers: &HeaderMap) -> Option<DeliveryId> {
 impl From<WireError> for Fault {
     fn from(error: WireError) -> Self {
         let kind = match &error {
-            WireError::Connect(_) | WireError::Transport(_) => FaultKind::Connection,
+            WireError::Connect(_) | WireError::Transport(_) | WireError::Broken(_) => FaultKind::Connection,
             WireError::Timeout(_) => FaultKind::Timeout,
             WireError::Refused { .. } => FaultKind::Refused,
             WireError::Answer | WireError::Request(_) => FaultKind::WrongAnswer,

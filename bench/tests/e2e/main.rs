@@ -14,6 +14,7 @@ mod probe;
 mod process;
 
 mod accounts;
+mod agents;
 mod backup;
 mod books;
 mod cards;
@@ -21,6 +22,7 @@ mod collection;
 mod crash;
 mod cuts;
 mod delivery;
+mod events;
 mod faults;
 mod growth;
 mod harness;
