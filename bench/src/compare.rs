@@ -69,7 +69,7 @@ pub struct Comparison {
 /// Who runs when, by place in the list: forwards in even rounds, backwards in odd ones.
 pub fn turns(contenders: usize, rounds: usize) -> Vec<(usize, usize)> {
     let round = |round: usize| {
-        let place = move |nth: usize| if round % 2 == 0 { nth } else { contenders - 1 - nth };
+        let place = move |nth: usize| if round.is_multiple_of(2) { nth } else { contenders - 1 - nth };
         (0..contenders).map(move |nth| (round, place(nth)))
     };
     (0..rounds).flat_map(round).collect()

@@ -205,11 +205,12 @@ impl Worker {
                 if !matches!(error, WireError::Refused { .. }) {
                     self.client.close();
                 }
-                let mut local = self.local.borrow_mut();
                 let delivers = matches!(op, Op::Get | Op::Range);
-                local.tally.deliveries.unanswered += u64::from(error.is_unanswered() && delivers);
-                local.tally.error(op, error.code(), at);
-                drop(local);
+                {
+                    let mut local = self.local.borrow_mut();
+                    local.tally.deliveries.unanswered += u64::from(error.is_unanswered() && delivers);
+                    local.tally.error(op, error.code(), at);
+                }
                 if let Some(slot) = step.changes() {
                     self.keys.settle(slot);
                 }
