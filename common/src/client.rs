@@ -175,7 +175,9 @@ impl ServerClient {
     /// Sends a signed call. Answers other than 2xx come back as [`CallError::Refused`].
     pub async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, CallError> {
         let (audience, begin) = (call.audience, Instant::now());
-        let answer = self.call_unmeasured(call).await;
+        // Boxed: what may call another server is far more often passed through than calling. Unboxed, the ten kilobytes of
+        // a call are a part of every future around it, and moved with each of them.
+        let answer = Box::pin(self.call_unmeasured(call)).await;
         if let Some(metrics) = &self.metrics {
             metrics.count(audience, begin, &answer);
         }
@@ -240,6 +242,10 @@ impl ServerClient {
 
     /// Sends a call and reads its answer.
     pub async fn bytes(&self, call: Call<'_>) -> Result<Bytes, CallError> {
+        Box::pin(self.bytes_unboxed(call)).await
+    }
+
+    async fn bytes_unboxed(&self, call: Call<'_>) -> Result<Bytes, CallError> {
         let url = format!("{}{}", call.base, call.path);
         let limit = call.limit;
         let response = self.call(call).await?;

@@ -105,7 +105,7 @@ impl Chunks {
     pub async fn list(&self, manifest: &Manifest) -> Result<Arc<[ChunkRef]>, ApiError> {
         match &manifest.chunks {
             ChunkList::Inline(chunks) => Ok(chunks.as_slice().into()),
-            ChunkList::Stored { list, .. } => decode_list(manifest, &self.read(list).await?),
+            ChunkList::Stored { list, .. } => decode_list(manifest, &Box::pin(self.read(list)).await?),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Delivering: `resolve → begin → send → end`. The one place where content leaves for a client.
 //!
 //! When one node decides for the name and the client, *open* is resolve and begin in one call.
+//!
+//! That is by far the most frequent way; the futures of the others are boxed, so that they are not a part of every
+//! request's own, which is moved a few times.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -81,7 +84,7 @@ impl Gateway {
             Plan::Deliver(delivery) => {
                 let class = match delivery.held.begun {
                     Some(class) => class,
-                    None => self.begin(&wish, &delivery.held, &delivery.part, &mut guard).await?,
+                    None => Box::pin(self.begin(&wish, &delivery.held, &delivery.part, &mut guard)).await?,
                 };
                 self.send(*delivery, class, guard, started).await
             }
@@ -126,10 +129,12 @@ impl Gateway {
             return self.plan_for(wish, held, Verdict::Proceed);
         }
         // A conditional request may come to nothing, so the client is noted as a holder only when it does not.
-        let held = self.resolve(wish, !wish.head_only && !wish.conditions.any()).await?;
+        let held = Box::pin(self.resolve(wish, !wish.head_only && !wish.conditions.any())).await?;
         let verdict = self.verdict(wish, &held);
         let held = match verdict {
-            Verdict::Proceed if !wish.head_only && wish.conditions.any() => self.resolve(wish, true).await?,
+            Verdict::Proceed if !wish.head_only && wish.conditions.any() => {
+                Box::pin(self.resolve(wish, true)).await?
+            }
             _ => held,
         };
         self.plan_for(wish, held, verdict)
@@ -197,7 +202,7 @@ impl Gateway {
     async fn open(&self, wish: &Wish, guard: &mut EndGuard) -> ApiResult<Held> {
         let slots = (Slot::of_name(&wish.name), Slot::of_client(&wish.client));
         let Some(primary) = self.site.primary_of_both(slots.0, slots.1) else {
-            return self.resolve(wish, true).await;
+            return Box::pin(self.resolve(wish, true)).await;
         };
         let request = OpenRequest {
             delivery: guard.delivery(),
@@ -210,7 +215,7 @@ impl Gateway {
         };
         guard.asking(primary.shard);
         let (node, base) = (&primary.node, primary.client.base());
-        let opening = self.site.unless_down(node, base, primary.client.open(&request));
+        let opening = self.site.unless_down(node, base, self.opens.open(&primary.client, request));
         let answer = match stage(Stage::Open, opening).await {
             Ok(answer) => answer,
             Err(error) if error.code() == Some(ErrorCode::QuotaExceeded) => {
@@ -221,7 +226,7 @@ impl Gateway {
             // same, the begin that follows is the same delivery, and without one the guard ends it.
             Err(error) => {
                 tracing::debug!(content = %wish.name, error = %common::error::chain(&error), "not opened at once");
-                return self.resolve(wish, true).await;
+                return Box::pin(self.resolve(wish, true)).await;
             }
         };
         match &answer.begin {
@@ -238,7 +243,7 @@ impl Gateway {
     /// *resolve*: what the site holds of the name for this client; collects what it does not hold. With `note` the
     /// client is, durably, a holder of it from now on.
     async fn resolve(&self, wish: &Wish, note: bool) -> ApiResult<Held> {
-        let holding = self.ask_holding(&wish.name, note.then_some(&wish.client)).await?;
+        let holding = Box::pin(self.ask_holding(&wish.name, note.then_some(&wish.client))).await?;
         self.provide(wish, holding, note).await
     }
 
@@ -255,7 +260,7 @@ impl Gateway {
             if note { Box::pin(self.collect(name, client)).await } else { Box::pin(self.look(name)).await };
         match (newest, superseded) {
             // Withdrawn, or nobody answers: who holds it keeps it; to others it is not to be had.
-            (Err(error), Some(superseded)) if self.holds(client, name).await? => {
+            (Err(error), Some(superseded)) if Box::pin(self.holds(client, name)).await? => {
                 tracing::debug!(content = %name, %error, "serving the version that the client holds");
                 self.held(superseded).await
             }
@@ -266,7 +271,7 @@ impl Gateway {
     /// A client reads its own buckets, public ones, and what is in its library.
     pub async fn authorise(&self, client: &ClientId, name: &ContentName) -> ApiResult<()> {
         let bucket = self.directory.bucket(&name.bucket_name()).await?;
-        if may_read(client, &bucket) || self.holds(client, name).await? {
+        if may_read(client, &bucket) || Box::pin(self.holds(client, name)).await? {
             return Ok(());
         }
         Err(ApiError::new(

@@ -54,15 +54,18 @@ impl<K: Hash + Eq + Clone, V: Clone> Known<K, V> {
     }
 
     /// The known answer if fresh, else `ask`'s, else the stale one while search is away.
-    async fn fetch(
+    async fn fetch<F>(
         &self,
         key: &K,
         missing: ErrorCode,
-        ask: impl Future<Output = Result<V, CallError>>,
-    ) -> Result<Option<V>, ApiError> {
+        ask: impl FnOnce() -> F,
+    ) -> Result<Option<V>, ApiError>
+    where
+        F: Future<Output = Result<V, CallError>>,
+    {
         match self.get(key, FRESH) {
             Some(value) => Ok(Some(value)),
-            None => self.ask(key, missing, ask).await,
+            None => Box::pin(self.ask(key, missing, ask())).await,
         }
     }
 
@@ -121,7 +124,7 @@ impl Directory {
             refuse("this needs a client's token: send the header Authorization: Bearer TOKEN")
         })?;
         let hash = token_hash(token);
-        let ask = self.search.client_by_token(&hash);
+        let ask = || self.search.client_by_token(&hash);
         let client = self.clients.fetch(&hash, ErrorCode::ClientNotFound, ask).await?;
         match client {
             None => Err(refuse("no client has this token; look for a typing error or ask for a new one")),
@@ -133,7 +136,7 @@ impl Directory {
     }
 
     pub async fn bucket(&self, bucket: &BucketName) -> Result<BucketRecord, ApiError> {
-        let ask = self.search.bucket(bucket);
+        let ask = || self.search.bucket(bucket);
         self.buckets
             .fetch(bucket, ErrorCode::BucketNotFound, ask)
             .await?
