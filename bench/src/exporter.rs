@@ -18,6 +18,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::latency::Latency;
 use crate::plan::{Op, Pace, Plan};
 use crate::process::cpu_time;
 use crate::progress::{Done, Progress, Snapshot};
@@ -76,6 +77,9 @@ pub fn serve(listen: &str, plan: &Plan, progress: Arc<Progress>) -> std::io::Res
     Ok(address)
 }
 
+/// Picks one of the distributions.
+type Times = fn(&Done) -> &Latency;
+
 fn answer(stream: TcpStream, text: impl FnOnce() -> String) -> std::io::Result<()> {
     stream.set_read_timeout(Some(CALL_TIME_MAX))?;
     stream.set_write_timeout(Some(CALL_TIME_MAX))?;
@@ -132,7 +136,7 @@ fn write(out: &mut String, snapshot: &Snapshot, planned: f64) -> std::fmt::Resul
         let errors: u64 = parts.iter().map(|done| done.errors).sum();
         writeln!(out, "{ERRORS}{{op=\"{}\"}} {errors}", op.as_str())?;
     }
-    let times: [(_, _, fn(&Done) -> &crate::latency::Latency); 2] = [
+    let times: [(_, _, Times); 2] = [
         (RESPONSE, "From the intended start of a request to its last byte.", |done| &done.response),
         (SERVICE, "From sending a request to its last byte.", |done| &done.service),
     ];
@@ -165,7 +169,6 @@ fn write(out: &mut String, snapshot: &Snapshot, planned: f64) -> std::fmt::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::latency::Latency;
     use crate::measure::Source;
     use crate::timeline::Second;
 

@@ -15,6 +15,8 @@ use crate::report::text::{show_bytes_short, show_number};
 const EVERY: Duration = Duration::from_secs(1);
 /// Seconds that are drawn as bars.
 const BARS: u64 = 48;
+/// The newest seconds are not shown yet: parts of them, from other threads and agents, are still to come.
+const HELD_BACK_S: u64 = 2;
 /// Events that are shown on a terminal.
 const NOTES_SHOWN: usize = 5;
 
@@ -70,9 +72,8 @@ struct Screen {
 
 impl Screen {
     fn draw(&mut self, snapshot: &Snapshot, is_over: bool) -> String {
-        // Parts of the newest second are still to come.
         let Some(newest) = snapshot.recent.keys().next_back() else { return String::new() };
-        let end = newest + u64::from(is_over);
+        let end = if is_over { newest + 1 } else { newest.saturating_sub(HELD_BACK_S - 1) };
         if self.is_plain { self.lines(snapshot, end) } else { self.picture(snapshot, end) }
     }
 
@@ -170,7 +171,7 @@ mod tests {
         progress.add(0, (Op::Get, Source::Hit), &answered(10, 2));
         assert_eq!(draw(false), "", "more of the first second may come");
         progress.note("node kill n3".into());
-        progress.add(2, (Op::Get, Source::Hit), &answered(5, 900));
+        progress.add(3, (Op::Get, Source::Hit), &answered(5, 900));
         let text = draw(false);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].contains("event: node kill n3"), "{text}");

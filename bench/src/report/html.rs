@@ -479,7 +479,7 @@ impl Page<'_> {
             if !series.label.is_empty() {
                 name = format!("{name} {}", series.label);
             }
-            let points = series.points.iter().map(|(at, value)| (*at, Some(*value)));
+            let points = with_gaps(&series.points).into_iter();
             let line = line(name, index, points.filter(|(at, _)| *at <= self.overview.end_s));
             Line { is_dashed: index >= super::chart::COLOURS, ..line }
         });
@@ -642,6 +642,22 @@ fn table(
     Ok(())
 }
 
+/// With a break where nothing could be read for longer than usual.
+fn with_gaps(points: &[(f64, f64)]) -> Vec<(f64, Option<f64>)> {
+    const USUAL: f64 = 1.8;
+    let mut spacings: Vec<f64> = points.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    spacings.sort_by(f64::total_cmp);
+    let median = spacings.get(spacings.len() / 2).copied().unwrap_or(0.0);
+    let mut out: Vec<(f64, Option<f64>)> = Vec::new();
+    for (at, value) in points {
+        if let Some((before, _)) = out.last().filter(|(before, _)| at - before > USUAL * median) {
+            out.push(((at + before) / 2.0, None));
+        }
+        out.push((*at, Some(*value)));
+    }
+    out
+}
+
 fn bounds_of(lines: &[Line]) -> (f64, f64) {
     log_bounds(lines.iter().flat_map(|line| &line.points).filter_map(|(_, value)| *value))
 }
@@ -667,5 +683,27 @@ fn title_of(name: &str) -> String {
             let mut letters = words.chars();
             letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_breaks_where_nothing_could_be_read() {
+        let points = [(0.0, 1.0), (1.0, 2.0), (1.3, 2.5), (2.0, 3.0), (5.0, 4.0), (6.0, 5.0)];
+        let gaps: Vec<f64> =
+            with_gaps(&points).iter().filter(|(_, value)| value.is_none()).map(|(at, _)| *at).collect();
+        assert_eq!(gaps, [3.5]);
+        assert_eq!((with_gaps(&[]).len(), with_gaps(&points[..1]).len()), (0, 1));
+    }
+
+    #[test]
+    fn percentiles_and_letters_are_short() {
+        let shown: Vec<String> = [1.0, 2.0, 10.0, 100.0, 1000.0, 1e5].map(show_percentile).to_vec();
+        assert_eq!(shown, ["0", "50", "90", "99", "99.9", "99.999"]);
+        assert_eq!((letter(0), letter(25), letter(27)), ("A".into(), "Z".into(), "B1".into()));
+        assert_eq!((show_seconds(0.3), show_seconds(1.0)), ("300 ms".into(), "1 s".into()));
     }
 }
