@@ -1,7 +1,15 @@
 //! The harness's own metrics for Prometheus while it runs: what it sends and how long answers take, from the intended
 //! start and from sending, to be shown beside the servers' metrics.
 //!
-//! Names follow the conventions of the servers' catalogue with `bench_` in place of `dozo_`.
+//! Names follow the conventions of the servers' catalogue with `bench_` in place of `dozo_`. Prometheus asks for them as a
+//! job of its own, beside those of the servers:
+//!
+//! ```yaml
+//! scrape_configs:
+//!   - job_name: bench
+//!     scrape_interval: 1s
+//!     static_configs: [{ targets: ['HOST:PORT'] }]
+//! ```
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
