@@ -189,6 +189,11 @@ impl ApiError {
     }
 
     /// An error whose cause is the operator's business; the client learns only that it happened.
+    /// As a part of an answer, where the answer's own request id tells where to look.
+    pub fn to_body(&self) -> ErrorBody {
+        ErrorBody { code: self.code, message: self.message.clone(), request_id: String::new() }
+    }
+
     pub fn internal(cause: &dyn std::error::Error) -> Self {
         Self::new(ErrorCode::Internal, "the server failed; the request id leads to the cause in its log")
             .with_cause(cause)

@@ -210,7 +210,7 @@ impl Gateway {
         };
         guard.asking(primary.shard);
         let (node, base) = (&primary.node, primary.client.base());
-        let opening = self.site.unless_down(node, base, primary.client.open(&request));
+        let opening = self.site.unless_down(node, base, self.opens.open(&primary.client, request));
         let answer = match stage(Stage::Open, opening).await {
             Ok(answer) => answer,
             Err(error) if error.code() == Some(ErrorCode::QuotaExceeded) => {

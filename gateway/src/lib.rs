@@ -15,7 +15,8 @@
 //! 3. *begin*: the owner of the client's slot writes library row and delivery record in one durable commit, while
 //!    the first chunk is on its way from its node.
 //!
-//!    Where one node owns both slots, 2 and 3 are one call and one commit: *open*.
+//!    Where one node owns both slots, 2 and 3 are one call and one commit: *open* ([`opens`]), and what many clients ask
+//!    for at the same time goes together.
 //! 4. *send* ([`body`]): chunks in order, read ahead by one, as the reader takes them.
 //! 5. *end* ([`ends`]): how many bytes went out, reported in batches behind the answer.
 //!
@@ -46,6 +47,7 @@ pub mod head;
 pub mod heaviest;
 pub mod limits;
 pub mod metrics;
+pub mod opens;
 pub mod publish;
 pub mod quote;
 pub mod routes;

@@ -25,6 +25,7 @@ use crate::directory::Directory;
 use crate::ends::{self, Ends};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::opens::Opens;
 use crate::routes;
 use crate::site::SiteView;
 use crate::visitors::Visitors;
@@ -40,6 +41,7 @@ pub struct Gateway {
     pub directory: Directory,
     pub limits: Limits,
     pub visitors: Visitors,
+    pub opens: Opens,
     pub ends: Ends,
     /// Bytes that peers asked for and that are not sent yet.
     pub owed: AtomicU64,
@@ -100,6 +102,7 @@ pub async fn start(config: Config, secret: ClusterSecret) -> Result<Running, Sta
         directory: Directory::new(search),
         limits: Limits::default(),
         visitors: Visitors::new(secret.clone(), name),
+        opens: Opens::default(),
         ends,
         owed: AtomicU64::new(0),
         metrics,

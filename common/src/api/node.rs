@@ -20,6 +20,7 @@ use crate::api::temporary::{
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode, read_body};
 use crate::cluster::{ClusterMap, MapEpoch};
+use crate::error::ErrorBody;
 use crate::hash::{ChunkHash, ContentHash, RecordDigest};
 use crate::id::{ClientId, DeliveryId, NodeId, ServerName, SiteId};
 use crate::manifest::{ChunkRef, Manifest};
@@ -239,7 +240,7 @@ pub struct BeginAnswer {
 
 /// *resolve* and *begin* in one commit, for a plain GET: what the site holds complete is delivered at once, to a
 /// client that is thereby noted as a holder. Anything else is answered as it is and nothing changes.
-/// `POST /v1/deliveries/open`, to the node that owns both the name's slot and the client's.
+/// Part of an [`OpenBatch`], for the node that owns both the name's slot and the client's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OpenRequest {
     /// Made by the gateway: the same id again gets the same answer.
@@ -261,9 +262,22 @@ pub struct OpenRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OpenAnswer {
     pub holding: Option<Holding>,
-    /// `None` when the holding is not complete, or has nothing in the range.
+    /// `None` when the holding is not complete, has nothing in the range, or when the request may belong to a delivery in
+    /// another shard: a begin finds out.
     #[serde(default)]
     pub begin: Option<BeginAnswer>,
+}
+
+/// Deliveries that are opened together, each for itself. `POST /v1/deliveries/open`; answered in the same order, each
+/// with its own refusal: `WrongNode` unless the node owns both slots, `QuotaExceeded`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OpenBatch {
+    pub opens: Vec<OpenRequest>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OpenAnswers {
+    pub answers: Vec<Result<OpenAnswer, ErrorBody>>,
 }
 
 /// A later range joins a delivery that is open in a shard which has the client's slot no more, durably; `None` when it
@@ -780,8 +794,7 @@ impl NodeClient {
         release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
         /// `QuotaExceeded`.
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
-        /// `WrongNode` unless it owns both slots.
-        open, "/v1/deliveries/open", OpenRequest => OpenAnswer;
+        open, "/v1/deliveries/open", OpenBatch => OpenAnswers;
         join, "/v1/deliveries/join", JoinRequest => Option<BeginAnswer>;
         end, "/v1/deliveries/end", EndBatch => ();
         /// `QuotaExceeded`.

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use axum::extract::State;
 use common::api::extract::ApiJson;
-use common::api::node::{BeginAnswer, BeginRequest, EndBatch, JoinRequest, OpenAnswer, OpenRequest};
+use common::api::node::{
+    BeginAnswer, BeginRequest, EndBatch, JoinRequest, OpenAnswer, OpenAnswers, OpenBatch, OpenRequest,
+};
 use common::error::{ApiResult, chain};
 use common::placement::Slot;
+use futures_util::future::join_all;
 
 use crate::catalog::txn::Txn;
 use crate::deliveries::{self, Beginning, Begun, Joining};
@@ -42,29 +45,32 @@ pub async fn begin(
 
 pub async fn open(
     State(node): Shared,
-    ApiJson(request): ApiJson<OpenRequest>,
-) -> ApiResult<ApiJson<OpenAnswer>> {
+    ApiJson(batch): ApiJson<OpenBatch>,
+) -> ApiResult<ApiJson<OpenAnswers>> {
+    // All are queued at once, so that one commit takes them.
+    let answers = join_all(batch.opens.into_iter().map(|request| open_one(&node, request))).await;
+    let answers = answers.into_iter().map(|answer| answer.map_err(|error| error.to_body())).collect();
+    Ok(ApiJson(OpenAnswers { answers }))
+}
+
+async fn open_one(node: &Node, request: OpenRequest) -> ApiResult<OpenAnswer> {
     let (name_slot, client_slot) = (Slot::of_name(&request.name), Slot::of_client(&request.client));
     let shard = node.shard_with(name_slot)?;
-    let request = Arc::new(request);
-    let mut elsewhere = true;
-    loop {
-        let (request, joining, now) = (request.clone(), joining(&shard, elsewhere), node.clock.now());
-        let slots = shard.slots.clone();
-        let opened = shard
-            .commit_in(name_slot, move |txn| {
-                slots.check(client_slot)?;
-                open::open(txn, &request, &joining, now)
-            })
-            .await?;
-        shard.signals.tally_queued.notify_one();
-        let Opened { holding, begun } = opened;
-        let Some(beginning) = begun else { return Ok(ApiJson(OpenAnswer { holding, begin: None })) };
-        if let Some(answer) = answer_beginning(&shard, beginning).await {
-            return Ok(ApiJson(OpenAnswer { holding, begin: Some(answer) }));
-        }
-        elsewhere = false;
-    }
+    let (joining, now, slots) = (joining(&shard, true), node.clock.now(), shard.slots.clone());
+    let opened = shard
+        .commit_in(name_slot, move |txn| {
+            slots.check(client_slot)?;
+            open::open(txn, &request, &joining, now)
+        })
+        .await?;
+    shard.signals.tally_queued.notify_one();
+    let Opened { holding, begun } = opened;
+    let begin = match begun {
+        Some(Beginning::Begun(begun)) => Some(answer_begun(&shard, begun)),
+        // Others of the batch do not wait until another shard was asked.
+        Some(Beginning::Elsewhere(_)) | None => None,
+    };
+    Ok(OpenAnswer { holding, begin })
 }
 
 fn joining(shard: &Shard, elsewhere: bool) -> Joining {

@@ -1,7 +1,8 @@
 //! What spans two slots: one node may own both, or each of two nodes one.
 
-use common::api::node::OpenRequest;
+use common::api::node::{OpenAnswer, OpenBatch, OpenRequest};
 use common::cluster::NodeState;
+use common::error::ErrorBody;
 
 use super::*;
 
@@ -79,6 +80,11 @@ fn open_request(client: &ClientId, name: &ContentName, range: Option<&str>) -> O
     }
 }
 
+/// One delivery in a batch of its own.
+async fn open(node: &TestNode, request: OpenRequest) -> Result<OpenAnswer, ErrorBody> {
+    node.client.open(&OpenBatch { opens: vec![request] }).await.unwrap().answers.remove(0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_is_for_the_node_that_owns_both_slots() {
     let pair = Pair::start().await;
@@ -88,7 +94,7 @@ async fn an_open_is_for_the_node_that_owns_both_slots() {
     owner.client.hold(&publication(&song, manifest, RefTag(7))).await.unwrap();
     let (here, elsewhere) = pair.clients(&song);
     let request = |client: &ClientId| open_request(client, &song, None);
-    let opened = owner.client.open(&request(&here)).await.unwrap();
+    let opened = open(owner, request(&here)).await.unwrap();
     let begin = opened.begin.unwrap();
     assert_eq!((begin.class, &begin.shard), (DeliveryClass::Purchase, &owner.id));
     assert!(owner.client.library_row(&here, &song).await.unwrap().is_some());
@@ -98,8 +104,8 @@ async fn an_open_is_for_the_node_that_owns_both_slots() {
     };
     assert_eq!(held_by().await, [client_id("alice"), here.clone()]);
     for node in &pair.nodes {
-        let refused = node.client.open(&request(&elsewhere)).await.unwrap_err();
-        assert_eq!(refused.code(), Some(ErrorCode::WrongNode));
+        let refused = open(node, request(&elsewhere)).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::WrongNode);
     }
     assert_eq!(held_by().await, [client_id("alice"), here.clone()]);
     owner.client.end(&ends(&begin.shard, begin.delivery, 2)).await.unwrap();
@@ -140,7 +146,7 @@ async fn a_later_range_joins_its_delivery_after_the_clients_slot_has_moved() {
         for (client, song) in &wanted {
             let manifest = manifest(bytes, ChunkList::Inline(vec![chunk(bytes)]));
             first.client.hold(&publication(song, manifest, RefTag(7))).await.unwrap();
-            let opened = first.client.open(&open_request(client, song, Some("bytes=0-3"))).await.unwrap();
+            let opened = open(first, open_request(client, song, Some("bytes=0-3"))).await.unwrap();
             let begin = opened.begin.unwrap();
             first.client.end(&ends(&begin.shard, begin.delivery, 4)).await.unwrap();
             deliveries.push(begin.delivery);
@@ -152,11 +158,13 @@ async fn a_later_range_joins_its_delivery_after_the_clients_slot_has_moved() {
     for ((client, song), delivery) in wanted.iter().zip(deliveries) {
         let owner = pair.owner(Slot::of_client(client));
         let has_both = pair.owner(Slot::of_name(song)).id == owner.id;
-        let open = open_request(client, song, Some("bytes=4-"));
-        let request = open.delivery;
-        let answer = if has_both {
-            owner.client.open(&open).await.unwrap().begin.unwrap()
-        } else if owner.id == second.id && left == 0 {
+        let later = open_request(client, song, Some("bytes=4-"));
+        let request = later.delivery;
+        let at_once = if has_both { open(owner, later).await.unwrap().begin } else { None };
+        assert_eq!(at_once.is_some(), has_both && owner.id == first.id, "only there the delivery is at hand");
+        let answer = if let Some(begun) = at_once {
+            begun
+        } else if !has_both && owner.id == second.id && left == 0 {
             // This one does not come back.
             left += 1;
             continue;
