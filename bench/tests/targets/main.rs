@@ -1,5 +1,7 @@
 //! The load harness against servers that are not Dozo: any HTTP server, and an S3 server that others wrote.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 mod plain;
 mod s3;
 #[path = "../../../storage-node/tests/node/s3/server.rs"]
