@@ -9,7 +9,7 @@ use common::api::extract::ApiJson;
 use common::api::node::{
     BeginAnswer, BeginRequest, EndBatch, JoinRequest, OpenAnswer, OpenAnswers, OpenBatch, OpenRequest,
 };
-use common::error::{ApiResult, chain};
+use common::error::{ApiError, ApiResult, chain};
 use common::placement::Slot;
 use futures_util::future::join_all;
 
@@ -49,7 +49,15 @@ pub async fn open(
 ) -> ApiResult<ApiJson<OpenAnswers>> {
     // All are queued at once, so that one commit takes them.
     let answers = join_all(batch.opens.into_iter().map(|request| open_one(&node, request))).await;
-    let answers = answers.into_iter().map(|answer| answer.map_err(|error| error.to_body())).collect();
+    let refusal = |error: ApiError| {
+        // The answer as a whole is a success: nobody else tells of it.
+        if error.code.status().is_server_error() {
+            let cause = error.cause.as_deref().unwrap_or("");
+            tracing::warn!(code = %error.code, message = error.message, cause, "a delivery is not opened");
+        }
+        error.to_body()
+    };
+    let answers = answers.into_iter().map(|answer| answer.map_err(refusal)).collect();
     Ok(ApiJson(OpenAnswers { answers }))
 }
 
