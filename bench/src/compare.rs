@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use common::html::escape;
 use serde::{Deserialize, Serialize};
 
 use crate::generator::Generator;
 use crate::plan::Plan;
-use crate::report::escape::escape;
 use crate::report::{Host, Report};
 use crate::run::{Options, RunError, run};
 use crate::statistics::contrast::{Method, Verdict};

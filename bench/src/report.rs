@@ -31,7 +31,7 @@ use crate::timeline::Second;
 mod chart;
 mod checks;
 mod csv;
-pub(crate) mod escape;
+mod escape;
 mod host;
 mod html;
 mod markdown;

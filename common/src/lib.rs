@@ -19,6 +19,7 @@
 //! | listeners, graceful stop, health and metrics | [`server`], [`telemetry`], [`measure`], [`tls`] |
 //! | what servers tell of themselves, in tables | [`catalogue`] |
 //! | a request's ids and times on its way through the servers | [`trace`] |
+//! | text within pages | [`html`] |
 //! | who may call whom | [`auth`] |
 //! | clients away from home: their cards, and what is signed | [`card`], [`visit`] |
 
@@ -34,6 +35,7 @@ pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod hash;
+pub mod html;
 pub mod id;
 pub mod manifest;
 pub mod measure;

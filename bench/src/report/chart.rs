@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::escape::escape;
+use common::html::escape;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 290.0;

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use common::config::show_bytes;
+use common::html::escape;
 
 use super::Report;
 use super::chart::{Axis, Band, Chart, Line, Scale, Ticks, linear_bounds, log_bounds};
-use super::escape::{escape, json_in_script};
+use super::escape::json_in_script;
 use super::overview::{Overview, Piece, Quantiles, spectrum, totals};
 use super::text::{shortened, show_bytes_short, show_number, show_us};
 use crate::measure::Source;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use common::html::escape;
 use serde::{Deserialize, Serialize};
 
 use super::StatisticsError;
@@ -10,7 +11,6 @@ use super::contrast::{Contrast, Method, Verdict, contrast};
 use super::sample::Sample;
 use crate::plan::Op;
 use crate::report::Report;
-use crate::report::escape::escape;
 
 /// Requests that fail more often by this share of all are worse.
 const FAILED_MARGIN: f64 = 0.001;

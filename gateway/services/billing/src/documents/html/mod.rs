@@ -6,6 +6,7 @@
 
 mod labels;
 
+use common::html::escape;
 use common::money::Currency;
 
 use super::amount::{exact, whole};
@@ -193,7 +194,7 @@ impl Page {
         page.push("content=\"default-src 'none'; style-src 'unsafe-inline'\">\n");
         page.push(&format!(
             "<title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
-            escaped(tab.trim())
+            escape(tab.trim())
         ));
         page
     }
@@ -202,7 +203,7 @@ impl Page {
         self.push(&format!("<header>\n<h1>{}</h1>\n<dl>\n", self.title));
         for (label, value) in facts {
             if let Some(value) = value {
-                self.push(&format!("<dt>{label}</dt><dd>{}</dd>\n", escaped(value)));
+                self.push(&format!("<dt>{label}</dt><dd>{}</dd>\n", escape(value)));
             }
         }
         self.push("</dl>\n</header>\n");
@@ -219,15 +220,15 @@ impl Page {
     }
 
     fn party(&mut self, (label, party): (&str, &PartyView), honorific: &str) {
-        let name = escaped(&party.name);
+        let name = escape(&party.name);
         self.push(&format!("<div>\n<h2>{label}</h2>\n<p class=\"name\">{name}{honorific}</p>\n"));
         let registration =
             party.registration_number.as_ref().map(|number| format!("{} {number}", self.labels.registration));
         let lines = [&party.address, &party.country, &party.email, &registration].into_iter().flatten();
         for line in lines {
-            self.push(&format!("<p>{}</p>\n", escaped(line)));
+            self.push(&format!("<p>{}</p>\n", escape(line)));
         }
-        self.push(&format!("<p>{}</p>\n</div>\n", escaped(&party.party)));
+        self.push(&format!("<p>{}</p>\n</div>\n", escape(&party.party)));
     }
 
     fn due(&mut self, label: &str, amount: &str) {
@@ -253,7 +254,7 @@ impl Page {
                 true => format!("<span class=\"mark\">{}</span>", self.labels.word("late")),
                 false => String::new(),
             };
-            let (month, description) = (escaped(month), escaped(&description));
+            let (month, description) = (escape(month), escape(&description));
             self.push(&format!("<tr><td class=\"month\">{month}</td><td>{description}{mark}</td>"));
             for number in numbers {
                 self.push(&format!("<td class=\"n\">{number}</td>"));
@@ -283,21 +284,6 @@ impl Page {
     fn push(&mut self, html: &str) {
         self.html.push_str(html);
     }
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            _ => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
