@@ -18,12 +18,19 @@
 //! $ bench run get-4k --target s3://KEY:SECRET@127.0.0.1:3900/bench?region=garage
 //! $ bench run get-4k --target http://127.0.0.1:8081/files --root /srv/files --verify off
 //! $ bench run --trace wiki.tr --time-scale 10
+//! $ bench run --as carol --mix get=80,collect=10,roam=10 --provider alice --card carol.card
 //! ```
 //!
 //! - What reads need is put before the run (and its size told), below a prefix of the run's own, and removed after it.
 //! - Each worker also has keys of its own, which it overwrites, deletes and lists; half of the reads after a change read
 //!   what was changed. A read or a listing that shows another version than the last acknowledged one is a wrong answer
 //!   and counted as stale.
+//! - `collect` is a GET of what another client published at another site a moment ago, in a bucket that everybody may read:
+//!   an answer that did not come from another site is wrong. Each worker has one such content ahead, so the PUT is in no
+//!   operation's time, but in an open loop what waits for it waits on.
+//! - `roam` is a GET of an object at a gateway of the site that mobile access brings the client to with its card; it is
+//!   recorded at home, and compared with the books as all deliveries are. What the visited site keeps of it for a while
+//!   goes by itself.
 //! - A GET is a delivery, a HEAD is none, and the ranges of one download are one. The ranges of a download that did not
 //!   come to its end, or that several connections took from one content at a time, are deliveries in part: each may be
 //!   open still, or have become whole, but is booked once at most.
@@ -32,6 +39,7 @@
 //! |---|---|
 //! | what is asked for, and when | [`plan`], [`workload`], [`schedule`], [`content`] |
 //! | what can be driven, and how it is spoken to | [`target`], [`protocol`] |
+//! | a client with a card at another site | [`visit`] |
 //! | sending it | [`pacer`], [`load`]; [`wire`] and [`exchange`] where every header matters |
 //! | what is put before a run, read back and removed after it | [`prepare`] |
 //! | what was measured | [`measure`], [`latency`], [`timeline`], [`slo`] |
@@ -102,5 +110,6 @@ pub mod target;
 mod testing;
 pub mod timeline;
 pub mod traffic;
+pub mod visit;
 pub mod wire;
 pub mod workload;

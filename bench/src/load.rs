@@ -4,17 +4,24 @@
 //! waiting counts as response time. Only beyond [`Plan::in_flight_max`] are arrivals dropped, and counted.
 //!
 //! The workers of one thread share what they measure, so more connections take no more histograms.
+//!
+//! What operations across sites need, a worker makes ready between two operations ([`lines`]): it is in nobody's service
+//! time, but in an open loop an arrival that waits for it waits on.
 
 mod hashes;
+mod lines;
 mod worker;
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use common::hash::ContentHash;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
@@ -25,12 +32,14 @@ use crate::measure::Tally;
 use crate::pacer::{Queue, Span, pace};
 use crate::plan::{Op, Pace, Plan};
 use crate::progress::Progress;
+use crate::protocol::EtagRule;
 use crate::schedule::Schedule;
 use crate::target::{Target, TargetError, resolve};
+use crate::visit::VisitError;
 use crate::wire::WireError;
 use crate::workload::Popular;
 use hashes::Hashes;
-use worker::Worker;
+use worker::{Left, Worker};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -46,6 +55,16 @@ pub enum LoadError {
     WrongHash { key: String, got: ContentHash, expected: ContentHash },
     #[error("{protocol} targets have no {op}", op = .op.as_str())]
     NoOperation { protocol: &'static str, op: Op },
+    #[error(
+        "to collect, {client} needs a content of another site, and no client with a gateway there is known; drive a system of          two sites by its endpoints.json, with --provider CLIENT if its file names no such client"
+    )]
+    NoProvider { client: String },
+    #[error(
+        "to roam, {client} needs a card; make one with `dozo card new FILE --client {client}` and give it with --card FILE"
+    )]
+    NoCard { client: String },
+    #[error("roaming cannot begin")]
+    Visit(#[source] VisitError),
     #[error("the folder {path} of the server's files cannot be written", path = .path.display())]
     Root { path: std::path::PathBuf, source: std::io::Error },
     #[error("{needed} bytes are to be prepared, and only {free} are free at {place}")]
@@ -67,11 +86,35 @@ pub struct Load {
     pub written: Vec<(String, Content)>,
     /// Keys whose last change had no answer: they may have a content.
     pub unsure: Vec<String>,
+    /// What was published at another site.
+    pub published: Vec<Publications>,
     /// Reads that were to ask for an object nobody asked for, when all of these had been asked for.
     pub one_hits_missing: u64,
 }
 
+/// Contents that were published for one worker to collect: numbers 0 to `count`, unless a PUT failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publications {
+    pub worker: u64,
+    pub count: u64,
+}
+
 impl Load {
+    /// What nobody did, in so long a time.
+    pub fn none(elapsed: Duration) -> Self {
+        Self {
+            tally: Tally::default(),
+            elapsed,
+            dropped: 0,
+            lag: Latency::default(),
+            threads: Vec::new(),
+            written: Vec::new(),
+            unsure: Vec::new(),
+            published: Vec::new(),
+            one_hits_missing: 0,
+        }
+    }
+
     /// Whether the load generator itself was the limit.
     pub fn generator(&self) -> Generator {
         let total = self.tally.total(None);
@@ -94,6 +137,10 @@ pub struct Stage {
     pub first_worker: u64,
     /// Is told each second what was done in it.
     pub progress: Option<Arc<Progress>>,
+    /// Numbers of the objects that are asked for once: all of the plan's without it.
+    pub one_hits: Option<Range<u64>>,
+    /// How ETags follow from the bytes, if that showed when objects were put.
+    pub etags: Option<EtagRule>,
 }
 
 /// What all workers share.
@@ -103,7 +150,10 @@ struct Shared {
     span: Span,
     queue: Queue,
     popular: Popular,
-    one_hit_objects: u64,
+    /// Without it, ETags of what was prepared tell nothing.
+    etags: Option<EtagRule>,
+    one_hits: Range<u64>,
+    /// Of these so many were asked for, or would have been.
     one_hits_used: AtomicU64,
     keys_per_worker: usize,
 }
@@ -111,8 +161,16 @@ struct Shared {
 /// What the workers of one thread share.
 struct Local {
     tally: Tally,
-    hashes: Hashes,
+    hashes: Option<Hashes>,
     last_answer: Instant,
+}
+
+/// A worker's number, and the addresses and hosts that it is at.
+struct Place {
+    worker: u64,
+    gateway: (SocketAddr, String),
+    /// A gateway of who publishes what is to be collected.
+    provider: Option<(SocketAddr, String)>,
 }
 
 /// What is left of a thread.
@@ -121,6 +179,17 @@ struct Done {
     last_answer: Instant,
     written: Vec<(String, Content)>,
     unsure: Vec<String>,
+    published: Vec<Publications>,
+}
+
+/// From the decision to begin to the beginning, where something is to be made ready before: for the slowest agent to have
+/// its order, for visits and publications.
+const LEAD: Duration = Duration::from_millis(1500);
+
+/// When a load of this plan can begin, if that is decided now.
+pub fn start_time(plan: &Plan, by_agents: bool) -> Instant {
+    let lead = if by_agents || plan.needs_time_before() { LEAD } else { Duration::ZERO };
+    Instant::now() + lead
 }
 
 /// Keys that each worker writes, again and again: the number of names stays bounded, whatever the connections.
@@ -139,7 +208,11 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
     for url in &target.gateways {
         gateways.push(resolve(url).await?);
     }
-    let start = stage.start.unwrap_or_else(Instant::now);
+    let mut providers = Vec::new();
+    for url in target.provider.iter().flat_map(|provider| &provider.gateways) {
+        providers.push(resolve(url).await?);
+    }
+    let start = stage.start.unwrap_or_else(|| start_time(plan, false));
     let measured_from = start + plan.warmup;
     let span = Span { start, measured_from, end: measured_from + plan.duration };
     let shared = Arc::new(Shared {
@@ -148,7 +221,8 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
         span,
         queue: Queue::default(),
         popular: plan.popular(),
-        one_hit_objects: plan.one_hit_objects(),
+        etags: target.protocol.etags().or(stage.etags),
+        one_hits: stage.one_hits.clone().unwrap_or(0..plan.one_hit_objects()),
         one_hits_used: AtomicU64::new(0),
         keys_per_worker: keys_per_worker(plan),
     });
@@ -157,7 +231,11 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
     for thread in 0..threads {
         let connections = (thread..plan.connections).step_by(threads);
         let places: Vec<_> = connections
-            .map(|index| (stage.first_worker + index as u64, gateways[index % gateways.len()].clone()))
+            .map(|index| Place {
+                worker: stage.first_worker + index as u64,
+                gateway: gateways[index % gateways.len()].clone(),
+                provider: providers.get(index % providers.len().max(1)).cloned(),
+            })
             .collect();
         let (sender, receiver) = oneshot::channel();
         let (shared, progress) = (shared.clone(), stage.progress.clone());
@@ -172,16 +250,7 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
         answers.push(receiver);
     }
     let lag = start_pacer(&shared, stage)?;
-    let mut load = Load {
-        tally: Tally::default(),
-        elapsed: plan.duration,
-        dropped: 0,
-        lag: Latency::default(),
-        threads: Vec::new(),
-        written: Vec::new(),
-        unsure: Vec::new(),
-        one_hits_missing: 0,
-    };
+    let mut load = Load::none(plan.duration);
     for answer in answers {
         let (done, time) = answer.await.map_err(|_| LoadError::Died)?;
         let done = done.map_err(LoadError::Threads)?;
@@ -190,13 +259,14 @@ pub async fn drive(plan: &Plan, target: &Target, stage: &Stage) -> Result<Load, 
         load.tally.merge(done.tally);
         load.written.extend(done.written);
         load.unsure.extend(done.unsure);
+        load.published.extend(done.published);
     }
     if let Ok(lag) = lag.await {
         load.lag = lag;
     }
     load.dropped = shared.queue.never_sent();
     let used = shared.one_hits_used.load(std::sync::atomic::Ordering::Relaxed);
-    load.one_hits_missing = used.saturating_sub(shared.one_hit_objects);
+    load.one_hits_missing = used.saturating_sub(shared.one_hits.end - shared.one_hits.start);
     Ok(load)
 }
 
@@ -228,29 +298,32 @@ fn start_pacer(shared: &Arc<Shared>, stage: &Stage) -> Result<oneshot::Receiver<
 /// All workers of one thread, on a runtime of their own: a worker and its connection never change threads.
 fn run_thread(
     shared: &Arc<Shared>,
-    places: Vec<(u64, (std::net::SocketAddr, String))>,
+    places: Vec<Place>,
     progress: Option<Arc<Progress>>,
 ) -> std::io::Result<Done> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut tally = Tally::default();
     tally.timeline.tell(progress);
-    let local = Local { tally, hashes: Hashes::default(), last_answer: shared.span.start };
+    let local = Local { tally, hashes: shared.etags.map(Hashes::new), last_answer: shared.span.start };
     let local = Rc::new(RefCell::new(local));
     let workers = LocalSet::new();
     let tasks: Vec<_> = places
         .into_iter()
-        .map(|(number, (address, host))| {
-            let worker = Worker::new(number, address, &host, shared.clone(), local.clone());
+        .map(|Place { worker, gateway, provider }| {
+            let at = (gateway.0, gateway.1.as_str());
+            let provider = provider.as_ref().map(|(address, host)| (*address, host.as_str()));
+            let worker = Worker::new(worker, at, provider, shared.clone(), local.clone());
             workers.spawn_local(worker.run())
         })
         .collect();
-    let (mut written, mut unsure) = (Vec::new(), Vec::new());
+    let (mut written, mut unsure, mut published) = (Vec::new(), Vec::new(), Vec::new());
     runtime.block_on(workers.run_until(async {
         for task in tasks {
             match task.await {
-                Ok(keys) => {
+                Ok(Left { keys, publications }) => {
                     written.extend(keys.all_present().map(|(name, version)| (name, version.content)));
                     unsure.extend(keys.given_up().cloned());
+                    published.extend(publications);
                 }
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
@@ -259,7 +332,7 @@ fn run_thread(
     let Some(Local { tally, last_answer, .. }) = Rc::into_inner(local).map(RefCell::into_inner) else {
         return Err(std::io::Error::other("a worker is still at work"));
     };
-    Ok(Done { tally, last_answer, written, unsure })
+    Ok(Done { tally, last_answer, written, unsure, published })
 }
 
 #[cfg(test)]

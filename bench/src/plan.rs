@@ -24,11 +24,24 @@ pub enum Op {
     List,
     /// A PUT in parts, with all of its requests.
     Multipart,
+    /// A GET of a content that was published at another site a moment ago, and that the client's own has to collect.
+    Collect,
+    /// A GET at a gateway of another site, which the client visits with its card.
+    Roam,
 }
 
 impl Op {
-    pub const ALL: [Self; 7] =
-        [Self::Get, Self::Put, Self::Head, Self::Range, Self::Delete, Self::List, Self::Multipart];
+    pub const ALL: [Self; 9] = [
+        Self::Get,
+        Self::Put,
+        Self::Head,
+        Self::Range,
+        Self::Delete,
+        Self::List,
+        Self::Multipart,
+        Self::Collect,
+        Self::Roam,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,7 +52,19 @@ impl Op {
             Self::Delete => "delete",
             Self::List => "list",
             Self::Multipart => "multipart",
+            Self::Collect => "collect",
+            Self::Roam => "roam",
         }
+    }
+
+    /// Whether its answers are deliveries.
+    pub fn delivers(self) -> bool {
+        matches!(self, Self::Get | Self::Range | Self::Collect | Self::Roam)
+    }
+
+    /// Whether it needs more than one site.
+    pub fn crosses_sites(self) -> bool {
+        matches!(self, Self::Collect | Self::Roam)
     }
 
     /// Whether it changes what is there.
@@ -120,9 +145,10 @@ mod seconds {
 }
 
 /// Ids of contents that are asked for once lie above those of popular objects, those of contents that PUTs make
-/// above both.
+/// above both, those of contents that are published to be collected above all.
 const ONE_HIT_IDS: u64 = 1 << 39;
 const PUT_IDS: u64 = 1 << 40;
+const PUBLISHED_IDS: u64 = 1 << 63;
 
 /// An object that is put before the run; its name is what [`std::fmt::Display`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,8 +189,17 @@ impl Plan {
 
     /// The `nth` content that `worker` puts: never the same bytes twice in one run.
     pub fn fresh(&self, worker: u64, nth: u64) -> Content {
-        let id = PUT_IDS + (worker << 40) + nth;
+        self.fresh_from(PUT_IDS, worker, nth)
+    }
+
+    fn fresh_from(&self, first_id: u64, worker: u64, nth: u64) -> Content {
+        let id = first_id + (worker << 40) + nth;
         Content::new(self.seed, id, self.workload.size.of(self.seed, id))
+    }
+
+    /// Key and content of the `nth` that is published at another site for `worker` to collect.
+    pub fn published(&self, worker: u64, nth: u64) -> (String, Content) {
+        (format!("{}c{worker}-{nth}", self.prefix()), self.fresh_from(PUBLISHED_IDS, worker, nth))
     }
 
     pub fn popular(&self) -> Popular {
@@ -200,6 +235,11 @@ impl Plan {
         }
         let popular = (0..self.workload.popular_objects()).map(Object::Popular);
         Box::new(popular.chain((0..self.one_hit_objects()).map(Object::OneHit)))
+    }
+
+    /// Whether workers have something to make ready before the load begins.
+    pub fn needs_time_before(&self) -> bool {
+        self.ops().into_iter().any(Op::crosses_sites)
     }
 
     /// Operations that the run may send.

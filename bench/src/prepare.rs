@@ -2,7 +2,11 @@
 //! it is removed.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::api::mobile_access::AccessClient;
+use common::api::search::Visibility;
+use common::client::HttpClient;
 use common::cluster::ClusterMap;
 use common::config::show_bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -11,10 +15,11 @@ use crate::content::{Choices, Content};
 use crate::load::{Load, LoadError};
 use crate::measure::Tally;
 use crate::operator::Operator;
-use crate::plan::{Object, Plan, Verify};
-use crate::protocol::{Client, Protocol};
+use crate::plan::{Object, Op, Plan, Verify};
+use crate::protocol::{Client, EtagRule, Protocol};
 use crate::run::ReadBack;
 use crate::target::{Target, resolve};
+use crate::visit::Pass;
 use crate::wire::WireError;
 
 /// Connections for preparing and cleaning up.
@@ -23,8 +28,12 @@ const CONNECTIONS: usize = 8;
 const READ_BACK_MAX: usize = 256;
 
 async fn connect(target: &Target, nth: usize) -> Result<Client, LoadError> {
-    let (address, host) = resolve(&target.gateways[nth % target.gateways.len()]).await?;
-    Ok(Client::new(&target.protocol, address, &host))
+    connect_as(&target.protocol, &target.gateways, nth).await
+}
+
+async fn connect_as(protocol: &Protocol, gateways: &[String], nth: usize) -> Result<Client, LoadError> {
+    let (address, host) = resolve(&gateways[nth % gateways.len()]).await?;
+    Ok(Client::new(protocol, address, &host))
 }
 
 fn failed(what: String) -> impl FnOnce(WireError) -> LoadError {
@@ -43,11 +52,25 @@ fn folder_of(plan: &Plan, target: &Target) -> Option<PathBuf> {
     }
 }
 
-/// Puts what the plan's reads need, and says how much that is; answers with its bytes.
-pub async fn prepare(plan: &Plan, target: &Target, say: &impl Fn(&str)) -> Result<u64, LoadError> {
-    let ops = plan.ops().into_iter();
-    if let Some(op) = ops.into_iter().find(|op| !target.protocol.has(*op)) {
+/// What was put before a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prepared {
+    pub bytes: u64,
+    /// How the server's ETags follow from the bytes, if that showed.
+    pub etags: Option<EtagRule>,
+}
+
+/// Puts what the plan's reads need, and says how much that is.
+pub async fn prepare(plan: &Plan, target: &Target, say: &impl Fn(&str)) -> Result<Prepared, LoadError> {
+    let ops = plan.ops();
+    if let Some(op) = ops.iter().copied().find(|op| !target.protocol.has(*op)) {
         return Err(LoadError::NoOperation { protocol: target.protocol.name(), op });
+    }
+    if ops.contains(&Op::Collect) {
+        prepare_collecting(target).await?;
+    }
+    if ops.contains(&Op::Roam) {
+        try_visit(target).await?;
     }
     let (mut count, mut bytes) = (0u64, 0u64);
     for object in plan.prepared() {
@@ -55,19 +78,37 @@ pub async fn prepare(plan: &Plan, target: &Target, say: &impl Fn(&str)) -> Resul
         bytes += plan.content(object).len;
     }
     refuse_beyond_space(bytes, plan, target).await?;
-    connect(target, 0).await?.make_bucket().await.map_err(failed("making the bucket".into()))?;
+    let made = connect(target, 0).await?.make_bucket(Visibility::Private).await;
+    made.map_err(failed("making the bucket".into()))?;
     if count == 0 {
         say("nothing is prepared: no operation reads what was there before");
-        return Ok(0);
+        return Ok(Prepared::default());
     }
     let once = plan.one_hit_objects();
     let once = if once > 0 { format!(", {once} of them to be asked for once") } else { String::new() };
     say(&format!("preparing {count} objects, {} in all{once}", show_bytes(bytes)));
-    match folder_of(plan, target) {
-        Some(folder) => write_files(plan, &folder)?,
+    let etags = match folder_of(plan, target) {
+        Some(folder) => write_files(plan, &folder).map(|()| None)?,
         None => put_all(plan, target).await?,
-    }
-    Ok(bytes)
+    };
+    Ok(Prepared { bytes, etags })
+}
+
+/// Makes the bucket of what is published to be collected.
+async fn prepare_collecting(target: &Target) -> Result<(), LoadError> {
+    let missing = || LoadError::NoProvider { client: target.client.clone() };
+    let provider = target.provider.as_ref().ok_or_else(missing)?;
+    let mut client = connect_as(&provider.protocol(), &provider.gateways, 0).await?;
+    let made = client.make_bucket(Visibility::Public).await;
+    made.map_err(failed(format!("making the bucket of {}", provider.client)))
+}
+
+/// Opens a visit, as each worker will, so that what keeps the client from it is told before anything else is done.
+async fn try_visit(target: &Target) -> Result<(), LoadError> {
+    let missing = || LoadError::NoCard { client: target.client.clone() };
+    let roaming = target.roaming.as_ref().ok_or_else(missing)?;
+    let access = AccessClient::new(HttpClient::new(), &roaming.mobile_access);
+    Pass::open(&access, &roaming.card, 0).await.map(drop).map_err(LoadError::Visit)
 }
 
 /// A load that cannot fit is refused before it begins, where the space is known: on the disk of a folder, or in all nodes
@@ -121,24 +162,33 @@ fn write_files(plan: &Plan, folder: &Path) -> Result<(), LoadError> {
     write().map_err(|source| LoadError::Root { path: folder.to_owned(), source })
 }
 
-async fn put_all(plan: &Plan, target: &Target) -> Result<(), LoadError> {
-    let lanes = stream::iter(0..CONNECTIONS).map(|lane| async move {
-        let mut client = connect(target, lane).await?;
-        for object in plan.prepared().skip(lane).step_by(CONNECTIONS) {
-            let content = plan.content(object);
-            let key = key_of(plan, object);
-            let stored = client.put(&key, content).await.map_err(failed(format!("PUT {key}")))?;
-            let (native, off) = (target.protocol.is_native(), plan.verify == Verify::Off);
-            if let Some(got) = stored.tag.filter(|_| native && !off) {
-                let expected = content.hash();
-                if got != expected {
-                    return Err(LoadError::WrongHash { key, got, expected });
+/// Puts all that is prepared; answers with how ETags follow from the bytes, if all the answers agree on it.
+async fn put_all(plan: &Plan, target: &Target) -> Result<Option<EtagRule>, LoadError> {
+    let (known, verifies) = (target.protocol.etags(), plan.verify != Verify::Off);
+    let by_md5 = AtomicBool::new(known.is_none() && verifies);
+    let lanes = stream::iter(0..CONNECTIONS).map(|lane| {
+        let by_md5 = &by_md5;
+        async move {
+            let mut client = connect(target, lane).await?;
+            for object in plan.prepared().skip(lane).step_by(CONNECTIONS) {
+                let content = plan.content(object);
+                let key = key_of(plan, object);
+                let stored = client.put(&key, content).await.map_err(failed(format!("PUT {key}")))?;
+                if let (Some(rule), Some(got), true) = (known, stored.tag, verifies) {
+                    let expected = rule.tag(&content);
+                    if got != expected {
+                        return Err(LoadError::WrongHash { key, got, expected });
+                    }
+                }
+                if by_md5.load(Ordering::Relaxed) && stored.tag != Some(EtagRule::Md5.tag(&content)) {
+                    by_md5.store(false, Ordering::Relaxed);
                 }
             }
+            Ok::<(), LoadError>(())
         }
-        Ok::<(), LoadError>(())
     });
-    lanes.buffer_unordered(CONNECTIONS).try_collect().await
+    lanes.buffer_unordered(CONNECTIONS).try_collect::<()>().await?;
+    Ok(known.or(by_md5.into_inner().then_some(EtagRule::Md5)))
 }
 
 /// Gets a sample of what PUTs were acknowledged and checks every byte.
@@ -212,11 +262,42 @@ pub async fn clean(plan: &Plan, target: &Target, load: &Load) -> Result<u64, Loa
         }
     });
     let left: Vec<u64> = lanes.buffer_unordered(CONNECTIONS).try_collect().await?;
+    let left = left.iter().sum::<u64>() + clean_published(plan, target, load).await?;
     if let Some(folder) = folder
         && folder.exists()
     {
         let removed = std::fs::remove_dir_all(&folder);
         removed.map_err(|source| LoadError::Root { path: folder.clone(), source })?;
     }
+    Ok(left)
+}
+
+/// Removes what was published at another site and drops it from the library of who collected it.
+async fn clean_published(plan: &Plan, target: &Target, load: &Load) -> Result<u64, LoadError> {
+    let Some(provider) = target.provider.as_ref().filter(|_| !load.published.is_empty()) else {
+        return Ok(0);
+    };
+    let reader = provider.protocol_for(&target.protocol);
+    let lanes = stream::iter(0..CONNECTIONS).map(|lane| {
+        let reader = &reader;
+        async move {
+            let mut publisher = connect_as(&provider.protocol(), &provider.gateways, lane).await?;
+            let mut reader = connect_as(reader, &target.gateways, lane).await?;
+            let all = load.published.iter().flat_map(|of| (0..of.count).map(|nth| (of.worker, nth)));
+            let mut left = 0;
+            for (worker, nth) in all.skip(lane).step_by(CONNECTIONS) {
+                let (key, _) = plan.published(worker, nth);
+                let gone = [publisher.delete(&key).await, reader.drop_held(&key).await];
+                // What was never published, or never collected, is not there.
+                left += u64::from(!gone.iter().all(is_gone));
+            }
+            Ok::<u64, LoadError>(left)
+        }
+    });
+    let left: Vec<u64> = lanes.buffer_unordered(CONNECTIONS).try_collect().await?;
     Ok(left.iter().sum())
+}
+
+fn is_gone(deleted: &Result<(), WireError>) -> bool {
+    matches!(deleted, Ok(()) | Err(WireError::Refused { status: 404, .. }))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::client::{CallError, HttpClient};
 use serde::{Deserialize, Serialize};
@@ -11,12 +11,13 @@ use crate::agents::link::AgentToken;
 use crate::agents::{AgentError, AgentResult, Agents};
 use crate::books::{self, Booked, Reconciliation};
 use crate::events::{Crew, EventError, Happened, Planned};
-use crate::load::{Load, LoadError, Stage, drive};
+use crate::load::{Load, LoadError, Stage, drive, start_time};
 use crate::measure::{Deliveries, Tally};
 use crate::plan::Plan;
 use crate::prepare::{clean, prepare, read_back};
 use crate::process::ProcessCost;
 use crate::progress::Progress;
+use crate::protocol::EtagRule;
 use crate::servers::{Sampler, Samples};
 use crate::slo::{Slo, SloResult};
 use crate::steady::{self, WarmUp};
@@ -115,7 +116,7 @@ pub async fn run(
         None => None,
     };
     agents.iter().try_for_each(|agents| agents.check(&plan))?;
-    let prepared_bytes = prepare(&plan, target, &say).await?;
+    let prepared = prepare(&plan, target, &say).await?;
     let before = match &target.books {
         Some(books) => Some(books::settled(&http, books).await.map_err(RunError::Books)?),
         None => None,
@@ -123,15 +124,21 @@ pub async fn run(
     let mut warmed = Warmed::default();
     if let Some(max) = options.warm_up_seconds_max {
         say(&format!("warming up until it is steady, for {max} s at most"));
-        warmed = warm_up(&plan, target, max).await?;
+        warmed = warm_up(&plan, target, prepared.etags, max).await?;
     }
     if let Some(warm_up) = &warmed.warm_up {
         say(&warm_up.to_text());
     }
     say(&format!("running for {:?} after {:?} of warm-up", plan.duration, plan.warmup));
-    let start = if agents.is_some() { Agents::start_time() } else { Instant::now() };
+    let start = start_time(&plan, agents.is_some());
     let first_worker = warmed.first_worker;
-    let stage = Stage { start: Some(start), progress: options.progress.clone(), first_worker };
+    let stage = Stage {
+        start: Some(start),
+        progress: options.progress.clone(),
+        first_worker,
+        etags: prepared.etags,
+        ..Stage::default()
+    };
     let sampler = Sampler::start(target, &options.pids, start, plan.warmup, plan.duration);
     let sampler = sampler.map_err(RunError::Sampler)?;
     let crew = crew.start(start + plan.warmup, options.progress.clone())?;
@@ -176,7 +183,7 @@ pub async fn run(
         read_back,
         reconciliation,
         slos,
-        prepared_bytes,
+        prepared_bytes: prepared.bytes,
         left_behind,
     })
 }
@@ -196,19 +203,25 @@ impl Warmed {
             load.tally.merge(Tally { series: BTreeMap::new(), timeline: Timeline::default(), ..warm.tally });
             load.written.extend(warm.written);
             load.unsure.extend(warm.unsure);
+            load.published.extend(warm.published);
             load.one_hits_missing += warm.one_hits_missing;
         }
         self.warm_up
     }
 }
 
-async fn warm_up(plan: &Plan, target: &Target, seconds_max: usize) -> Result<Warmed, LoadError> {
+async fn warm_up(
+    plan: &Plan,
+    target: &Target,
+    etags: Option<EtagRule>,
+    seconds_max: usize,
+) -> Result<Warmed, LoadError> {
     let plan = Plan { warmup: Duration::ZERO, duration: WARM_UP_LOAD, ..plan.clone() };
     let mut warmed = Warmed::default();
     let warm_up = steady::warm_up(seconds_max, async |nth| {
         // Other workers each time, so that they choose and put other things.
         warmed.first_worker = (nth + 1) * plan.connections as u64;
-        let stage = Stage { first_worker: nth * plan.connections as u64, ..Stage::default() };
+        let stage = Stage { first_worker: nth * plan.connections as u64, etags, ..Stage::default() };
         let load = drive(&plan, target, &stage).await?;
         let beats = steady::beats(&load.tally, plan.duration.as_secs());
         warmed.loads.push(load);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::Protocol;
 use crate::protocol::signature::Credentials;
+use crate::visit::Card;
 
 /// A system that cannot be driven as it was described.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,14 @@ pub enum TargetError {
     NoGateway { site: String, client: String },
     #[error("there is no site {site:?} with a gateway")]
     NoSite { site: String },
+    #[error("the provider {provider} is at home at {site}, as {client} is; name a client of another site")]
+    SameHome { provider: String, client: String, site: String },
+    #[error(
+        "the card is of {holder}, but the load is of {client}; drive it with --as {holder}, or name a card of {client}"
+    )]
+    OthersCard { holder: String, client: String },
+    #[error("the system has no mobile access, so nobody can roam there")]
+    NoMobileAccess,
     #[error("{url} is not an address of the form http://HOST:PORT")]
     Address { url: String },
     #[error(
@@ -76,6 +85,13 @@ impl Endpoints {
             std::fs::read(path).map_err(|source| TargetError::Read { path: path.to_owned(), source })?;
         serde_json::from_slice(&text).map_err(|source| TargetError::Form { path: path.to_owned(), source })
     }
+
+    fn client(&self, name: &str) -> Result<&Client, TargetError> {
+        self.clients.iter().find(|client| client.name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.clients.iter().map(|client| client.name.as_str()).collect();
+            TargetError::NoClient { client: name.to_owned(), known: known.join(", ") }
+        })
+    }
 }
 
 /// The two billing servers.
@@ -107,6 +123,52 @@ pub struct Control {
     pub admin_token: String,
 }
 
+/// A client of another site, who publishes what is to be collected.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Provider {
+    pub client: String,
+    /// Of its home.
+    pub gateways: Vec<String>,
+    token: String,
+    /// Which everybody may read.
+    bucket: String,
+}
+
+impl Provider {
+    fn of(endpoints: &Endpoints, client: &Client) -> Option<Self> {
+        let site = endpoints.sites.iter().find(|site| site.name == client.site)?;
+        (!site.gateways.is_empty()).then(|| Self {
+            client: client.name.clone(),
+            gateways: site.gateways.iter().map(|gateway| gateway.http.clone()).collect(),
+            token: client.token.clone(),
+            bucket: format!("{}-public", bucket_of(&client.name)),
+        })
+    }
+
+    /// How the provider is heard at home.
+    pub fn protocol(&self) -> Protocol {
+        Protocol::Native { token: self.token.clone(), bucket: self.bucket.clone() }
+    }
+
+    /// How another client reads what was published.
+    pub fn protocol_for(&self, reader: &Protocol) -> Protocol {
+        match reader {
+            Protocol::Native { token, .. } => {
+                Protocol::Native { token: token.clone(), bucket: self.bucket.clone() }
+            }
+            other => other.clone(),
+        }
+    }
+}
+
+/// How the client comes to another site.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Roaming {
+    /// Where mobile access is, `http://host:port`.
+    pub mobile_access: String,
+    pub card: Card,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
     /// Addresses of the gateways, `http://host:port`; connections are spread over them.
@@ -118,15 +180,18 @@ pub struct Target {
     pub watched: Vec<Watched>,
     /// `None`: nothing but its gateways is known of the system.
     pub control: Option<Control>,
+    /// `None`: no client of another site is known.
+    #[serde(default)]
+    pub provider: Option<Provider>,
+    /// `None`: the client has no card.
+    #[serde(default)]
+    pub roaming: Option<Roaming>,
 }
 
 impl Target {
     /// The gateways of a client's home site, as `endpoints.json` has them.
     pub fn of(endpoints: &Endpoints, client: &str) -> Result<Self, TargetError> {
-        let found = endpoints.clients.iter().find(|c| c.name == client).ok_or_else(|| {
-            let known: Vec<&str> = endpoints.clients.iter().map(|c| c.name.as_str()).collect();
-            TargetError::NoClient { client: client.to_owned(), known: known.join(", ") }
-        })?;
+        let found = endpoints.client(client)?;
         let site = endpoints.sites.iter().find(|s| s.name == found.site && !s.gateways.is_empty());
         let site = site
             .ok_or_else(|| TargetError::NoGateway { site: found.site.clone(), client: client.to_owned() })?;
@@ -149,7 +214,34 @@ impl Target {
                 search: endpoints.search.http.clone(),
                 admin_token: endpoints.admin_token.clone(),
             }),
+            provider: endpoints
+                .clients
+                .iter()
+                .filter(|other| other.site != site.name)
+                .find_map(|other| Provider::of(endpoints, other)),
+            roaming: None,
         })
+    }
+
+    /// With this client as the provider of what is collected, in place of the first one that is at home elsewhere.
+    pub fn with_provider(self, endpoints: &Endpoints, name: &str) -> Result<Self, TargetError> {
+        let found = endpoints.client(name)?;
+        let provider = Provider::of(endpoints, found);
+        let site = found.site.clone();
+        if self.control.as_ref().is_some_and(|control| control.site == site) {
+            return Err(TargetError::SameHome { provider: name.to_owned(), client: self.client, site });
+        }
+        let provider = provider.ok_or(TargetError::NoGateway { site, client: name.to_owned() })?;
+        Ok(Self { provider: Some(provider), ..self })
+    }
+
+    /// With the client's card, which lets it roam.
+    pub fn with_card(self, endpoints: &Endpoints, card: Card) -> Result<Self, TargetError> {
+        if card.client.as_str() != self.client {
+            return Err(TargetError::OthersCard { holder: card.client.to_string(), client: self.client });
+        }
+        let access = endpoints.mobile_access.as_ref().ok_or(TargetError::NoMobileAccess)?;
+        Ok(Self { roaming: Some(Roaming { mobile_access: access.http.clone(), card }), ..self })
     }
 
     /// Any S3 endpoint, `s3://KEY:SECRET@HOST:PORT/BUCKET?region=NAME`, or any HTTP server, `http://HOST:PORT/PREFIX`, whose
@@ -166,6 +258,8 @@ impl Target {
                 protocol,
                 books: None,
                 control: None,
+                provider: None,
+                roaming: None,
             })
         };
         if let Some(rest) = text.strip_prefix("http://") {
@@ -202,6 +296,8 @@ impl Target {
             books: None,
             watched: Watched::at("gateway".into(), url, None).into_iter().collect(),
             control: None,
+            provider: None,
+            roaming: None,
         }
     }
 }
@@ -287,6 +383,7 @@ mod tests {
         let error = Target::of(&endpoints, "zoe").unwrap_err().to_string();
         assert!(error.contains("bob, carol"), "{error}");
         assert!(Target::of(&endpoints, "carol").is_err());
+        assert!(target.provider.is_none(), "carol's home has no gateway");
         assert!(authority("https://x").is_err() && authority("http://x:1/p").is_err());
     }
     #[test]

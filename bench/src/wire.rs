@@ -94,6 +94,9 @@ pub enum WireError {
     Refused { status: u16, code: String, message: String },
     #[error("the answer is longer than {TEXT_LEN_MAX} bytes or not what was expected")]
     Answer,
+    /// What it needs was to be made ready before, and was not; nothing was sent.
+    #[error("what it asks for could not be made ready: {code}")]
+    Unready { code: String },
     #[error("the request cannot be made: {0}")]
     Request(#[from] http::Error),
 }
@@ -105,7 +108,7 @@ impl WireError {
             Self::Connect(_) => "connect",
             Self::Transport(_) | Self::Broken(_) => "transport",
             Self::Timeout(_) => "timeout",
-            Self::Refused { code, .. } => code,
+            Self::Refused { code, .. } | Self::Unready { code } => code,
             Self::Answer => "answer",
             Self::Request(_) => "request",
         }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::mobile_access::ChallengeRequest;
 use crate::api::search::ClientLimits;
 use crate::auth::{ClusterSecret, Seal, TOKEN_AGE_MAX, fill_random};
 use crate::card::{PrivateKey, PublicKey, Signature};
@@ -175,6 +176,11 @@ impl Challenge {
     /// Reads a challenge without asking whether it is genuine: for who passes it on or signs it.
     pub fn read(text: &str) -> Option<Self> {
         read(text).map(|(challenge, ..)| challenge)
+    }
+
+    /// Whether it is an answer to this question: a card signs nothing that is not about itself.
+    pub fn is_for(&self, question: &ChallengeRequest) -> bool {
+        (&self.client, &self.home, &self.card) == (&question.client, &question.home, &question.card)
     }
 
     /// The challenge, if a server of this cluster made it for `home`, not too long ago.

@@ -69,7 +69,7 @@ async fn obey(
             Ask::Drive(order) => break *order,
         }
     };
-    let Order { plan, target, first_worker, start_unix_ns } = order;
+    let Order { plan, target, first_worker, one_hits, etags, start_unix_ns } = order;
     let wait = u64::try_from(start_unix_ns - unix_ns()).map(Duration::from_nanos);
     let Ok(wait) = wait else {
         let reason = "the start was over when the order came".to_owned();
@@ -81,7 +81,8 @@ async fn obey(
     let pid = std::process::id();
     let before = cpu_time(pid).unwrap_or_default();
     let progress = Arc::new(Progress::to_pass_on());
-    let stage = Stage { start: Some(start), first_worker, progress: Some(progress.clone()) };
+    let (one_hits, progress_of_load) = (Some(one_hits), Some(progress.clone()));
+    let stage = Stage { start: Some(start), first_worker, progress: progress_of_load, one_hits, etags };
     let driving = drive(&plan, &target, &stage);
     tokio::pin!(driving);
     let mut alive = tokio::time::interval(ALIVE_EVERY);

@@ -6,11 +6,10 @@ use futures_util::future::join_all;
 use tokio::net::TcpStream;
 
 use super::link::{AgentToken, Ask, Link, Order, Side, Tell};
-use super::parts::{Parts, nothing};
+use super::parts::Parts;
 use super::{AgentError, AgentResult, Share, shares, unix_ns};
 use crate::load::{Load, Stage};
 use crate::plan::Plan;
-use crate::progress::Progress;
 use crate::target::Target;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -19,8 +18,6 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Round trips from which the shortest is taken: it was held up least.
 const CLOCK_READINGS: usize = 8;
-/// From the orders to the start: for the slowest agent to have its order and its connections.
-const LEAD: Duration = Duration::from_millis(1500);
 
 struct Agent {
     address: String,
@@ -74,16 +71,8 @@ impl Agents {
         if plan.trace.is_some() {
             return Err(AgentError::Trace);
         }
-        if plan.one_hit_objects() > 0 {
-            return Err(AgentError::OneHit);
-        }
         let (agents, connections) = (self.0.len(), plan.connections);
         if agents > connections { Err(AgentError::TooMany { agents, connections }) } else { Ok(()) }
-    }
-
-    /// When all can begin: to be the zero of the sampler and the events as well.
-    pub fn start_time() -> Instant {
-        Instant::now() + LEAD
     }
 
     /// Has all of them drive the target from `start` on, with workers numbered from the stage's first one. Its progress is
@@ -105,7 +94,7 @@ impl Agents {
         let work = self.0.into_iter().zip(shares).map(async |(mut agent, share)| {
             let connections = share.plan.connections;
             let mut clock = Clock { offset_ns: 0, round_trip_ns: 0 };
-            let parts = agent.work(share, target.clone(), start, &mut clock, progress).await;
+            let parts = agent.work(share, target.clone(), stage, start, &mut clock).await;
             if let (Err(error), Some(progress)) = (&parts, progress) {
                 progress.note(format!("agent {} is lost: {}", agent.address, common::error::chain(error)));
             }
@@ -120,7 +109,7 @@ impl Agents {
             };
             (parts.ok(), result)
         });
-        let (mut load, mut results) = (nothing(plan.duration), Vec::new());
+        let (mut load, mut results) = (Load::none(plan.duration), Vec::new());
         for (parts, result) in join_all(work).await {
             results.push(result);
             if let Some(parts) = parts {
@@ -153,15 +142,17 @@ impl Agent {
         &mut self,
         share: Share,
         target: Target,
+        stage: &Stage,
         start: Instant,
         clock: &mut Clock,
-        progress: Option<&Progress>,
     ) -> Result<Parts, AgentError> {
         *clock = self.clock().await?;
         let until_start = start.saturating_duration_since(Instant::now()).as_nanos() as i128;
         let start_unix_ns = unix_ns() + until_start + clock.offset_ns;
-        let Share { plan, first_worker } = share;
-        self.link.send(&Ask::Drive(Box::new(Order { plan, target, first_worker, start_unix_ns }))).await?;
+        let Share { plan, first_worker, one_hits } = share;
+        let etags = stage.etags;
+        let order = Order { plan, target, first_worker, one_hits, etags, start_unix_ns };
+        self.link.send(&Ask::Drive(Box::new(order))).await?;
         match self.link.receive(ANSWER_TIME_MAX).await? {
             Tell::Accepted => {}
             other => return Err(self.unexpected(other)),
@@ -170,7 +161,7 @@ impl Agent {
             match self.link.receive(ALIVE_TIME_MAX).await? {
                 Tell::Alive { seconds } => {
                     for (second, lane, part) in &seconds {
-                        progress.iter().for_each(|progress| progress.add(*second, *lane, part));
+                        stage.progress.iter().for_each(|progress| progress.add(*second, *lane, part));
                     }
                 }
                 Tell::Done(parts) => return Ok(*parts),

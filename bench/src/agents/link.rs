@@ -1,6 +1,7 @@
 //! Messages between conductor and agent: JSON with its length before it, over one TCP connection. Before anything else
 //! both prove that they have the same token, without showing it: each hashes the other's random number with it.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use super::AgentError;
 use super::parts::Parts;
 use crate::plan::Plan;
+use crate::protocol::EtagRule;
 use crate::target::Target;
 use crate::timeline::{Lane, Second};
 
@@ -70,6 +72,9 @@ pub struct Order {
     pub plan: Plan,
     pub target: Target,
     pub first_worker: u64,
+    /// Of the objects that are asked for once, those that this agent asks for.
+    pub one_hits: Range<u64>,
+    pub etags: Option<EtagRule>,
     /// When the load begins, in nanoseconds since 1970 by the agent's own clock.
     pub start_unix_ns: i128,
 }

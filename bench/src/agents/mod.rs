@@ -7,7 +7,7 @@
 //! that is lost takes its results with it; the others go on, and the report says what is missing.
 //!
 //! Both sides prove that they have the same token, but nothing is encrypted: the client's own token travels to the agents,
-//! so this is for networks that one trusts.
+//! and its card if it roams, so this is for networks that one trusts.
 //!
 //! | looking for | module |
 //! |---|---|
@@ -16,6 +16,7 @@
 //! | the side that carries orders out | [`agent`] |
 //! | the side that gives them | [`conductor`] |
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -52,10 +53,6 @@ pub enum AgentError {
     TooMany { agents: usize, connections: usize },
     #[error("a trace is one sequence of requests, which agents cannot share: replay it without --agent")]
     Trace,
-    #[error(
-        "objects that are asked for once cannot be shared out to agents: run without --agent or one_hit_ratio"
-    )]
-    OneHit,
     #[error("no agent is left: {reasons}")]
     NoneLeft { reasons: String },
     #[error("{listen} cannot be listened on")]
@@ -67,11 +64,19 @@ pub enum AgentError {
 pub struct Share {
     pub plan: Plan,
     pub first_worker: u64,
+    /// Of the objects that are asked for once.
+    pub one_hits: Range<u64>,
 }
 
-/// Connections as evenly as they go, and the rate by connections.
+/// Connections as evenly as they go; the rate, and the objects that are asked for once, by connections.
 pub fn shares(plan: &Plan, first_worker: u64, agents: usize) -> Vec<Share> {
-    let mut first_worker = first_worker;
+    let all_one_hits = plan.one_hit_objects();
+    let one_hits_before = |connections: u64| {
+        let part = u128::from(all_one_hits) * u128::from(connections) / plan.connections.max(1) as u128;
+        // No more than all of them.
+        u64::try_from(part).unwrap_or(all_one_hits)
+    };
+    let (mut first_worker, mut before) = (first_worker, 0);
     let share = |agent: usize| {
         let connections = plan.connections / agents + usize::from(agent < plan.connections % agents);
         let part = connections as f64 / plan.connections.max(1) as f64;
@@ -80,8 +85,13 @@ pub fn shares(plan: &Plan, first_worker: u64, agents: usize) -> Vec<Share> {
             Pace::Open { rate, arrivals } => Pace::Open { rate: rate * part, arrivals },
         };
         let in_flight_max = ((plan.in_flight_max as f64 * part).ceil() as u64).max(1);
-        let share = Share { plan: Plan { connections, pace, in_flight_max, ..plan.clone() }, first_worker };
-        first_worker += connections as u64;
+        let (from, next) = (before, before + connections as u64);
+        let share = Share {
+            plan: Plan { connections, pace, in_flight_max, ..plan.clone() },
+            first_worker,
+            one_hits: one_hits_before(from)..one_hits_before(next),
+        };
+        (first_worker, before) = (first_worker + connections as u64, next);
         share
     };
     (0..agents).map(share).collect()
@@ -119,7 +129,11 @@ mod tests {
     #[test]
     fn shares_add_up_and_workers_have_numbers_of_their_own() {
         let plan = Plan {
-            workload: Workload::gets(Size::list(&[1]), 1),
+            workload: Workload {
+                one_hit_ratio: 0.5,
+                one_hit_objects: Some(17),
+                ..Workload::gets(Size::list(&[1]), 1)
+            },
             trace: None,
             connections: 8,
             threads: 1,
@@ -135,6 +149,8 @@ mod tests {
         let connections: Vec<(usize, u64)> =
             shares.iter().map(|share| (share.plan.connections, share.first_worker)).collect();
         assert_eq!(connections, [(3, 16), (3, 19), (2, 22)]);
+        let one_hits: Vec<Range<u64>> = shares.iter().map(|share| share.one_hits.clone()).collect();
+        assert_eq!(one_hits, [0..6, 6..12, 12..17], "each of them is one agent's");
         let rate = |share: &Share| match share.plan.pace {
             Pace::Open { rate, .. } => rate,
             Pace::Closed | Pace::Trace { .. } => 0.0,

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::Content;
 use crate::generator::ThreadTime;
-use crate::latency::{Buckets, Latency};
-use crate::load::Load;
+use crate::latency::Buckets;
+use crate::load::{Load, Publications};
 use crate::measure::{Deliveries, Kind, Series, Tally};
 use crate::plan::Op;
 use crate::timeline::{Lane, Second, Timeline};
@@ -34,6 +34,7 @@ pub struct Parts {
     threads: Vec<ThreadTime>,
     written: Vec<(String, Content)>,
     unsure: Vec<String>,
+    published: Vec<Publications>,
     one_hits_missing: u64,
     /// Of the agent's process, while the load was on.
     pub cpu_s: f64,
@@ -41,7 +42,8 @@ pub struct Parts {
 
 impl Parts {
     pub fn of(load: Load, cpu: Duration) -> Self {
-        let Load { tally, elapsed, dropped, mut lag, threads, written, unsure, one_hits_missing } = load;
+        let Load { tally, elapsed, dropped, mut lag, threads, written, unsure, published, one_hits_missing } =
+            load;
         let series = |(kind, mut series): (Kind, Series)| {
             let (response, service) = (series.response.take_buckets(), series.service.take_buckets());
             (kind, series.requests, series.bytes, response, service)
@@ -70,6 +72,7 @@ impl Parts {
             threads,
             written,
             unsure,
+            published,
             one_hits_missing,
             cpu_s: cpu.as_secs_f64(),
         }
@@ -109,21 +112,8 @@ impl Parts {
         load.threads.extend(self.threads);
         load.written.extend(self.written);
         load.unsure.extend(self.unsure);
+        load.published.extend(self.published);
         load.one_hits_missing += self.one_hits_missing;
-    }
-}
-
-/// What nobody did.
-pub fn nothing(duration: Duration) -> Load {
-    Load {
-        tally: Tally::default(),
-        elapsed: duration,
-        dropped: 0,
-        lag: Latency::default(),
-        threads: Vec::new(),
-        written: Vec::new(),
-        unsure: Vec::new(),
-        one_hits_missing: 0,
     }
 }
 
@@ -133,7 +123,7 @@ mod tests {
     use crate::measure::{SizeClass, Source, Times};
 
     fn load(ms: u64, delivery: u8) -> Load {
-        let mut load = nothing(Duration::from_secs(ms));
+        let mut load = Load::none(Duration::from_secs(ms));
         let kind = Kind { op: Op::Get, source: Source::Hit, size: SizeClass::of(4096) };
         let times = Times { response: Duration::from_millis(ms), service: Duration::from_millis(1) };
         load.tally.record(kind, 4096, times, Duration::from_millis(1500), true);
@@ -148,7 +138,7 @@ mod tests {
 
     #[test]
     fn results_travel_and_add_up() {
-        let mut sum = nothing(Duration::from_secs(1));
+        let mut sum = Load::none(Duration::from_secs(1));
         for (ms, delivery) in [(2, 1), (40, 2)] {
             let sent = serde_json::to_string(&Parts::of(load(ms, delivery), Duration::from_secs(1))).unwrap();
             let parts: Parts = serde_json::from_str(&sent).unwrap();

@@ -11,6 +11,7 @@ use bench::run::{Options, run};
 use bench::schedule::Arrivals;
 use bench::slo::Slo;
 use bench::target::{Endpoints, Target};
+use bench::visit::Card;
 use bench::workload::presets::Preset;
 use bench::workload::trace::Trace;
 use bench::workload::{Bytes, Mix, Popularity, Size, Workload};
@@ -124,15 +125,35 @@ pub struct TargetArgs {
     /// The client to act as, at its home site.
     #[arg(long = "as", value_name = "CLIENT", default_value = "bob")]
     client: String,
+    /// Publishes what collect asks for: a client of another site; the first one of endpoints.json by default.
+    #[arg(long, value_name = "CLIENT", conflicts_with = "endpoint")]
+    provider: Option<String>,
+    /// The client's card, with which it roams: a file as `dozo card new FILE --client CLIENT` makes it; by default
+    /// cards/CLIENT.card beside endpoints.json, where the demo has one for carol.
+    #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
+    card: Option<PathBuf>,
 }
 
 impl TargetArgs {
     pub fn target(&self) -> Result<Target, Failure> {
         Ok(match (self.target.as_str(), &self.endpoint, &self.token) {
             ("native", Some(url), Some(token)) => Target::at(url, &self.client, token),
-            ("native", ..) => Target::of(&Endpoints::read(&self.endpoints)?, &self.client)?,
+            ("native", ..) => self.at_home()?,
             (other, ..) => Target::parse(other, self.root.clone())?,
         })
+    }
+
+    fn at_home(&self) -> Result<Target, Failure> {
+        let endpoints = Endpoints::read(&self.endpoints)?;
+        let mut target = Target::of(&endpoints, &self.client)?;
+        if let Some(provider) = &self.provider {
+            target = target.with_provider(&endpoints, provider)?;
+        }
+        let beside = self.endpoints.with_file_name("cards").join(format!("{}.card", self.client));
+        if let Some(card) = self.card.clone().or_else(|| beside.exists().then_some(beside)) {
+            target = target.with_card(&endpoints, Card::read(&card)?)?;
+        }
+        Ok(target)
     }
 }
 
@@ -148,7 +169,9 @@ pub struct WorkloadArgs {
     /// Share of GETs with --op mixed.
     #[arg(long, default_value_t = 0.8)]
     get_share: f64,
-    /// Weights of operations, as in get=70,head=5,range=5,put=15,delete=3,list=2; multipart at S3 endpoints alone.
+    /// Weights of operations, as in get=70,head=5,range=5,put=15,delete=3,list=2; multipart at S3 endpoints alone. In a
+    /// system of several sites also collect, a GET of what another site published a moment ago (see --provider), and
+    /// roam, a GET at a site that the client visits (see --card).
     #[arg(long)]
     mix: Option<Mix>,
     /// One size, a list that objects are chosen from, or a law: 4KiB,1MiB; uniform:min=1KiB,max=1MiB;

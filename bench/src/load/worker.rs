@@ -14,14 +14,15 @@ use std::time::{Duration, Instant};
 use common::hash::ContentHash;
 use common::id::DeliveryId;
 
-use super::{Local, Shared};
+use super::lines::{Lines, Published};
+use super::{Local, Publications, Shared};
 use crate::content::{Choices, Content};
 use crate::measure::{Kind, SizeClass, Source, Times};
 use crate::mixed::model::{Keys, Version};
 use crate::pacer::Arrival;
 use crate::plan::{Object, Op, Pace, Verify};
 use crate::protocol::http1::Head;
-use crate::protocol::{Client, Listed, Stored};
+use crate::protocol::{Listed, Stored};
 use crate::wire::WireError;
 use crate::workload::Popularity;
 
@@ -34,6 +35,8 @@ enum Asked {
     Prepared(Object),
     /// A key of the worker's own.
     Own(usize),
+    /// What was published at another site.
+    Published(u64),
 }
 
 /// A request that was decided on.
@@ -47,6 +50,9 @@ enum Step {
     Multipart(usize, Content),
     Delete(usize),
     List,
+    /// The content that was made ready, or why there is none.
+    Collect(Result<u64, WireError>),
+    Roam(Object),
 }
 
 impl Step {
@@ -59,6 +65,8 @@ impl Step {
             Self::Multipart(..) => Op::Multipart,
             Self::Delete(_) => Op::Delete,
             Self::List => Op::List,
+            Self::Collect(_) => Op::Collect,
+            Self::Roam(_) => Op::Roam,
         }
     }
 
@@ -104,9 +112,15 @@ struct Check {
     by: &'static str,
 }
 
+/// What a worker leaves behind.
+pub struct Left {
+    pub keys: Keys,
+    pub publications: Option<Publications>,
+}
+
 pub struct Worker {
     number: u64,
-    client: Client,
+    lines: Lines,
     shared: Arc<Shared>,
     local: Rc<RefCell<Local>>,
     choices: Choices,
@@ -124,17 +138,18 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// At the gateway `at`; `provider` is where its contents are published, if it collects.
     pub fn new(
         number: u64,
-        address: SocketAddr,
-        host: &str,
+        at: (SocketAddr, &str),
+        provider: Option<(SocketAddr, &str)>,
         shared: Arc<Shared>,
         local: Rc<RefCell<Local>>,
     ) -> Self {
         let prefix = shared.plan.prefix();
         Self {
             number,
-            client: Client::new(&shared.target.protocol, address, host),
+            lines: Lines::new(&shared.plan, &shared.target, number, at, provider),
             choices: Choices::new(shared.plan.seed, number),
             keys: Keys::new("", format!("{prefix}w{number}/"), shared.keys_per_worker),
             shared,
@@ -150,10 +165,11 @@ impl Worker {
     }
 
     /// Works until there is nothing more to send; answers with what it put.
-    pub async fn run(mut self) -> Keys {
+    pub async fn run(mut self) -> Left {
         let span = self.shared.span;
         let give_up = span.end + self.shared.plan.request_time_max;
         let open = self.shared.plan.pace != Pace::Closed;
+        self.make_ready().await;
         tokio::time::sleep_until(span.start.into()).await;
         loop {
             let now = Instant::now();
@@ -163,11 +179,25 @@ impl Worker {
                 true => self.shared.queue.next().await,
             };
             let Some(arrival) = arrival else {
-                return self.keys;
+                return Left { publications: self.lines.publications(), keys: self.keys };
             };
             self.request(arrival).await;
             if open {
                 self.shared.queue.served();
+            }
+            if open || Instant::now() < span.end {
+                self.make_ready().await;
+            }
+        }
+    }
+
+    /// Makes ready what the next operations may need, in nobody's time.
+    async fn make_ready(&mut self) {
+        if let Some(Published { key, content, stored }) = self.lines.make_ready(&self.shared.plan).await {
+            self.key = key;
+            self.check_stored(content, stored, true);
+            if let Some(check) = self.check.take() {
+                self.check_tag(&check);
             }
         }
     }
@@ -175,10 +205,10 @@ impl Worker {
     async fn request(&mut self, arrival: Arrival) {
         let Arrival { intended, nth } = arrival;
         let step = self.choose(nth, intended);
-        let op = step.op();
+        let (op, changes) = (step.op(), step.changes());
         let limit = self.shared.plan.request_time_max;
         let sent = Instant::now();
-        let answer = tokio::time::timeout(limit, self.perform(&step)).await;
+        let answer = tokio::time::timeout(limit, self.perform(step)).await;
         let answer = answer.unwrap_or(Err(WireError::Timeout(limit)));
         let now = Instant::now();
         let at = now - self.shared.span.start;
@@ -196,24 +226,26 @@ impl Worker {
                 let times = Times { response: now - intended, service: now - sent };
                 local.tally.record(kind, answered.bytes, times, at, measured);
                 drop(local);
-                if step.changes().is_some() && self.choices.below(2) == 0 {
-                    self.follow_up = step.changes();
+                if changes.is_some() && self.choices.below(2) == 0 {
+                    self.follow_up = changes;
                 }
             }
             Err(error) => {
                 // What is left of a broken answer would be taken for the next one.
-                if !matches!(error, WireError::Refused { .. }) {
-                    self.client.close();
+                if !matches!(error, WireError::Refused { .. })
+                    && let Ok(line) = self.lines.of(op)
+                {
+                    line.close();
                 }
                 self.count_error(op, &error, at);
-                if let Some(slot) = step.changes() {
+                if let Some(slot) = changes {
                     self.keys.settle(slot);
                 }
                 if op == Op::Range {
                     // Its pieces so far stay a delivery in part.
                     self.download = None;
                 }
-                if matches!(error, WireError::Connect(_)) {
+                if matches!(error, WireError::Connect(_) | WireError::Unready { .. }) {
                     tokio::time::sleep(RECONNECT_AFTER).await;
                 }
             }
@@ -221,9 +253,8 @@ impl Worker {
     }
 
     fn count_error(&self, op: Op, error: &WireError, at: Duration) {
-        let delivers = matches!(op, Op::Get | Op::Range);
         let tally = &mut self.local.borrow_mut().tally;
-        tally.deliveries.unanswered += u64::from(error.is_unanswered() && delivers);
+        tally.deliveries.unanswered += u64::from(error.is_unanswered() && op.delivers());
         tally.error(op, error.code(), at);
     }
 
@@ -248,6 +279,8 @@ impl Worker {
                 Step::Multipart(slot, content)
             }
             Op::Delete => self.choose_delete(),
+            Op::Collect => Step::Collect(self.lines.take_published()),
+            Op::Roam => Step::Roam(self.choose_popular(intended)),
         }
     }
 
@@ -256,9 +289,9 @@ impl Worker {
             return Asked::Own(slot);
         }
         let shared = &self.shared;
-        if shared.one_hit_objects > 0 && self.choices.unit() < shared.plan.workload.one_hit_ratio {
-            let nth = shared.one_hits_used.fetch_add(1, Ordering::Relaxed);
-            if nth < shared.one_hit_objects {
+        if !shared.one_hits.is_empty() && self.choices.unit() < shared.plan.workload.one_hit_ratio {
+            let nth = shared.one_hits.start + shared.one_hits_used.fetch_add(1, Ordering::Relaxed);
+            if nth < shared.one_hits.end {
                 return Asked::Prepared(Object::OneHit(nth));
             }
         }
@@ -270,8 +303,12 @@ impl Worker {
             }
             return Asked::Prepared(Object::Popular(shared.popular.object_at(age - written)));
         }
-        let since = intended.saturating_duration_since(shared.span.start);
-        Asked::Prepared(Object::Popular(shared.popular.draw(&mut self.choices, since)))
+        Asked::Prepared(self.choose_popular(intended))
+    }
+
+    fn choose_popular(&mut self, intended: Instant) -> Object {
+        let since = intended.saturating_duration_since(self.shared.span.start);
+        Object::Popular(self.shared.popular.draw(&mut self.choices, since))
     }
 
     /// Goes on with the download that is under way, or begins one.
@@ -279,7 +316,7 @@ impl Worker {
         if self.download.is_none() {
             let object = match self.choose_read(intended) {
                 Asked::Prepared(object) => object,
-                own @ Asked::Own(_) => return Step::Get(own),
+                other => return Step::Get(other),
             };
             let content = self.shared.plan.content(object);
             if content.len == 0 {
@@ -319,15 +356,17 @@ impl Worker {
         }
     }
 
-    async fn perform(&mut self, step: &Step) -> Result<Answered, WireError> {
+    async fn perform(&mut self, step: Step) -> Result<Answered, WireError> {
         match step {
-            Step::Get(asked) => self.get(*asked).await,
-            Step::Head(asked) => self.head(*asked).await,
-            Step::Range(range) => self.range(range.clone()).await,
-            Step::Put(slot, content) => self.put(*slot, *content, false).await,
-            Step::Multipart(slot, content) => self.put(*slot, *content, true).await,
-            Step::Delete(slot) => self.delete(*slot).await,
+            Step::Get(asked) => self.get(Op::Get, asked).await,
+            Step::Head(asked) => self.head(asked).await,
+            Step::Range(range) => self.range(range).await,
+            Step::Put(slot, content) => self.put(slot, content, false).await,
+            Step::Multipart(slot, content) => self.put(slot, content, true).await,
+            Step::Delete(slot) => self.delete(slot).await,
             Step::List => self.list().await,
+            Step::Collect(ready) => self.get(Op::Collect, Asked::Published(ready?)).await,
+            Step::Roam(object) => self.get(Op::Roam, Asked::Prepared(object)).await,
         }
     }
 
@@ -346,19 +385,25 @@ impl Worker {
                 let _infallible = write!(self.key, "{object}");
                 Some(self.shared.plan.content(object))
             }
+            Asked::Published(nth) => {
+                let (key, content) = self.shared.plan.published(self.number, nth);
+                self.key = key;
+                Some(content)
+            }
         }
     }
 
-    async fn get(&mut self, asked: Asked) -> Result<Answered, WireError> {
+    /// A GET of the whole, over the line of `op`.
+    async fn get(&mut self, op: Op, asked: Asked) -> Result<Answered, WireError> {
         let content = self.look_up(asked);
-        let head = match (self.client.get(&self.key, None).await, content) {
+        let head = match (self.lines.of(op)?.get(&self.key, None).await, content) {
             (Err(WireError::Refused { status: 404, .. }), None) => return Ok(Answered::BARE),
             (head, _) => head?,
         };
         self.count_delivery(&head);
         let Some(content) = content else {
             self.resurrected(asked, &head);
-            while self.client.piece().await?.is_some() {}
+            while self.lines.of(op)?.piece().await?.is_some() {}
             self.delivered_in_part(&head);
             return Ok(Answered::BARE);
         };
@@ -366,7 +411,11 @@ impl Worker {
         if head.status != 200 {
             self.wrong(format!("answered {} to a GET of the whole", head.status));
         }
-        match self.receive(content, 0..content.len).await {
+        if op == Op::Collect && self.verifies() && !matches!(head.source, Source::Peer | Source::Origin) {
+            let source = head.source.as_str();
+            self.wrong(format!("its source is {source}, but nobody at this site could have it yet"));
+        }
+        match self.receive(op, content, 0..content.len).await {
             Ok(()) => self.local.borrow_mut().tally.deliveries.whole.extend(head.delivery),
             Err(error) => {
                 self.local.borrow_mut().tally.deliveries.broken.extend(head.delivery);
@@ -381,7 +430,7 @@ impl Worker {
             return Err(WireError::Answer);
         };
         self.look_up(Asked::Prepared(object));
-        let head = self.client.get(&self.key, Some(&range)).await?;
+        let head = self.lines.home().get(&self.key, Some(&range)).await?;
         self.count_delivery(&head);
         self.delivered_in_part(&head);
         self.check_head(Asked::Prepared(object), content, &head);
@@ -391,7 +440,7 @@ impl Worker {
             self.wrong(format!("{what} to a GET of {told}"));
         }
         let bytes = range.end - range.start;
-        self.receive(content, range.clone()).await?;
+        self.receive(Op::Range, content, range.clone()).await?;
         if let Some(download) = &mut self.download {
             download.one_delivery &= download.delivery.is_none() || download.delivery == head.delivery;
             download.delivery = head.delivery;
@@ -408,7 +457,7 @@ impl Worker {
 
     async fn head(&mut self, asked: Asked) -> Result<Answered, WireError> {
         let content = self.look_up(asked);
-        let head = match (self.client.head(&self.key).await, content) {
+        let head = match (self.lines.home().head(&self.key).await, content) {
             (Err(WireError::Refused { status: 404, .. }), None) => return Ok(Answered::BARE),
             (head, _) => head?,
         };
@@ -430,27 +479,33 @@ impl Worker {
         self.key = self.keys.name(slot);
         self.keys.changing(slot);
         let stored = match in_parts {
-            true => self.client.put_in_parts(&self.key, content).await?,
-            false => self.client.put(&self.key, content).await?,
+            true => self.lines.home().put_in_parts(&self.key, content).await?,
+            false => self.lines.home().put(&self.key, content).await?,
         };
+        self.keys.changed(slot, Some(Version { content, hash: stored.tag.unwrap_or(UNNAMED) }));
+        self.check_stored(content, stored, !in_parts);
+        Ok(Answered { len: content.len, bytes: content.len, source: Source::None })
+    }
+
+    /// Checks what the answer to a PUT says of what was stored; what was put in parts has an ETag of another kind.
+    fn check_stored(&mut self, content: Content, stored: Stored, in_one_part: bool) {
         let Stored { tag, len } = stored;
-        self.keys.changed(slot, Some(Version { content, hash: tag.unwrap_or(UNNAMED) }));
         if self.verifies() && len.is_some_and(|len| len != content.len) {
             self.wrong(format!("the answer to the PUT tells {len:?} bytes of {}", content.len));
         }
-        if self.shared.target.protocol.is_native()
+        if in_one_part
+            && self.shared.etags.is_some()
             && self.shared.plan.verify == Verify::Full
             && let Some(tag) = tag
         {
             self.check = Some(Check { content, tag, by: "the answer to the PUT" });
         }
-        Ok(Answered { len: content.len, bytes: content.len, source: Source::None })
     }
 
     async fn delete(&mut self, slot: usize) -> Result<Answered, WireError> {
         self.key = self.keys.name(slot);
         self.keys.changing(slot);
-        self.client.delete(&self.key).await?;
+        self.lines.home().delete(&self.key).await?;
         self.keys.changed(slot, None);
         Ok(Answered::BARE)
     }
@@ -459,7 +514,7 @@ impl Worker {
         let mut listed: Vec<Listed> = Vec::new();
         let mut after = String::new();
         loop {
-            let page = self.client.list(self.keys.prefix(), &after).await?;
+            let page = self.lines.home().list(self.keys.prefix(), &after).await?;
             listed.extend(page.lines);
             match page.next {
                 Some(next) => after = next,
@@ -475,10 +530,11 @@ impl Worker {
     }
 
     /// Receives the bytes of a part and checks them.
-    async fn receive(&mut self, content: Content, part: Range<u64>) -> Result<(), WireError> {
+    async fn receive(&mut self, op: Op, content: Content, part: Range<u64>) -> Result<(), WireError> {
         let full = self.shared.plan.verify == Verify::Full;
         let (mut at, mut matches) = (part.start, true);
-        while let Some(piece) = self.client.piece().await? {
+        let line = self.lines.of(op)?;
+        while let Some(piece) = line.piece().await? {
             matches &= !full || content.matches(at, piece);
             at += piece.len() as u64;
         }
@@ -503,9 +559,9 @@ impl Worker {
     }
 
     /// A read of a key that has nothing was answered.
-    fn resurrected(&self, asked: Asked, head: &Head) {
+    fn resurrected(&mut self, asked: Asked, head: &Head) {
         if let Asked::Own(slot) = asked {
-            let tag = head.etag.as_ref().map(|etag| self.client.tag(etag).to_string());
+            let tag = head.etag.as_ref().map(|etag| self.lines.home().tag(etag).to_string());
             self.stale(format!("answered {}: {}", head.status, self.keys.tell(slot, tag.as_deref())));
         }
     }
@@ -534,13 +590,13 @@ impl Worker {
         self.check_etag(asked, content, head);
     }
 
-    /// A version of the worker's own is known by what the answer to its PUT named it; what was prepared, by its hash where
-    /// the protocol shows that.
+    /// A version of the worker's own is known by what the answer to its PUT named it; what was prepared, by its bytes where
+    /// ETags follow from them.
     fn check_etag(&mut self, asked: Asked, content: Content, head: &Head) {
         if !self.verifies() {
             return;
         }
-        let tag = head.etag.as_ref().map(|etag| self.client.tag(etag));
+        let tag = head.etag.as_ref().map(|etag| self.lines.home().tag(etag));
         match asked {
             Asked::Own(slot) => {
                 let named = self.keys.present(slot).map(|version| version.hash).filter(|h| *h != UNNAMED);
@@ -549,17 +605,17 @@ impl Worker {
                     self.stale(self.keys.tell(slot, tag.as_deref()));
                 }
             }
-            Asked::Prepared(_) if self.shared.target.protocol.is_native() => match tag {
+            Asked::Prepared(_) | Asked::Published(_) if self.shared.etags.is_some() => match tag {
                 Some(tag) => self.check = Some(Check { content, tag, by: "the ETag" }),
                 None => self.wrong("the answer has no ETag".to_owned()),
             },
-            Asked::Prepared(_) => {}
+            Asked::Prepared(_) | Asked::Published(_) => {}
         }
     }
 
     fn check_tag(&self, check: &Check) {
-        let expected = self.local.borrow_mut().hashes.of(check.content);
-        if check.tag != expected {
+        let expected = self.local.borrow_mut().hashes.as_mut().map(|hashes| hashes.of(check.content));
+        if let Some(expected) = expected.filter(|expected| *expected != check.tag) {
             self.wrong(format!("{} is {}, not {expected}", check.by, check.tag));
         }
     }

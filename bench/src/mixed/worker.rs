@@ -449,7 +449,10 @@ fn delivery(headers: &HeaderMap) -> Option<DeliveryId> {
 impl From<WireError> for Fault {
     fn from(error: WireError) -> Self {
         let kind = match &error {
-            WireError::Connect(_) | WireError::Transport(_) | WireError::Broken(_) => FaultKind::Connection,
+            WireError::Connect(_)
+            | WireError::Transport(_)
+            | WireError::Broken(_)
+            | WireError::Unready { .. } => FaultKind::Connection,
             WireError::Timeout(_) => FaultKind::Timeout,
             WireError::Refused { .. } => FaultKind::Refused,
             WireError::Answer | WireError::Request(_) => FaultKind::WrongAnswer,

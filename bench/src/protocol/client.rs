@@ -7,15 +7,18 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use common::api::gateway::{ContentListing, Published};
+use common::api::search::Visibility;
 use common::client::encode;
 use common::error::ErrorBody;
 use common::hash::ContentHash;
 
 use super::Protocol;
+use super::etag::tag_of_text;
 use super::http1::{Head, Http1};
 use super::s3::{self, PART_LEN};
 use super::signature::{Signed, Signer, UNSIGNED, timestamp};
 use crate::content::Content;
+use crate::visit::Pass;
 use crate::wire::WireError;
 
 /// A content goes out in pieces of this length.
@@ -50,8 +53,17 @@ pub struct Page {
 
 /// How requests of this connection's protocol are written.
 enum Speech {
-    Native { bucket: String },
-    S3 { signer: Box<Signer>, bucket: String },
+    Native {
+        bucket: String,
+    },
+    /// Of Dozo's own API, what is open to visitors.
+    Visitor {
+        pass: Box<Pass>,
+    },
+    S3 {
+        signer: Box<Signer>,
+        bucket: String,
+    },
     Plain,
 }
 
@@ -75,7 +87,7 @@ impl Client {
         let (speech, prefix) = match protocol {
             Protocol::Native { token, bucket } => {
                 fixed.push_str(&format!("Authorization: Bearer {token}\r\n"));
-                (Speech::Native { bucket: bucket.clone() }, format!("/v1/contents/{bucket}/"))
+                (Speech::Native { bucket: bucket.clone() }, native_prefix(bucket))
             }
             Protocol::S3 { credentials, bucket } => {
                 let signer = Box::new(Signer::new(credentials.clone()));
@@ -84,6 +96,16 @@ impl Client {
             Protocol::Plain { prefix, .. } if prefix.is_empty() => (Speech::Plain, "/".to_owned()),
             Protocol::Plain { prefix, .. } => (Speech::Plain, format!("/{prefix}/")),
         };
+        Self::speaking(speech, address, host, prefix, fixed)
+    }
+
+    /// As a visitor, at the gateway of its pass; for reading what is in `bucket`.
+    pub fn visiting(pass: Pass, address: SocketAddr, host: &str, bucket: &str) -> Self {
+        let speech = Speech::Visitor { pass: Box::new(pass) };
+        Self::speaking(speech, address, host, native_prefix(bucket), format!("Host: {host}\r\n"))
+    }
+
+    fn speaking(speech: Speech, address: SocketAddr, host: &str, prefix: String, fixed: String) -> Self {
         Self {
             wire: Http1::new(address),
             speech,
@@ -103,8 +125,10 @@ impl Client {
     pub fn tag(&self, etag: &str) -> ContentHash {
         let etag = etag.trim_start_matches("W/").trim_matches('"');
         match self.speech {
-            Speech::Native { .. } => etag.parse().unwrap_or_else(|_| blake3::hash(etag.as_bytes()).into()),
-            Speech::S3 { .. } | Speech::Plain => blake3::hash(etag.as_bytes()).into(),
+            Speech::Native { .. } | Speech::Visitor { .. } => {
+                etag.parse().unwrap_or_else(|_| tag_of_text(etag))
+            }
+            Speech::S3 { .. } | Speech::Plain => tag_of_text(etag),
         }
     }
 
@@ -147,6 +171,16 @@ impl Client {
         self.text().await.map(drop)
     }
 
+    /// Drops another's content from the client's library, into which its delivery put it.
+    pub async fn drop_held(&mut self, key: &str) -> Result<(), WireError> {
+        let Speech::Native { bucket } = &self.speech else { return Err(WireError::Answer) };
+        let path = format!("/v1/library/{bucket}/{key}");
+        self.begin_at("DELETE", &path, "");
+        self.send("DELETE", &path, "", 0).await?;
+        self.answer(false).await?;
+        self.text().await.map(drop)
+    }
+
     /// A page of the names that begin with `prefix`, after the key `after`.
     pub async fn list(&mut self, prefix: &str, after: &str) -> Result<Page, WireError> {
         let (path, query) = match &self.speech {
@@ -156,7 +190,7 @@ impl Client {
                 (format!("/v1/contents/{bucket}"), query)
             }
             Speech::S3 { bucket, .. } => (format!("/{bucket}"), s3::list_query(prefix, after, PAGE_MAX)),
-            Speech::Plain => return Err(WireError::Answer),
+            Speech::Plain | Speech::Visitor { .. } => return Err(WireError::Answer),
         };
         self.begin_at("GET", &path, &query);
         self.send("GET", &path, &query, 0).await?;
@@ -207,12 +241,18 @@ impl Client {
         Ok(Stored { tag: Some(self.tag(&etag)), len: None })
     }
 
-    /// Makes the bucket that everything goes into; that it is there already is well.
-    pub async fn make_bucket(&mut self) -> Result<(), WireError> {
+    /// Makes the bucket that everything goes into; that it is there already is well. Who reads it is said to Dozo alone.
+    pub async fn make_bucket(&mut self, visibility: Visibility) -> Result<(), WireError> {
         let (path, body) = match &self.speech {
-            Speech::Native { bucket } => (format!("/v1/buckets/{bucket}"), r#"{"visibility":"private"}"#),
+            Speech::Native { bucket } => {
+                let body = match visibility {
+                    Visibility::Private => r#"{"visibility":"private"}"#,
+                    Visibility::Public => r#"{"visibility":"public"}"#,
+                };
+                (format!("/v1/buckets/{bucket}"), body)
+            }
             Speech::S3 { bucket, .. } => (format!("/{bucket}"), ""),
-            Speech::Plain => return Ok(()),
+            Speech::Plain | Speech::Visitor { .. } => return Ok(()),
         };
         self.begin_at("PUT", &path, "");
         self.finish_head("PUT", &path, "", body.len() as u64);
@@ -230,7 +270,7 @@ impl Client {
     fn begin(&mut self, method: &str, key: &str, query: &str) -> String {
         let path = match self.speech {
             // Only a signature needs the path apart.
-            Speech::S3 { .. } => format!("{}{key}", self.prefix),
+            Speech::S3 { .. } | Speech::Visitor { .. } => format!("{}{key}", self.prefix),
             Speech::Native { .. } | Speech::Plain => String::new(),
         };
         self.request.clear();
@@ -272,6 +312,10 @@ impl Client {
                     "x-amz-content-sha256: {UNSIGNED}\r\nx-amz-date: {date}\r\nAuthorization: {authorization}"
                 ),
             );
+        }
+        if let Speech::Visitor { pass } = &self.speech {
+            let authorization = pass.authorization(method, path);
+            write_line(&mut self.request, format_args!("Authorization: {authorization}"));
         }
         if len > 0 || method == "PUT" || method == "POST" {
             write_line(&mut self.request, format_args!("Content-Length: {len}"));
@@ -348,6 +392,10 @@ impl Client {
         }
         Ok(text.into())
     }
+}
+
+fn native_prefix(bucket: &str) -> String {
+    format!("/v1/contents/{bucket}/")
 }
 
 fn write_line(request: &mut Vec<u8>, line: std::fmt::Arguments<'_>) {

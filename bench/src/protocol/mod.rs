@@ -7,11 +7,14 @@
 //! | PUT, DELETE | yes | yes | where the server takes them |
 //! | LIST | yes | yes | no |
 //! | MULTIPART | no | yes | no |
+//! | COLLECT, ROAM | at several sites | no | no |
 //! | every byte checked | yes | yes | yes |
-//! | ETag checked | the BLAKE3 of the content | against the answer to the PUT | against the answer to the PUT |
+//! | ETag of what was prepared | the BLAKE3 of the content | its MD5, if all PUTs named it so | its MD5, if all PUTs named it so |
+//! | ETag of what the run put | the BLAKE3 of the content | as the PUT named it | as the PUT named it |
 //! | deliveries and books | yes | no | no |
 
 mod client;
+mod etag;
 pub mod http1;
 mod s3;
 pub mod signature;
@@ -19,6 +22,7 @@ pub mod signature;
 use std::path::PathBuf;
 
 pub use client::{Client, Listed, Page, Stored};
+pub use etag::EtagRule;
 use serde::{Deserialize, Serialize};
 use signature::Credentials;
 
@@ -49,6 +53,11 @@ impl Protocol {
         }
     }
 
+    /// How its ETags follow from the bytes, where that is known of every server.
+    pub fn etags(&self) -> Option<EtagRule> {
+        self.is_native().then_some(EtagRule::Blake3)
+    }
+
     pub fn is_native(&self) -> bool {
         matches!(self, Self::Native { .. })
     }
@@ -56,6 +65,7 @@ impl Protocol {
     /// Whether there is such an operation.
     pub fn has(&self, op: Op) -> bool {
         match (self, op) {
+            (Self::S3 { .. } | Self::Plain { .. }, op) if op.crosses_sites() => false,
             (Self::S3 { .. }, _) => true,
             (Self::Native { .. }, op) => op != Op::Multipart,
             (Self::Plain { .. }, op) => !matches!(op, Op::List | Op::Multipart),

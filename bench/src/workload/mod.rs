@@ -19,6 +19,12 @@
 //! law = "zipf"
 //! alpha = 0.9
 //! ```
+//!
+//! Two operations of a mix need a system of several sites. `collect` is a GET of a content that was published at another
+//! site a moment before, so that the client's own must fetch it; its size is drawn as any other's. `roam` is a GET of one
+//! of the objects, by their popularity, at a gateway of a site that the client visits. What they need is made ready
+//! before they are due, outside of every operation's time: a content is published after each `collect` for the next, and a
+//! visit is opened before the load.
 
 pub mod popularity;
 pub mod presets;
@@ -194,7 +200,7 @@ impl Workload {
 
     /// Whether objects are read that have to be there before.
     pub fn reads(&self) -> bool {
-        [Op::Get, Op::Head, Op::Range].iter().any(|op| self.mix.has(*op))
+        [Op::Get, Op::Head, Op::Range, Op::Roam].iter().any(|op| self.mix.has(*op))
     }
 
     /// Objects that reads choose from and that are put before the run. A workload that only writes needs none, except as

@@ -77,6 +77,20 @@ fn two_agents_results_add_up_and_every_delivery_of_theirs_is_booked() {
 }
 
 #[test]
+fn an_object_that_is_asked_for_once_is_asked_for_by_one_agent() {
+    let cluster = Cluster::start(Mode::OneProcess, &Options::default());
+    let (one, two) = (start_agent(&cluster), start_agent(&cluster));
+    let once = ["--one-hit-ratio", "0.5", "--rate", "60", "--duration", "3s", "--keep"];
+    let (code, report) = drive(&cluster, &[&one, &two], &once);
+    assert_eq!(code, 0);
+    let path = format!("/v1/library?prefix=bench-bob/{}h", report.plan.prefix());
+    let library: serde_json::Value = cluster.client("bob").get(&path).expect(200).json();
+    let asked: Vec<u64> =
+        library["rows"].as_array().unwrap().iter().filter_map(|row| row["deliveries"].as_u64()).collect();
+    assert!(asked.iter().sum::<u64>() > 20 && asked.iter().all(|times| *times <= 1), "{asked:?}");
+}
+
+#[test]
 fn an_agent_that_is_lost_takes_only_its_own_results_with_it() {
     let cluster = Cluster::start(Mode::OneProcess, &Options::default());
     let (one, two) = (start_agent(&cluster), start_agent(&cluster));

@@ -33,6 +33,7 @@ mod publication;
 mod roaming;
 mod rolling;
 mod search;
+mod sites;
 mod support;
 mod topology;
 mod tracing;

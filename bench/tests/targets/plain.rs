@@ -19,6 +19,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use md5::{Digest, Md5};
 use tokio::net::TcpListener;
 
 /// In what the server is not as it should be.
@@ -31,6 +32,18 @@ enum Fault {
     Resurrects,
     /// One bit of long contents.
     FlipsBits,
+    /// ETags are MD5 hashes, as S3 servers have them; of long contents GETs show another.
+    WrongEtags,
+}
+
+fn etag_of(fault: Fault, bytes: &[u8]) -> String {
+    match fault {
+        Fault::WrongEtags => {
+            let md5: String = Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("\"{md5}\"")
+        }
+        _ => format!("\"{}\"", blake3::hash(bytes)),
+    }
 }
 
 type Files = Mutex<HashMap<String, Bytes>>;
@@ -45,7 +58,7 @@ fn answer(files: &Files, fault: Fault, request: &Request<()>, body: Bytes) -> Re
             if fault != Fault::LosesUpdates || !files.contains_key(&path) {
                 files.insert(path, body.clone());
             }
-            let etag = format!("\"{}\"", blake3::hash(&body));
+            let etag = etag_of(fault, &body);
             of(StatusCode::CREATED).header(ETAG, etag).body(Full::default()).unwrap()
         }
         Method::DELETE => {
@@ -56,7 +69,8 @@ fn answer(files: &Files, fault: Fault, request: &Request<()>, body: Bytes) -> Re
         }
         _ => {
             let Some(bytes) = files.get(&path) else { return bare(StatusCode::NOT_FOUND) };
-            let etag = format!("\"{}\"", blake3::hash(bytes));
+            let is_wrong = fault == Fault::WrongEtags && bytes.len() > 20_000;
+            let etag = etag_of(fault, if is_wrong { b"another" } else { bytes });
             let range = request.headers().get(RANGE).map(|range| range.to_str().unwrap());
             let len = bytes.len();
             let (response, mut bytes) = match parse(range, len as u64).unwrap() {
@@ -146,6 +160,7 @@ async fn a_server_that_is_stale_or_wrong_is_found_out() {
         (Fault::LosesUpdates, "get=50,put=50", true),
         (Fault::Resurrects, "get=50,put=30,delete=20", true),
         (Fault::FlipsBits, "get=100", false),
+        (Fault::WrongEtags, "get=80,head=20", false),
     ] {
         let (url, _) = serve(fault).await;
         // Keys are written in turn: the first is overwritten when all have been written once.

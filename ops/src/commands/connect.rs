@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::api::mobile_access::{
     AccessClient, AccessRequest, CardAnswer, ChallengeRequest, NearbyGateway, REQUEST_PORT,
 };
-use common::card::{PrivateKey, PublicKey, Signer};
+use common::card::{PrivateKey, Signer};
 use common::client::{CallError, HttpClient};
 use common::error::ErrorCode;
 use common::id::{ClientId, ServerName, SiteId};
@@ -199,7 +199,7 @@ async fn connect_at(
     let question =
         ChallengeRequest { client: card.client.clone(), home: card.home.clone(), card: card.public_key };
     let text = access.challenge(&question).await?.challenge;
-    if !is_for(&text, card, name) {
+    if !is_for(&text, &question, name) {
         let failure = Failure::new("mobile access wants the card to sign something that is not for it");
         return Err(Refusal::Here(failure.with_next_step("ask another one, with --mobile-access HOST:PORT")));
     }
@@ -211,12 +211,10 @@ async fn connect_at(
     Ok(OpenVisit::new(card.client.clone(), card.public_key, visit, session))
 }
 
-/// A card signs only what is about itself, its client and its home.
-fn is_for(challenge: &str, card: &CardFile, mobile_access: Option<&ServerName>) -> bool {
+/// A card signs only what is about itself, its client and its home, and who asks for it is who answered.
+fn is_for(challenge: &str, question: &ChallengeRequest, mobile_access: Option<&ServerName>) -> bool {
     let Some(challenge) = Challenge::read(challenge) else { return false };
-    let of_card: (&ClientId, &SiteId, &PublicKey) = (&card.client, &card.home, &card.public_key);
-    (&challenge.client, &challenge.home, &challenge.card) == of_card
-        && mobile_access.is_none_or(|name| name == &challenge.mobile_access)
+    challenge.is_for(question) && mobile_access.is_none_or(|name| name == &challenge.mobile_access)
 }
 
 /// Has the card sign, wherever its key is.
