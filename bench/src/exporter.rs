@@ -1,7 +1,7 @@
 //! The harness's own metrics for Prometheus while it runs: what it sends and how long answers take, from the intended
 //! start and from sending, to be shown beside the servers' metrics.
 //!
-//! Names follow the conventions of the servers' catalogue with `bench_` in place of `dozo_`. Prometheus asks for them as a
+//! The metrics are those of [`common::catalogue::load`], which the dashboard of load tests shows. Prometheus asks for them as a
 //! job of its own, beside those of the servers:
 //!
 //! ```yaml
@@ -18,18 +18,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::catalogue::load;
+use common::catalogue::metrics::Metric;
+
 use crate::latency::Latency;
 use crate::plan::{Op, Pace, Plan};
 use crate::process::cpu_time;
 use crate::progress::{Done, Progress, Snapshot};
-
-pub const ANSWERS: &str = "bench_answers_total";
-pub const ERRORS: &str = "bench_errors_total";
-pub const BYTES: &str = "bench_content_bytes_total";
-pub const RESPONSE: &str = "bench_response_time_seconds";
-pub const SERVICE: &str = "bench_service_time_seconds";
-pub const PLANNED: &str = "bench_planned_requests_per_second";
-pub const CPU: &str = "bench_cpu_seconds_total";
 
 /// Upper bounds of the histograms: three for each power of ten from 0.1 ms to 100 s.
 const BOUNDS_US: [u64; 19] = [
@@ -110,38 +105,30 @@ fn render(snapshot: &Snapshot, planned: f64) -> String {
 }
 
 fn write(out: &mut String, snapshot: &Snapshot, planned: f64) -> std::fmt::Result {
-    let head = |out: &mut String, name: &str, kind: &str, help: &str| {
-        writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")
-    };
-    head(out, ANSWERS, "counter", "Requests that were answered well, by where the bytes came from.")?;
+    head(out, load::ANSWERS)?;
     for ((op, source), done) in &snapshot.total {
-        writeln!(
-            out,
-            "{ANSWERS}{{op=\"{}\",source=\"{}\"}} {}",
-            op.as_str(),
-            source.as_str(),
-            done.requests
-        )?;
+        let (name, op, source) = (load::ANSWERS.name, op.as_str(), source.as_str());
+        writeln!(out, "{name}{{op=\"{op}\",source=\"{source}\"}} {}", done.requests)?;
     }
-    head(out, BYTES, "counter", "Content bytes of those answers.")?;
+    head(out, load::BYTES)?;
     for ((op, source), done) in &snapshot.total {
-        writeln!(out, "{BYTES}{{op=\"{}\",source=\"{}\"}} {}", op.as_str(), source.as_str(), done.bytes)?;
+        let (name, op, source) = (load::BYTES.name, op.as_str(), source.as_str());
+        writeln!(out, "{name}{{op=\"{op}\",source=\"{source}\"}} {}", done.bytes)?;
     }
     let mut by_op: BTreeMap<Op, Vec<&Done>> = BTreeMap::new();
     for ((op, _), done) in &snapshot.total {
         by_op.entry(*op).or_default().push(done);
     }
-    head(out, ERRORS, "counter", "Requests that failed or were refused.")?;
+    head(out, load::ERRORS)?;
     for (op, parts) in &by_op {
         let errors: u64 = parts.iter().map(|done| done.errors).sum();
-        writeln!(out, "{ERRORS}{{op=\"{}\"}} {errors}", op.as_str())?;
+        writeln!(out, "{}{{op=\"{}\"}} {errors}", load::ERRORS.name, op.as_str())?;
     }
-    let times: [(_, _, Times); 2] = [
-        (RESPONSE, "From the intended start of a request to its last byte.", |done| &done.response),
-        (SERVICE, "From sending a request to its last byte.", |done| &done.service),
-    ];
-    for (name, help, of) in times {
-        head(out, name, "histogram", help)?;
+    let times: [(_, Times); 2] =
+        [(load::RESPONSE_TIME, |done| &done.response), (load::SERVICE_TIME, |done| &done.service)];
+    for (metric, of) in times {
+        head(out, metric)?;
+        let name = metric.name;
         for (op, parts) in &by_op {
             let op = op.as_str();
             for us in BOUNDS_US {
@@ -155,15 +142,16 @@ fn write(out: &mut String, snapshot: &Snapshot, planned: f64) -> std::fmt::Resul
             writeln!(out, "{name}_sum{{op=\"{op}\"}} {sum}\n{name}_count{{op=\"{op}\"}} {count}")?;
         }
     }
-    head(
-        out,
-        PLANNED,
-        "gauge",
-        "Requests a second that an open loop is to send; 0 where the rate is not constant.",
-    )?;
-    writeln!(out, "{PLANNED} {planned}")?;
-    head(out, CPU, "counter", "Processor time of the load generator.")?;
-    writeln!(out, "{CPU} {}", cpu_time(std::process::id()).unwrap_or_default().as_secs_f64())
+    head(out, load::PLANNED)?;
+    writeln!(out, "{} {planned}", load::PLANNED.name)?;
+    head(out, load::CPU)?;
+    let cpu = cpu_time(std::process::id()).unwrap_or_default();
+    writeln!(out, "{} {}", load::CPU.name, cpu.as_secs_f64())
+}
+
+fn head(out: &mut String, metric: Metric) -> std::fmt::Result {
+    let Metric { name, kind, help, .. } = metric;
+    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str())
 }
 
 #[cfg(test)]
@@ -209,8 +197,10 @@ mod tests {
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(|line| line.split(' '));
         assert!(told.all(|mut words| {
             let (name, kind) = (words.next().unwrap(), words.next().unwrap());
-            name.starts_with("bench_") && (kind == "counter") == name.ends_with("_total")
+            load::ALL.iter().any(|metric| (metric.name, metric.kind.as_str()) == (name, kind))
         }));
+        let shown = |metric: &&Metric| text.contains(&format!("# TYPE {} ", metric.name));
+        assert_eq!(load::ALL.iter().filter(shown).count(), load::ALL.len());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use common::catalogue::metrics;
+use common::catalogue::{load, metrics};
 use ops::catalogue::{INVARIANTS, ROUTES};
 use ops::cli::Cli;
 
@@ -148,7 +148,7 @@ fn words<'a>(
 fn documents_name_only_metrics_and_routes_that_there_are() {
     let is_metric = |word: &str| {
         let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end));
-        let is_known = |name: &str| metrics::ALL.iter().any(|metric| metric.name == name);
+        let is_known = |name: &str| metrics::ALL.iter().chain(load::ALL).any(|metric| metric.name == name);
         is_known(word) || base.is_some_and(is_known)
     };
     let billing = billing::description();
@@ -168,6 +168,9 @@ fn documents_name_only_metrics_and_routes_that_there_are() {
             if recorded.contains(word) {
                 continue;
             }
+            assert!(is_metric(word), "{name}: there is no metric {word}");
+        }
+        for word in words(&text, "bench_", is_name) {
             assert!(is_metric(word), "{name}: there is no metric {word}");
         }
         let is_path = |c: char| c.is_ascii_alphanumeric() || "/-_.{}*$".contains(c);

@@ -25,7 +25,8 @@ pub struct ObserveArgs {
     /// Tell one line a second, also on a terminal.
     #[arg(long)]
     plain: bool,
-    /// Show the load's own metrics to Prometheus while it runs, at http://HOST:PORT/metrics.
+    /// Show the load's own metrics to Prometheus while it runs, at http://HOST:PORT/metrics, as the dashboard of load tests
+    /// shows them.
     #[arg(long, value_name = "HOST:PORT")]
     metrics_listen: Option<String>,
     /// Where `bench agent` waits: agents send the load in place of this process, each its share of it.

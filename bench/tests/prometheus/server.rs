@@ -35,24 +35,25 @@ pub fn is_installed() -> bool {
 
 pub struct Prometheus {
     client: Client,
+    /// Where the load generator is asked, `HOST:PORT`.
+    pub load_at: String,
     _process: Ended,
 }
 
 impl Prometheus {
     pub fn start(cluster: &Cluster) -> Self {
         let folder = cluster.path("prometheus");
+        let (port, load_at) = (free_port(), format!("127.0.0.1:{}", free_port()));
         std::fs::create_dir_all(folder.join("rules")).expect("the folder is ours");
         let read = |file: &str| std::fs::read_to_string(ops().join(file)).expect("it is committed");
         let search = format!("{}/v1/sd/prometheus", cluster.endpoints.search.http);
         std::fs::write(
             folder.join("prometheus.yml"),
-            configuration(&read("prometheus/prometheus.yml"), &search),
+            configuration(&read("prometheus/prometheus.yml"), &search, &load_at),
         )
         .expect("the folder is ours");
         std::fs::write(folder.join("rules/dozo.yml"), faster(&read("prometheus/rules/dozo.yml")))
             .expect("the folder is ours");
-        let port =
-            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
         let log = std::fs::File::create(cluster.path("prometheus.log")).expect("the folder is ours");
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
@@ -65,7 +66,7 @@ impl Prometheus {
             .expect("prometheus starts");
         watch(Kind::Process, &process.id().to_string()).expect("a shell runs");
         let client = Client::new("prometheus", &format!("http://127.0.0.1:{port}"), "");
-        let server = Self { client, _process: Ended(process) };
+        let server = Self { client, load_at, _process: Ended(process) };
         eventually("Prometheus is ready", START_TIME_MAX, || {
             let answer = server.client.try_send("GET", "/-/ready", &[], &[]).map_err(|e| e.to_string())?;
             if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
@@ -111,12 +112,17 @@ impl Prometheus {
     }
 }
 
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port()
+}
+
 pub fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs_f64()
 }
 
-/// The committed configuration with this cluster's search, without Alertmanager, and everything once a second.
-fn configuration(committed: &str, search: &str) -> String {
+/// The committed configuration with this cluster's search and its load generator, without Alertmanager, and everything once a
+/// second.
+fn configuration(committed: &str, search: &str, load_at: &str) -> String {
     let alerting =
         committed.split("\nalerting:").nth(1).and_then(|rest| rest.split("\nscrape_configs:").next());
     let without = committed.replace(&format!("\nalerting:{}", alerting.expect("it is there")), "");
@@ -129,7 +135,8 @@ fn configuration(committed: &str, search: &str) -> String {
             _ => line.to_owned(),
         }
     });
-    lines.collect::<Vec<_>>().join("\n")
+    let load = format!("\n  - job_name: bench\n    static_configs: [{{ targets: ['{load_at}'] }}]\n");
+    lines.collect::<Vec<_>>().join("\n") + &load
 }
 
 /// The committed rules with windows of seconds and nothing to wait for; names of what is recorded stay.

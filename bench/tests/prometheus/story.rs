@@ -6,6 +6,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use bench::orphans::{Ended, Kind, watch};
 use serde_json::json;
 
 use crate::cluster::{Cluster, Mode, Options, SECRET, eventually};
@@ -35,6 +36,7 @@ fn dashboards_show_and_alerts_tell_what_happens() {
     let prometheus = Prometheus::start(&cluster);
     let mut story = Story { cluster, prometheus, fired: BTreeSet::new() };
     let from = unix_seconds();
+    let _generator = story.start_load_generator();
     story.await_targets();
     let load = Load::start(&story.cluster);
     story.metrics_are_well_formed();
@@ -51,15 +53,29 @@ fn dashboards_show_and_alerts_tell_what_happens() {
 }
 
 impl Story {
+    /// `bench run` for as long as the story lasts; Prometheus asks it as well.
+    fn start_load_generator(&self) -> Ended {
+        let file = self.cluster.path("endpoints-of-clients.json");
+        std::fs::write(&file, serde_json::to_vec(&self.cluster.endpoints).unwrap()).unwrap();
+        let log = std::fs::File::create(self.cluster.path("bench.log")).unwrap();
+        let mut bench = Command::new(env!("CARGO_BIN_EXE_bench"));
+        bench
+            .args(["run", "--mix", "get=6,put=2,collect=2", "--rate", "10", "--connections", "4"])
+            .args(["--size", "20KiB", "--objects", "10", "--duration", "1h", "--request-time", "5s"])
+            .args(["--metrics-listen", &self.prometheus.load_at, "--plain", "--endpoints"])
+            .arg(file);
+        let process = bench.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let process = process.expect("bench runs");
+        watch(Kind::Process, &process.id().to_string()).expect("a shell runs");
+        Ended(process)
+    }
+
     fn await_targets(&self) {
-        let servers = self.cluster.servers().len() as f64;
+        // The load generator is one more.
+        let asked = self.cluster.servers().len() as f64 + 1.0;
         eventually("every server is asked", ALERT_TIME_MAX, || {
             let up = self.prometheus.now("count(up{instance!=\"\", job!=\"\"} == 1)")?;
-            if up.first().is_some_and(|(_, count)| *count == servers) {
-                Ok(())
-            } else {
-                Err(format!("{up:?}"))
-            }
+            if up.first().is_some_and(|(_, count)| *count == asked) { Ok(()) } else { Err(format!("{up:?}")) }
         });
         let names = self.prometheus.now("up").expect("it answers");
         for (name, _) in self.cluster.servers() {

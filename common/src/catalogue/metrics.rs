@@ -47,6 +47,8 @@ pub enum Emitter {
     /// All roles.
     Every,
     Only(&'static [Role]),
+    /// None: the program that makes load ([`super::load`]).
+    LoadGenerator,
 }
 
 impl Emitter {
@@ -54,6 +56,7 @@ impl Emitter {
         match self {
             Self::Every => true,
             Self::Only(roles) => roles.contains(&role),
+            Self::LoadGenerator => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use common::catalogue::load;
 use common::catalogue::metrics::{self, Watched};
 use promql_parser::label::MatchOp;
 use serde_json::Value;
@@ -185,7 +186,8 @@ fn every_query_selects_the_chosen_targets_and_names_what_exists() {
                             && matches!(matcher.op, MatchOp::Re(_))
                             && matcher.value == ".*"
                     });
-                    let must = variable != "site" || super::panel::has_site(selector.series());
+                    let must = super::panel::is_of_servers(selector.series())
+                        && (variable != "site" || super::panel::has_site(selector.series()));
                     assert_eq!(is_chosen, must, "{variable} of {}: {what}", selector.series());
                 }
             }
@@ -244,7 +246,7 @@ fn every_metric_is_looked_at() {
     for expr in alerts::expressions() {
         seen.extend(promql::metrics(&expr));
     }
-    let shown = metrics::ALL.iter().filter(|metric| metric.watched == Watched::Shown);
+    let shown = metrics::ALL.iter().chain(load::ALL).filter(|metric| metric.watched == Watched::Shown);
     let missed: Vec<_> = shown.map(|metric| metric.name).filter(|name| !seen.contains(name)).collect();
     assert!(missed.is_empty(), "on no panel and in no alert: {missed:?}");
 }

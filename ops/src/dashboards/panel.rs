@@ -4,7 +4,8 @@
 //! dashboard's variables is put into them ([`with_targets`]), so that no query can forget it.
 
 use common::auth::Role;
-use common::catalogue::metrics::{self, Metric};
+use common::catalogue::load;
+use common::catalogue::metrics::{self, Emitter, Metric};
 
 /// Width of a dashboard, in Grafana's columns.
 pub const COLUMNS: u32 = 24;
@@ -207,7 +208,7 @@ fn part(selector: &str, suffix: &str) -> String {
 
 /// The metric that a series belongs to: a histogram's `_bucket`, `_sum` and `_count` are its.
 pub fn metric_of(series: &str) -> Option<&'static Metric> {
-    let find = |name: &str| metrics::ALL.iter().find(|metric| metric.name == name);
+    let find = |name: &str| metrics::ALL.iter().chain(load::ALL).find(|metric| metric.name == name);
     let of_histogram = || {
         let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| series.strip_suffix(suffix))?;
         find(base).filter(|metric| metric.kind == metrics::Kind::Histogram)
@@ -221,6 +222,11 @@ pub fn has_site(series: &str) -> bool {
     metric_of(series).is_none_or(is_of_sites)
 }
 
+/// Whether servers show this series, among which a dashboard's variables choose; the load generator is none of them.
+pub fn is_of_servers(series: &str) -> bool {
+    metric_of(series).is_none_or(|metric| metric.emitter != Emitter::LoadGenerator)
+}
+
 /// The query with the dashboard's choice of targets in each selector.
 pub fn with_targets(expr: &str) -> String {
     let mut out = String::with_capacity(expr.len() * 2);
@@ -230,14 +236,17 @@ pub fn with_targets(expr: &str) -> String {
         let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
         let series = &before[before.rfind(|c| !is_of_name(c)).map_or(0, |i| i + 1)..];
         out.push_str(before);
-        out.push_str("{job=~\"$job\", ");
-        if has_site(series) {
-            out.push_str("site=~\"$site\", ");
-        }
-        out.push_str("instance=~\"$instance\"");
+        out.push('{');
         let inside = &inside[1..];
-        if !inside.starts_with('}') {
-            out.push_str(", ");
+        if is_of_servers(series) {
+            out.push_str("job=~\"$job\", ");
+            if has_site(series) {
+                out.push_str("site=~\"$site\", ");
+            }
+            out.push_str("instance=~\"$instance\"");
+            if !inside.starts_with('}') {
+                out.push_str(", ");
+            }
         }
         // Values of labels may have braces.
         let end = inside.find('}').map_or(inside.len(), |end| end + 1);

@@ -10,14 +10,15 @@ const BUSY: &str = "sum by (instance) (rate(dozo_runtime_busy_seconds_total{}[$_
     / max by (instance) (dozo_runtime_workers{})";
 const FAILED_REQUESTS: &str = "dozo_gateway_requests_total{code=~\"5..\"}";
 
-/// What the servers see of a load test. Beside it lies the load generator's own report.
+/// A load test as the load generator and the servers see it.
 pub fn load_test() -> Dashboard {
     Dashboard {
         uid: "dozo-load-test",
         title: "Dozo / Load test",
-        description: "What servers do while load is made: what arrives, what is answered and how fast, and what is full \
-                      first. Response times from the intended start are in the load generator's own report.",
+        description: "What the load generator and the servers do while load is made: what is sent, what arrives, what is \
+                      answered and how fast, and what is full first.",
         rows: vec![
+            load_generator(),
             row(
                 "Arrives and is answered",
                 vec![
@@ -145,6 +146,56 @@ pub fn load_test() -> Dashboard {
             ),
         ],
     }
+}
+
+/// What clients get, as they feel it; nothing of it is there unless Prometheus asks the load generator.
+fn load_generator() -> Row {
+    let times = |title, description, selector| {
+        lines(title, Unit::Seconds, description, quantiles(&[0.5, 0.99], selector, "op"))
+    };
+    row(
+        "The load generator (bench run --metrics-listen)",
+        vec![
+            lines(
+                "Planned and answered",
+                Unit::PerSecond,
+                "What an open loop is to send, and answers that were right so far as their status tells. A closed loop plans 0.",
+                vec![
+                    query("sum(bench_planned_requests_per_second{})", "planned"),
+                    query(rate("bench_answers_total{}", "op, source"), "{{op}} {{source}}"),
+                ],
+            ),
+            lines(
+                "Failed",
+                Unit::PerSecond,
+                "Requests that were refused or got no answer, by operation.",
+                vec![query(rate("bench_errors_total{}", "op"), "{{op}}")],
+            )
+            .stacked(),
+            lines(
+                "Received and sent",
+                Unit::BytesPerSecond,
+                "Content bytes, by operation.",
+                vec![query(rate("bench_content_bytes_total{}", "op"), "{{op}}")],
+            ),
+            times(
+                "Response, p50 and p99",
+                "From the intended start: what a request waited because the system was slow is in it.",
+                "bench_response_time_seconds{}",
+            ),
+            times(
+                "Service, p50 and p99",
+                "From sending: far below the response time where requests wait.",
+                "bench_service_time_seconds{}",
+            ),
+            lines(
+                "Processors of the load generator",
+                Unit::Number,
+                "As many as it has threads: the load generator is the limit, and measures itself.",
+                vec![query(rate("bench_cpu_seconds_total{}", ""), "processors")],
+            ),
+        ],
+    )
 }
 
 fn busy() -> Panel {
