@@ -1,8 +1,20 @@
 //! A server for tests, and plans to drive it: what it can do is known, so what is measured can be judged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use common::api::mobile_access::{CardAnswer, ChallengeAnswer, ChallengeRequest, NearbyGateway, Visit};
+use common::auth::ClusterSecret;
+use common::id::{ServerName, SiteId};
+use common::time::Clock;
+use common::visit::{Challenge, Nonce, check_answer};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -55,6 +67,59 @@ impl Server {
         });
         Target::at(&url, "bob", "token")
     }
+}
+
+/// A mobile access server that brings clients from `home` to `site`, whose one gateway is itself; visits are as long as
+/// told. Runs until the test's runtime ends; answers with its address, and counts the visits that it opens.
+pub async fn mobile_access(home: &str, site: &str, life: Duration) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let opened = Arc::new(AtomicUsize::new(0));
+    let (home, site) = (SiteId::new(home).unwrap(), SiteId::new(site).unwrap());
+    let secret = ClusterSecret::new("a secret of at least 32 characters").unwrap();
+    let (counter, gateway) = (opened.clone(), url.clone());
+    let answer = move |path: &str, body: &[u8]| {
+        let now = Clock::System.now();
+        let mobile_access = ServerName::new("m1").unwrap();
+        if path == "/v1/challenge" {
+            let ChallengeRequest { client, card, .. } = serde_json::from_slice(body).unwrap();
+            let (home, site, nonce) = (home.clone(), site.clone(), Nonce::generate());
+            let challenge = Challenge { home, client, card, mobile_access, site, issued: now, nonce };
+            return serde_json::to_vec(&ChallengeAnswer { challenge: challenge.seal(&secret) }).unwrap();
+        }
+        let CardAnswer { challenge, session, signature } = serde_json::from_slice(body).unwrap();
+        let read = Challenge::read(&challenge).unwrap();
+        assert_eq!(check_answer(&read, &challenge, &session, &signature), Ok(()));
+        let number = counter.fetch_add(1, Ordering::Relaxed);
+        let visit = Visit {
+            token: format!("visit-{number}"),
+            home: home.clone(),
+            site: site.clone(),
+            mobile_access,
+            gateways: vec![NearbyGateway { name: format!("{site}.g1"), http: gateway.clone() }],
+            issued: now,
+            expires: now.saturating_add(life),
+        };
+        serde_json::to_vec(&visit).unwrap()
+    };
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = answer.clone();
+                async move {
+                    let path = request.uri().path().to_owned();
+                    let body = request.into_body().collect().await?.to_bytes();
+                    Ok::<_, hyper::Error>(Response::new(Full::<Bytes>::from(answer(&path, &body))))
+                }
+            });
+            let http = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    (url, opened)
 }
 
 /// What a closed loop measures at a server.

@@ -48,6 +48,13 @@ impl std::fmt::Debug for Card {
 }
 
 impl Card {
+    /// A card that nobody knows.
+    #[cfg(test)]
+    pub fn of(client: &str, home: &str) -> Self {
+        let (client, home) = (ClientId::new(client).unwrap(), SiteId::new(home).unwrap());
+        Self { client, home, private_key: PrivateKey::generate().seed_hex() }
+    }
+
     pub fn read(path: &Path) -> Result<Self, CardError> {
         #[derive(Deserialize)]
         struct File {
@@ -158,8 +165,31 @@ impl Pass {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
+
+    use common::client::HttpClient;
+    use common::visit::{Authorization, SCHEME};
 
     use super::*;
+    use crate::testing::mobile_access;
+
+    #[tokio::test]
+    async fn a_visit_is_opened_by_the_card_of_its_client_and_leads_away_from_home() {
+        let life = Duration::from_secs(60);
+        let open = async |home: &str, site: &str| {
+            let (url, _) = mobile_access(home, site, life).await;
+            Pass::open(&AccessClient::new(HttpClient::new(), &url), &Card::of("carol", "osaka"), 7).await
+        };
+        let pass = open("osaka", "tokyo").await.unwrap();
+        let left = pass.renew_at - Instant::now();
+        assert!(left > life / 2 && left < life, "{left:?}");
+        let header = pass.authorization("GET", "/v1/contents/a/b");
+        let given = Authorization::parse(header.strip_prefix(SCHEME).unwrap()).unwrap();
+        assert_eq!((given.token, pass.gateway.name.as_str()), ("visit-0", "tokyo.g1"));
+        let failed = async |home, site| open(home, site).await.map(drop).unwrap_err().to_string();
+        assert!(failed("osaka", "osaka").await.contains("--as CLIENT"));
+        assert!(failed("kyoto", "tokyo").await.contains("is not for it"), "it is another's challenge");
+    }
 
     #[test]
     fn a_card_that_cannot_be_used_is_refused_with_the_next_step() {

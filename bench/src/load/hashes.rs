@@ -1,5 +1,5 @@
-//! What ETags of contents that are asked for often must be. A table of fixed size: with more contents than it has places, some are
-//! hashed again, and no number of contents makes it grow.
+//! What ETags of contents that are asked for often must be. A table of fixed size: with more contents than it has places,
+//! some are computed again, and no number of contents makes it grow.
 
 use common::hash::ContentHash;
 

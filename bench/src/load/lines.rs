@@ -201,8 +201,12 @@ impl Visitor {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use crate::plan::{Pace, Verify};
+    use crate::testing::mobile_access;
+    use crate::visit::Card;
     use crate::workload::{Mix, Size, Workload};
 
     fn plan(mix: Mix) -> Plan {
@@ -219,6 +223,26 @@ mod tests {
             verify: Verify::Full,
             seed: 1,
         }
+    }
+
+    #[tokio::test]
+    async fn a_visit_is_renewed_before_it_runs_out() {
+        let (url, opened) = mobile_access("osaka", "tokyo", Duration::from_millis(300)).await;
+        let roaming = Roaming { mobile_access: url.clone(), card: Card::of("carol", "osaka") };
+        let target = Target { roaming: Some(roaming), ..Target::at(&url, "carol", "token") };
+        let plan = plan(Mix::of([(Op::Roam, 1.0)]));
+        let at = resolve(&url).await.unwrap();
+        let mut lines = Lines::new(&plan, &target, 0, (at.0, &at.1), None);
+        assert!(lines.of(Op::Roam).is_err_and(|error| !error.is_unanswered()), "there is none yet");
+        lines.make_ready(&plan).await;
+        lines.make_ready(&plan).await;
+        assert!(lines.of(Op::Roam).is_ok());
+        assert_eq!(opened.load(Ordering::Relaxed), 1, "one is enough until it is time for another");
+        let renew_at = lines.visitor.as_ref().unwrap().renew_at;
+        tokio::time::sleep_until(renew_at.into()).await;
+        lines.make_ready(&plan).await;
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+        assert!(lines.visitor.as_ref().unwrap().renew_at > renew_at);
     }
 
     #[tokio::test]

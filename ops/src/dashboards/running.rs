@@ -159,7 +159,7 @@ fn load_generator() -> Row {
             lines(
                 "Planned and answered",
                 Unit::PerSecond,
-                "What an open loop is to send, and answers that were right so far as their status tells. A closed loop plans 0.",
+                "What an open loop is to send, and answers that did not fail. A closed loop plans nothing.",
                 vec![
                     query("sum(bench_planned_requests_per_second{})", "planned"),
                     query(rate("bench_answers_total{}", "op, source"), "{{op}} {{source}}"),
