@@ -7,7 +7,7 @@
 //! that is lost takes its results with it; the others go on, and the report says what is missing.
 //!
 //! Both sides prove that they have the same token, but nothing is encrypted: the client's own token travels to the agents,
-//! and its card if it roams, so this is for networks that one trusts.
+//! with the token of who publishes for it and its card if it collects or roams, so this is for networks that one trusts.
 //!
 //! | looking for | module |
 //! |---|---|
