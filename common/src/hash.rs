@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::id::InvalidId;
+use crate::id::{InvalidId, deserialize_text};
 
 pub(crate) fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     f.write_str(hex_digits(bytes, &mut [0; 64]))
 }
 
 /// At most 32 bytes as hexadecimal digits.
-fn hex_digits<'a>(bytes: &[u8], text: &'a mut [u8; 64]) -> &'a str {
+pub(crate) fn hex_digits<'a>(bytes: &[u8], text: &'a mut [u8; 64]) -> &'a str {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for (digits, byte) in text.chunks_exact_mut(2).zip(bytes) {
         digits[0] = DIGITS[usize::from(byte >> 4)];
@@ -119,8 +119,7 @@ macro_rules! hash_type {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 if deserializer.is_human_readable() {
-                    let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                    text.parse().map_err(serde::de::Error::custom)
+                    deserialize_text(deserializer)
                 } else {
                     <[u8; 32]>::deserialize(deserializer).map(Self)
                 }

@@ -4,11 +4,13 @@
 //! written into URLs, logs, metrics targets and the log on disk, hence the narrow alphabets.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A name that breaks its rule: says which kind, what was given and what the rule is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +28,29 @@ impl InvalidId {
     }
 }
 
+/// Reads a value that is written as text, without a copy of the text.
+pub(crate) fn deserialize_text<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: FromStr<Err = InvalidId>,
+    D: Deserializer<'de>,
+{
+    struct Text<T>(PhantomData<T>);
+
+    impl<T: FromStr<Err = InvalidId>> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("text")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+    }
+
+    deserializer.deserialize_str(Text(PhantomData))
+}
+
 fn is_label(text: &str, min: usize, max: usize, extra: &[u8]) -> bool {
     let bytes = text.as_bytes();
     let word = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -38,8 +63,7 @@ fn is_label(text: &str, min: usize, max: usize, extra: &[u8]) -> bool {
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $valid:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
         #[schemars(inline)]
         #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         #[cfg_attr(feature = "openapi", schema(value_type = String))]
@@ -47,8 +71,13 @@ macro_rules! text_id {
 
         impl $name {
             pub fn new(text: &str) -> Result<Self, InvalidId> {
+                Self::check(text).map(|()| Self(text.into()))
+            }
+
+            /// Whether text follows the rule.
+            pub(crate) fn check(text: &str) -> Result<(), InvalidId> {
                 let valid: fn(&str) -> bool = $valid;
-                if valid(text) { Ok(Self(text.into())) } else { Err(InvalidId::new($kind, text, $rule)) }
+                if valid(text) { Ok(()) } else { Err(InvalidId::new($kind, text, $rule)) }
             }
 
             pub fn as_str(&self) -> &str {
@@ -75,16 +104,15 @@ macro_rules! text_id {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = InvalidId;
-            fn try_from(text: String) -> Result<Self, InvalidId> {
-                Self::new(&text)
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
-        impl From<$name> for String {
-            fn from(id: $name) -> String {
-                id.0.to_string()
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserialize_text(deserializer)
             }
         }
     };
@@ -133,8 +161,7 @@ impl NodeId {
 /// One act of delivery to one client: the unit of billing. 128 bits, made by the gateway before it asks a
 /// node to record the delivery, so that a repeated request is recognised. The first 48 bits are
 /// milliseconds since 1970, so ids sort by time (as in RFC 9562, version 7).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(value_type = String))]
 pub struct DeliveryId([u8; 16]);
@@ -178,16 +205,16 @@ impl FromStr for DeliveryId {
     }
 }
 
-impl TryFrom<String> for DeliveryId {
-    type Error = InvalidId;
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        text.parse()
+// Text in every format: so the rows of earlier versions have it.
+impl Serialize for DeliveryId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(crate::hash::hex_digits(&self.0, &mut [0; 64]))
     }
 }
 
-impl From<DeliveryId> for String {
-    fn from(id: DeliveryId) -> String {
-        id.to_string()
+impl<'de> Deserialize<'de> for DeliveryId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_text(deserializer)
     }
 }
 

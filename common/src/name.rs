@@ -7,13 +7,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::id::{BucketName, InvalidId};
+use crate::id::{BucketName, InvalidId, deserialize_text};
 
 /// The name a client asks for: a bucket and a key in it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentName {
     text: Arc<str>,
     bucket_len: u8,
@@ -24,9 +23,7 @@ impl ContentName {
     pub const KEY_LEN_MAX: usize = 1024;
 
     pub fn new(bucket: &BucketName, key: &str) -> Result<Self, InvalidId> {
-        if key.is_empty() || key.len() > Self::KEY_LEN_MAX || key.contains('\0') {
-            return Err(InvalidId::new("key", key, "1 to 1024 bytes of UTF-8 without NUL"));
-        }
+        check_key(key)?;
         let bucket_len = bucket.as_str().len() as u8; // a bucket has at most 63 bytes
         Ok(Self { text: format!("{bucket}/{key}").into(), bucket_len })
     }
@@ -76,20 +73,28 @@ impl FromStr for ContentName {
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let (bucket, key) =
             text.split_once('/').ok_or_else(|| InvalidId::new("content name", text, "BUCKET/KEY"))?;
-        Self::new(&BucketName::new(bucket)?, key)
+        BucketName::check(bucket)?;
+        check_key(key)?;
+        Ok(Self { text: text.into(), bucket_len: bucket.len() as u8 })
     }
 }
 
-impl TryFrom<String> for ContentName {
-    type Error = InvalidId;
-    fn try_from(text: String) -> Result<Self, InvalidId> {
-        text.parse()
+fn check_key(key: &str) -> Result<(), InvalidId> {
+    if key.is_empty() || key.len() > ContentName::KEY_LEN_MAX || key.contains('\0') {
+        return Err(InvalidId::new("key", key, "1 to 1024 bytes of UTF-8 without NUL"));
+    }
+    Ok(())
+}
+
+impl Serialize for ContentName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
     }
 }
 
-impl From<ContentName> for String {
-    fn from(name: ContentName) -> String {
-        name.text.to_string()
+impl<'de> Deserialize<'de> for ContentName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_text(deserializer)
     }
 }
 
