@@ -4,9 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
 use http::Method;
 use metrics::{Counter, Gauge, Histogram};
 
@@ -14,7 +11,6 @@ use crate::auth::Role;
 use crate::catalogue::metrics::{CALL_DURATION, CALLS, HTTP_CONNECTIONS, HTTP_DURATION, HTTP_REQUESTS};
 use crate::client::CallError;
 use crate::telemetry::MetricsRegistry;
-use crate::trace;
 
 /// Requests that no route takes.
 const UNKNOWN: &str = "unknown";
@@ -48,6 +44,20 @@ impl RequestMetrics {
     pub fn connection(&self) -> OpenConnection {
         self.0.connections.increment(1.0);
         OpenConnection(self.0.connections.clone())
+    }
+
+    /// Counts a request that was answered; `path` is that of its route, and `took` lacks the time for which it waited for
+    /// news.
+    pub fn answered(&self, method: &Method, path: Option<&str>, code: u16, took: Duration) {
+        if cfg!(feature = "uninstrumented") {
+            return;
+        }
+        let route = match path.filter(|_| METHODS.contains(method)) {
+            Some(path) => self.route(method, path),
+            None => self.route(&Method::GET, UNKNOWN),
+        };
+        route.duration.record(took);
+        self.count(&route, code);
     }
 
     fn route(&self, method: &Method, path: &str) -> Arc<Route> {
@@ -90,25 +100,6 @@ impl Drop for OpenConnection {
 
 /// Methods that get series of their own; a caller can invent others, as many as it likes.
 const METHODS: [Method; 5] = [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE];
-
-/// Axum middleware; to be layered on the finished router, so that it sees the route that matched, and within the trace of
-/// the request, which knows of long polls.
-pub async fn measure(State(requests): State<RequestMetrics>, request: Request, next: Next) -> Response {
-    if cfg!(feature = "uninstrumented") {
-        return next.run(request).await;
-    }
-    let begin = Instant::now();
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let route = match path.as_ref().filter(|_| METHODS.contains(request.method())) {
-        Some(path) => requests.route(request.method(), path.as_str()),
-        None => requests.route(&Method::GET, UNKNOWN),
-    };
-    let response = next.run(request).await;
-    let waited = trace::current().map_or(Duration::ZERO, |trace| trace.waited());
-    route.duration.record(begin.elapsed().saturating_sub(waited));
-    requests.count(&route, response.status().as_u16());
-    response
-}
 
 /// Figures of the calls that a server makes, by the role that it calls. Cheap to clone.
 #[derive(Clone)]

@@ -34,7 +34,7 @@ use crate::admin::{self, ServerMetrics, Told, Turning};
 use crate::auth::Role;
 use crate::config::LiveSettings;
 use crate::error::{ApiError, ErrorBody, ErrorCode};
-use crate::measure::{CallMetrics, RequestMetrics, measure};
+use crate::measure::{CallMetrics, RequestMetrics};
 use crate::telemetry::MetricsRegistry;
 use crate::tls;
 use crate::trace::slow::SlowRequests;
@@ -260,7 +260,8 @@ impl Server {
         let metrics = self.metrics.clone();
         self.spawn_worker(async move { metrics.upkeep().await });
         self.health.set("accepting", Ok(()));
-        let requests = Requests::new(&self.name, self.stopping.leaving.clone());
+        let measured = RequestMetrics::new(&self.metrics);
+        let requests = Requests::new(&self.name, measured.clone(), self.stopping.leaving.clone());
         let turning = Turning::new();
         self.spawn_worker(turning.clone().note());
         let told = Told {
@@ -274,14 +275,12 @@ impl Server {
             slow: requests.slow.clone(),
             turning,
         };
-        let measured = RequestMetrics::new(&self.metrics);
         let routes = routes
             .fallback(|| async { ApiError::new(ErrorCode::NotFound, "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
             })
-            .layer(axum::middleware::from_fn_with_state(measured.clone(), measure))
-            .layer(axum::middleware::from_fn_with_state(requests, traced));
+            .layer(axum::middleware::from_fn_with_state(Arc::new(requests), traced));
         let http = tokio::spawn(serve(self.http, routes, self.stopping.clone(), Some(measured)));
         let stopping = Stopping { draining: self.workers_stop.clone(), ..Stopping::default() };
         let serving = serve(self.admin, admin::routes(told, admin_routes), stopping, None);
@@ -448,19 +447,20 @@ impl Connection {
 pub struct PeerAddress(pub SocketAddr);
 
 /// What all requests of a server share. Request ids are eight random digits per process and server, then a counter.
-#[derive(Clone)]
 struct Requests {
-    server: Arc<str>,
-    id_prefix: Arc<str>,
-    next_id: Arc<AtomicU64>,
+    server: Box<str>,
+    id_prefix: String,
+    next_id: AtomicU64,
+    measured: RequestMetrics,
     slow: Arc<SlowRequests>,
     leaving: CancellationToken,
 }
 
 impl Requests {
-    fn new(server: &str, leaving: CancellationToken) -> Self {
-        let id_prefix = crate::auth::random_hex(4).into();
-        Self { server: server.into(), id_prefix, next_id: Arc::default(), slow: Arc::default(), leaving }
+    fn new(server: &str, measured: RequestMetrics, leaving: CancellationToken) -> Self {
+        let id_prefix = crate::auth::random_hex(4);
+        let (next_id, slow) = (AtomicU64::default(), Arc::default());
+        Self { server: server.into(), id_prefix, next_id, measured, slow, leaving }
     }
 
     fn make_id(&self) -> Arc<str> {
@@ -468,13 +468,14 @@ impl Requests {
     }
 }
 
-/// Answers a request within its trace, and tells of it: in the answer's head, the log, the list of slow requests.
-async fn traced(State(requests): State<Requests>, request: Request, next: Next) -> Response {
+/// Answers a request within its trace, and tells of it: in the answer's head, the figures, the log, the list of slow
+/// requests. To be layered on the finished router, so that it sees the route that matched.
+async fn traced(State(requests): State<Arc<Requests>>, request: Request, next: Next) -> Response {
     let trace = Trace::of_request(request.headers(), || requests.make_id());
     trace.clone().run(answer(requests, trace, request, next)).await
 }
 
-async fn answer(requests: Requests, trace: Trace, request: Request, next: Next) -> Response {
+async fn answer(requests: Arc<Requests>, trace: Trace, request: Request, next: Next) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
@@ -499,6 +500,7 @@ async fn answer(requests: Requests, trace: Trace, request: Request, next: Next) 
     let (total, status) = (trace.elapsed(), response.status());
     let route = route.as_ref().map(MatchedPath::as_str);
     let ms = total.as_secs_f64() * 1e3;
+    requests.measured.answered(&method, route, status.as_u16(), total.saturating_sub(trace.waited()));
     tracing::debug!(target: "access", server, %method, route, status = status.as_u16(), ms, "answered");
     requests.slow.note(&trace, total, &method, route, status);
     #[cfg(feature = "otlp")]

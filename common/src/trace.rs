@@ -200,7 +200,8 @@ impl Trace {
         for (name, took) in stages.chain([("total", total)]) {
             let separator = if text.is_empty() { "" } else { ", " };
             // Writing to a string cannot fail.
-            let _written = write!(text, "{separator}{name};dur={:.3}", took.as_secs_f64() * 1e3);
+            let _written =
+                write!(text, "{separator}{name};dur={}.{:03}", took.as_millis(), took.subsec_micros() % 1000);
         }
         HeaderValue::from_maybe_shared(Bytes::from(text)).ok()
     }
