@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::api::form::{Compact, Form, FormError};
 use crate::auth::{ClusterSecret, Role};
 use crate::error::{ApiError, ErrorBody, ErrorCode};
 use crate::measure::CallMetrics;
@@ -240,17 +241,57 @@ impl ServerClient {
         self.json(Call { method, base, audience, path, headers, body: body.into(), limit }).await
     }
 
-    /// Sends a call and reads its answer.
-    pub async fn bytes(&self, call: Call<'_>) -> Result<Bytes, CallError> {
-        Box::pin(self.bytes_unboxed(call)).await
+    /// Asks compactly, and reads the answer in the form that it comes in. Who does not read the question so, since it has
+    /// another version, is asked in JSON: a call must be safe to repeat.
+    pub async fn ask<Q: Compact + Serialize, A: DeserializeOwned>(
+        &self,
+        base: &str,
+        audience: Role,
+        path: &str,
+        question: &Q,
+        limit: Duration,
+    ) -> Result<A, CallError> {
+        match self.ask_in(Form::Compact, base, audience, path, question, limit).await {
+            Err(refused) if refused.code() == Some(ErrorCode::InvalidRequest) => {
+                self.ask_in(Form::Json, base, audience, path, question, limit).await
+            }
+            answer => answer,
+        }
     }
 
-    async fn bytes_unboxed(&self, call: Call<'_>) -> Result<Bytes, CallError> {
+    async fn ask_in<Q: Compact + Serialize, A: DeserializeOwned>(
+        &self,
+        form: Form,
+        base: &str,
+        audience: Role,
+        path: &str,
+        question: &Q,
+        limit: Duration,
+    ) -> Result<A, CallError> {
+        let unreadable =
+            |error: FormError| CallError::Answer { url: format!("{base}{path}"), source: error.into() };
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, form.content_type())]);
+        let body = form.write::<Q, _>(question).map_err(unreadable)?.into();
+        let call = Call { method: Method::POST, base, audience, path, headers, body, limit };
+        let (form, bytes) = Box::pin(self.read(call)).await?;
+        form.read::<Q, A>(&bytes).map_err(unreadable)
+    }
+
+    /// Sends a call and reads its answer.
+    pub async fn bytes(&self, call: Call<'_>) -> Result<Bytes, CallError> {
+        let (_, bytes) = Box::pin(self.read(call)).await?;
+        Ok(bytes)
+    }
+
+    async fn read(&self, call: Call<'_>) -> Result<(Form, Bytes), CallError> {
         let url = format!("{}{}", call.base, call.path);
         let limit = call.limit;
         let response = self.call(call).await?;
+        let form = Form::of(response.headers());
         let read = read_body(&url, response.into_body(), ANSWER_LEN_MAX);
-        tokio::time::timeout(limit, read).await.map_err(|_| CallError::Timeout { url, limit })?
+        let bytes =
+            tokio::time::timeout(limit, read).await.map_err(|_| CallError::Timeout { url, limit })??;
+        Ok((form, bytes))
     }
 
     /// Sends a call and reads its answer as JSON.

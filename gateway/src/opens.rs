@@ -1,9 +1,10 @@
 //! *open*, for many deliveries in one call: what is asked of a node while it works on earlier calls goes out together in
 //! the next.
 //!
-//! Nothing waits for company: a delivery that finds fewer than [`CALLS_MAX`] calls at work goes out at once. So a call
-//! holds one delivery when there is little to do, and more the busier the node is; what a call costs both sides, and the
-//! node's commit, is then shared by many.
+//! A delivery that finds no call at work goes out at once. Others wait for that call's answer, as they would for the commit
+//! that it waits for, or until there are [`COMPANY`] of them: these do not wait. So a call holds one delivery when there is
+//! little to do, and more the busier the node is; what a call costs both sides, and the node's commit, is then shared by
+//! many.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,8 @@ use tokio::sync::oneshot;
 
 /// Calls at work at one node. Two: while it commits what one asks for, the other is on its way.
 const CALLS_MAX: usize = 2;
+/// So many go out while another call is at work.
+const COMPANY: usize = 16;
 /// Most deliveries in one call.
 const BATCH_MAX: usize = 128;
 
@@ -36,6 +39,13 @@ struct Lane {
 struct LaneState {
     waiting: Vec<Waiting>,
     calls: usize,
+}
+
+impl LaneState {
+    /// Whether what waits may go out beside so many other calls.
+    fn may_go(&self, others: usize) -> bool {
+        self.waiting.len() >= if others == 0 { 1 } else { COMPANY }
+    }
 }
 
 /// Deliveries on their way to being opened, by node.
@@ -81,16 +91,16 @@ impl Lane {
     fn join(&self, waiting: Waiting) -> bool {
         let mut state = self.state();
         state.waiting.push(waiting);
-        let free = state.calls < CALLS_MAX;
-        state.calls += usize::from(free);
-        free
+        let goes = state.calls < CALLS_MAX && state.may_go(state.calls);
+        state.calls += usize::from(goes);
+        goes
     }
 
     /// What goes out next, without those whose clients have gone; `None` ends the caller's work.
     fn take(&self) -> Option<Vec<Waiting>> {
         let mut state = self.state();
         state.waiting.retain(|waiting| !waiting.answer.is_closed());
-        if state.waiting.is_empty() {
+        if !state.may_go(state.calls - 1) {
             state.calls -= 1;
             return None;
         }
@@ -144,12 +154,13 @@ mod tests {
 
     use axum::Router;
     use axum::extract::State;
+    use axum::response::Response;
     use axum::routing::post;
-    use common::api::extract::ApiJson;
+    use common::api::extract::{self, ApiQuestion};
     use common::api::node::OpenAnswers;
     use common::auth::ClusterSecret;
     use common::client::{HttpClient, ServerClient};
-    use common::error::ErrorCode;
+    use common::error::{ApiResult, ErrorCode};
     use common::id::{ClientId, DeliveryId};
     use common::time::Clock;
     use futures_util::future::join_all;
@@ -166,8 +177,8 @@ mod tests {
 
     async fn answer(
         State(node): State<Arc<FakeNode>>,
-        ApiJson(batch): ApiJson<OpenBatch>,
-    ) -> ApiJson<OpenAnswers> {
+        ApiQuestion(batch, form): ApiQuestion<OpenBatch>,
+    ) -> ApiResult<Response> {
         node.calls.fetch_add(1, Ordering::SeqCst);
         node.permits.acquire().await.unwrap().forget();
         let answer = |request: &OpenRequest| match request.delivery.as_bytes()[15] % 2 {
@@ -177,7 +188,7 @@ mod tests {
                 Err(ErrorBody { code: ErrorCode::QuotaExceeded, message, request_id: String::new() })
             }
         };
-        ApiJson(OpenAnswers { answers: batch.opens.iter().map(answer).collect() })
+        extract::answer::<OpenBatch>(form, &OpenAnswers { answers: batch.opens.iter().map(answer).collect() })
     }
 
     async fn start() -> (Arc<FakeNode>, NodeClient, CancellationToken) {
@@ -222,14 +233,33 @@ mod tests {
         tokio::spawn(async move { (number, opens.open(&client, request(number)).await) })
     }
 
-    /// As many calls as may be at work, with one delivery each; the ids are even.
+    /// As many calls as may be at work; the ids are even.
     async fn busy(node: &FakeNode, opens: &Arc<Opens>, client: &NodeClient) -> Vec<Asked> {
         let mut asked = Vec::new();
         for call in 1..=CALLS_MAX {
-            asked.push(ask(opens, client, 200 + 2 * call as u8));
+            let deliveries = if call == 1 { 1 } else { COMPANY };
+            asked.extend((0..deliveries).map(|_| ask(opens, client, 200)));
             until(|| node.calls.load(Ordering::SeqCst) == call).await;
         }
         asked
+    }
+
+    #[tokio::test]
+    async fn a_few_wait_for_the_call_at_work_and_many_do_not() {
+        let (node, client, _stop) = start().await;
+        let opens = Arc::new(Opens::default());
+        let mut asked = vec![ask(&opens, &client, 0)];
+        until(|| node.calls.load(Ordering::SeqCst) == 1).await;
+        asked.extend((1..COMPANY).map(|_| ask(&opens, &client, 0)));
+        let lane = opens.lane(&client);
+        until(|| lane.state().waiting.len() == COMPANY - 1).await;
+        assert_eq!(lane.state().calls, 1);
+        asked.push(ask(&opens, &client, 0));
+        until(|| node.calls.load(Ordering::SeqCst) == 2).await;
+        node.permits.add_permits(1000);
+        for answered in join_all(asked).await {
+            assert!(answered.unwrap().1.is_ok());
+        }
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
+use crate::api::form::Compact;
 use crate::auth::Role;
 use crate::client::{Call, CallError, ServerClient, encode};
 use crate::hash::RecordDigest;
@@ -34,8 +35,12 @@ pub struct RecordBatch {
     /// these records or before them: what a month's close waits for. Sent when all is booked, with the last
     /// record so that a server which has lost it says so;
     /// [`CHAIN_ENDED`] once the node has left.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub passed: Option<UnixMillis>,
+}
+
+impl Compact for RecordBatch {
+    const VERSION: u8 = 1;
 }
 
 /// What became of a batch. Everything up to `through` is booked, durably.
@@ -131,7 +136,7 @@ impl BillingClient {
 
     pub async fn send_batch(&self, batch: &RecordBatch) -> Result<BatchAnswer, CallError> {
         let limit = Duration::from_secs(30);
-        self.server.send_json(Method::POST, &self.base, self.audience, "/v1/batches", batch, limit).await
+        self.server.ask(&self.base, self.audience, "/v1/batches", batch, limit).await
     }
 
     /// Of the present month, if none is named: the server knows in which zone months are counted.

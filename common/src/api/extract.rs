@@ -8,10 +8,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 
+use crate::api::form::{Compact, Form, FormError};
 use crate::error::{ApiError, ErrorCode};
 
 /// Of a body that is too long, what is read before it is refused.
@@ -25,26 +27,47 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiJson<
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let (parts, body) = request.into_parts();
-        let body = SharedBody(Arc::new(Mutex::new(body)));
-        let request = Request::from_parts(parts, Body::new(body.clone()));
-        let bytes = match bytes::Bytes::from_request(request, state).await {
-            Ok(bytes) => bytes,
-            Err(rejection) if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE => {
-                body.discard().await;
-                return Err(ApiError::new(ErrorCode::TooLarge, rejection.body_text()));
-            }
-            Err(rejection) => {
-                return Err(ApiError::new(ErrorCode::InvalidRequest, rejection.body_text()));
-            }
-        };
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            ApiError::new(
-                ErrorCode::InvalidRequest,
-                format!("the body is not the JSON that this path takes: {error}"),
-            )
-        })
+        let bytes = read(request, state).await?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| unreadable(&error.into()))
     }
+}
+
+/// A question in the form that the caller has chosen, and this form, for the [`answer`].
+pub struct ApiQuestion<Q>(pub Q, pub Form);
+
+impl<Q: Compact + serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for ApiQuestion<Q> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let form = Form::of(request.headers());
+        let bytes = read(request, state).await?;
+        let question = form.read::<Q, Q>(&bytes).map_err(|error| unreadable(&error))?;
+        Ok(Self(question, form))
+    }
+}
+
+/// The answer to a question `Q`, in the form of the question.
+pub fn answer<Q: Compact>(form: Form, body: &impl serde::Serialize) -> Result<Response, ApiError> {
+    let bytes = form.write::<Q, _>(body).map_err(|error| ApiError::internal(&error))?;
+    Ok(([(CONTENT_TYPE, form.content_type())], bytes).into_response())
+}
+
+async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<bytes::Bytes, ApiError> {
+    let (parts, body) = request.into_parts();
+    let body = SharedBody(Arc::new(Mutex::new(body)));
+    let request = Request::from_parts(parts, Body::new(body.clone()));
+    match bytes::Bytes::from_request(request, state).await {
+        Ok(bytes) => Ok(bytes),
+        Err(rejection) if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE => {
+            body.discard().await;
+            Err(ApiError::new(ErrorCode::TooLarge, rejection.body_text()))
+        }
+        Err(rejection) => Err(ApiError::new(ErrorCode::InvalidRequest, rejection.body_text())),
+    }
+}
+
+fn unreadable(error: &FormError) -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, error.to_string())
 }
 
 /// A body that can still be read when its first reader gave up.

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::api::form::Compact;
 use crate::api::mobile_access::AnsweredChallenge;
 use crate::api::temporary::{
     BeginAwayRequest, CompleteAnswer, CompleteRequest, KeepAnswer, KeepEndsRequest, KeepRequest, Kept,
@@ -275,6 +276,10 @@ pub struct OpenBatch {
     pub opens: Vec<OpenRequest>,
 }
 
+impl Compact for OpenBatch {
+    const VERSION: u8 = 1;
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OpenAnswers {
     pub answers: Vec<Result<OpenAnswer, ErrorBody>>,
@@ -307,6 +312,10 @@ pub struct EndRequest {
 pub struct EndBatch {
     pub shard: NodeId,
     pub ends: Vec<EndRequest>,
+}
+
+impl Compact for EndBatch {
+    const VERSION: u8 = 1;
 }
 
 /// A content in a client's library.
@@ -794,9 +803,7 @@ impl NodeClient {
         release_chunks, "/v1/chunks/release", ChunkReleaseRequest => ();
         /// `QuotaExceeded`.
         begin, "/v1/deliveries/begin", BeginRequest => BeginAnswer;
-        open, "/v1/deliveries/open", OpenBatch => OpenAnswers;
         join, "/v1/deliveries/join", JoinRequest => Option<BeginAnswer>;
-        end, "/v1/deliveries/end", EndBatch => ();
         /// `QuotaExceeded`.
         library_add, "/v1/library/add", AddRequest => ();
         library_drop, "/v1/library/drop", DropRequest => ReleaseAnswer;
@@ -815,6 +822,22 @@ impl NodeClient {
         list_temporary, "/v1/temporary/list", ListRequest => Vec<TemporaryContent>;
         tally, "/v1/tally", TallyRequest => ();
         tally_sums, "/v1/tally/sums", TallySumsRequest => TallySums;
+    }
+
+    pub async fn open(&self, batch: &OpenBatch) -> Result<OpenAnswers, CallError> {
+        self.ask("/v1/deliveries/open", batch).await
+    }
+
+    pub async fn end(&self, batch: &EndBatch) -> Result<(), CallError> {
+        self.ask("/v1/deliveries/end", batch).await
+    }
+
+    async fn ask<Q, A>(&self, path: &str, question: &Q) -> Result<A, CallError>
+    where
+        Q: Compact + Serialize,
+        A: DeserializeOwned,
+    {
+        self.server.ask(&self.base, Role::StorageNode, path, question, LIMIT).await
     }
 
     /// `Conflict` when the follower knows another primary, or a greater term.

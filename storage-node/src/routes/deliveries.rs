@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use common::api::extract::ApiJson;
+use axum::response::Response;
+use common::api::extract::{self, ApiJson, ApiQuestion};
 use common::api::node::{
     BeginAnswer, BeginRequest, EndBatch, JoinRequest, OpenAnswer, OpenAnswers, OpenBatch, OpenRequest,
 };
@@ -45,8 +46,8 @@ pub async fn begin(
 
 pub async fn open(
     State(node): Shared,
-    ApiJson(batch): ApiJson<OpenBatch>,
-) -> ApiResult<ApiJson<OpenAnswers>> {
+    ApiQuestion(batch, form): ApiQuestion<OpenBatch>,
+) -> ApiResult<Response> {
     // All are queued at once, so that one commit takes them.
     let answers = join_all(batch.opens.into_iter().map(|request| open_one(&node, request))).await;
     let refusal = |error: ApiError| {
@@ -58,7 +59,7 @@ pub async fn open(
         error.to_body()
     };
     let answers = answers.into_iter().map(|answer| answer.map_err(refusal)).collect();
-    Ok(ApiJson(OpenAnswers { answers }))
+    extract::answer::<OpenBatch>(form, &OpenAnswers { answers })
 }
 
 async fn open_one(node: &Node, request: OpenRequest) -> ApiResult<OpenAnswer> {
@@ -126,7 +127,10 @@ pub async fn join(
     Ok(ApiJson(joined.map(|begun| answer_begun(&shard, begun))))
 }
 
-pub async fn end(State(node): Shared, ApiJson(batch): ApiJson<EndBatch>) -> ApiResult<ApiJson<()>> {
+pub async fn end(
+    State(node): Shared,
+    ApiQuestion(batch, _): ApiQuestion<EndBatch>,
+) -> ApiResult<ApiJson<()>> {
     let shard = node.shard(&batch.shard)?;
     let (now, recorder) = (node.clock.now(), shard.recorder());
     let ends = shard

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use common::api::billing::{BatchAnswer, ChainView, Quote, RecordBatch, Totals, Usage};
-use common::api::extract::{ApiJson, ApiQuery};
+use common::api::extract::{ApiJson, ApiQuery, ApiQuestion};
 use common::auth::Caller;
 use common::error::ApiResult;
 use common::id::{ClientId, DeliveryId, NodeId};
@@ -35,7 +35,7 @@ pub(super) async fn book_batch(
     State(ledger): State<Ledger>,
     Extension(metrics): Extension<Metrics>,
     Extension(caller): Extension<Caller>,
-    ApiJson(batch): ApiJson<RecordBatch>,
+    ApiQuestion(batch, _): ApiQuestion<RecordBatch>,
 ) -> ApiResult<Json<BatchAnswer>> {
     check_sender(&caller, &metrics, &batch.node)?;
     let batch = CheckedBatch::new(batch)?;
