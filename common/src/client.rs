@@ -23,6 +23,8 @@ use crate::time::Clock;
 use crate::tls;
 use crate::trace;
 
+/// What is read of an answer before its reader takes it: as much waits in memory for every one that is slow.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// Longest JSON answer that is read.
 const ANSWER_LEN_MAX: usize = 64 << 20;
@@ -90,6 +92,7 @@ impl HttpClient {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(256)
+            .http1_max_buf_size(BUFFER_BYTES_MAX)
             .build(tls::connector(CONNECT_TIME_MAX));
         Self { pool }
     }

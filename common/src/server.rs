@@ -47,6 +47,9 @@ const BACKLOG_MAX: usize = 1024;
 const BACKLOG_TIME_MAX: Duration = Duration::from_millis(5);
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 const HEADER_COUNT_MAX: usize = 100;
+/// The longest head, and what is made of an answer before its reader takes it: as much waits in memory for every one that
+/// is slow.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -370,6 +373,7 @@ async fn serve(listener: TcpListener, routes: Router, stopping: Stopping, metric
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_headers(HEADER_COUNT_MAX);
+    http.max_buf_size(BUFFER_BYTES_MAX);
     let connections = TaskTracker::new();
     let tls = tls::acceptor();
     let take = |stream: TcpStream, peer: SocketAddr| {
